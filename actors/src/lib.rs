@@ -1,1 +1,11 @@
-//! The four services.
+//! The four services of Rookery as supervised entity actors: rules, stores, events, public faces.
+//!
+//! Knows nothing of HTTP, of Kafka's client, or of other nodes.
+
+pub mod entity;
+pub mod event;
+pub mod ids;
+pub mod runtime;
+pub mod service;
+pub mod supervisor;
+mod table;

@@ -1,0 +1,193 @@
+//! From an id to its live actor: finds it, or brings it to life, or says why not.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use ractor::ActorRuntime;
+use tokio::{sync::oneshot, time::Instant};
+use uuid::Uuid;
+
+use super::{
+    AskResult, Context, Inner,
+    entity_actor::{EntityActor, EntityMessage, Envelope, Outcome},
+    memory::{ACTOR_BYTES, coarse_now},
+    shard::{Cell, Entities, Readiness, Shard},
+};
+use crate::{
+    entity::{Entity, Failure},
+    ids::Epoch,
+    service::Service,
+};
+
+pub(crate) async fn ask<S: Service>(
+    inner: &Arc<Inner<S>>,
+    id: Uuid,
+    command: <S::Entity as Entity>::Command,
+    context: Context,
+) -> AskResult<S> {
+    let deadline = context.deadline;
+    let mut pending = (command, context);
+    loop {
+        if Instant::now() >= deadline {
+            return Err(Failure::Expired.into());
+        }
+        let cell = activate(inner, id, S::creates(&pending.0)).await?;
+        let (reply, outcome) = oneshot::channel();
+        let envelope = Envelope::new(pending.0, pending.1, reply);
+        let actor = cell.actor.get().expect("a cell in the map has its actor");
+        // A refused message hands its command back through the envelope's drop, as a stop does.
+        drop(actor.send_message(EntityMessage::Command(envelope)));
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(Ok(Outcome::Answered(answer))) => return answer,
+            Ok(Ok(Outcome::Undelivered(command, context))) => {
+                // It stopped before it came to this one: passivated, moved or restarted. Ask its successor.
+                pending = (command, context);
+                tokio::task::yield_now().await;
+            }
+            Ok(Err(_)) => return Err(Failure::Crashed.into()),
+            Err(_) => return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into()),
+        }
+    }
+}
+
+pub(crate) async fn read<S: Service, T>(
+    inner: &Arc<Inner<S>>,
+    id: Uuid,
+    deadline: Instant,
+    view: impl FnOnce(Option<&S::Entity>) -> T,
+) -> Result<T, Failure> {
+    let shard = inner.shard(id);
+    let epoch = serving(inner, shard)?;
+    let cell = activate(inner, id, false).await?;
+    let ready = async {
+        let mut readiness = cell.ready.subscribe();
+        let seen = readiness.wait_for(|readiness| *readiness != Readiness::Loading).await;
+        seen.map_or(Readiness::Failed(Failure::Crashed), |readiness| readiness.clone())
+    };
+    match tokio::time::timeout_at(deadline, ready).await {
+        Ok(Readiness::Failed(failure)) => return Err(failure),
+        Ok(_) => {}
+        Err(_) => return Err(Failure::Expired),
+    }
+    take(inner, shard, epoch, &cell, view)
+}
+
+pub(crate) fn read_loaded<S: Service, T>(
+    inner: &Inner<S>,
+    id: Uuid,
+    view: impl FnOnce(Option<&S::Entity>) -> T,
+) -> Option<Result<T, Failure>> {
+    let shard = inner.shard(id);
+    let epoch = match serving(inner, shard) {
+        Ok(epoch) => epoch,
+        Err(failure) => return Some(Err(failure)),
+    };
+    let cell = shard.cell(id)?;
+    if *cell.ready.borrow() != Readiness::Ready {
+        return None;
+    }
+    Some(take(inner, shard, epoch, &cell, view))
+}
+
+/// Takes the value, *then* checks lease and shard (rule 8): a check before it could be stale by the time of the value.
+fn take<S: Service, T>(
+    inner: &Inner<S>,
+    shard: &Shard<S>,
+    epoch: Epoch,
+    cell: &Cell<S>,
+    view: impl FnOnce(Option<&S::Entity>) -> T,
+) -> Result<T, Failure> {
+    let value = {
+        let state = cell.state.read().map_err(|_| Failure::Crashed)?;
+        view(state.as_ref())
+    };
+    cell.used_s.store(coarse_now(), Ordering::Relaxed);
+    if shard.tenure_since(epoch).is_none() {
+        return Err(Failure::Unavailable(format!("{} shard {} moved", S::NAME, shard.id)));
+    }
+    if !inner.lease.is_valid() {
+        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
+    }
+    Ok(value)
+}
+
+fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
+    let epoch = shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
+    if !inner.lease.is_valid() {
+        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
+    }
+    Ok(epoch)
+}
+
+/// The live cell of an entity. `fresh`: it was just minted, so there is nothing to load.
+pub(crate) async fn activate<S: Service>(inner: &Arc<Inner<S>>, id: Uuid, fresh: bool) -> Result<Arc<Cell<S>>, Failure> {
+    let shard = inner.shard(id);
+    loop {
+        let epoch = serving(inner, shard)?;
+        if let Some(cell) = shard.cell(id) {
+            cell.used_s.store(coarse_now(), Ordering::Relaxed);
+            return Ok(cell);
+        }
+        match revive(inner, shard, id, epoch, fresh)? {
+            Revived::Live(cell) => return Ok(cell),
+            // It crashed a moment ago: its back-off is short, and bounded by the restart intensity.
+            Revived::BackingOff(until) => tokio::time::sleep_until(until).await,
+        }
+    }
+}
+
+enum Revived<S: Service> {
+    Live(Arc<Cell<S>>),
+    BackingOff(Instant),
+}
+
+fn revive<S: Service>(inner: &Arc<Inner<S>>, shard: &Shard<S>, id: Uuid, epoch: Epoch, fresh: bool) -> Result<Revived<S>, Failure> {
+    let mut entities = shard.entities.write().expect("no panic under this lock");
+    if let Some(cell) = entities.live.get(&id) {
+        return Ok(Revived::Live(Arc::clone(cell)));
+    }
+    if let Some(crashes) = entities.crashes.get(&id) {
+        if Instant::now() < crashes.until {
+            return if crashes.isolated { Err(Failure::Isolated) } else { Ok(Revived::BackingOff(crashes.until)) };
+        }
+        if crashes.isolated {
+            entities.crashes.remove(&id);
+        }
+    }
+    let supervisor = entities.supervisor.clone().ok_or_else(|| Failure::Unavailable("the shard is closing".to_owned()))?;
+    let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
+    let cell = Arc::new(Cell::new(id, epoch, readiness));
+    cell.used_s.store(coarse_now(), Ordering::Relaxed);
+    cell.weight.store(ACTOR_BYTES, Ordering::Relaxed);
+    let actor = EntityActor::new(Arc::clone(inner), Arc::clone(&cell));
+    let (actor, _) = ActorRuntime::spawn_linked_instant(None, actor, (), supervisor)
+        .map_err(|error| Failure::Unavailable(format!("cannot start an entity: {error}")))?;
+    entities.by_actor.insert(actor.get_id(), id);
+    cell.actor.set(actor).expect("the cell is new");
+    entities.live.insert(id, Arc::clone(&cell));
+    drop(entities);
+    inner.memory.add(ACTOR_BYTES);
+    Ok(Revived::Live(cell))
+}
+
+/// Asks an idle entity to go; it does when it comes to it, so nothing under way is disturbed.
+pub(crate) fn passivate<S: Service>(shard: &Shard<S>, id: Uuid) {
+    if let Some(cell) = shard.cell(id)
+        && let Some(actor) = cell.actor.get()
+    {
+        // Already stopping is as good.
+        let _ = actor.send_message(EntityMessage::Passivate);
+    }
+}
+
+/// Takes a cell out of the map, if it is still the one there.
+pub(crate) fn remove<S: Service>(inner: &Inner<S>, shard: &Shard<S>, cell: &Arc<Cell<S>>) {
+    let mut entities = shard.entities.write().expect("no panic under this lock");
+    let Entities { live, by_actor, .. } = &mut *entities;
+    if live.get(&cell.id).is_some_and(|there| Arc::ptr_eq(there, cell)) {
+        live.remove(&cell.id);
+        if let Some(actor) = cell.actor.get() {
+            by_actor.remove(&actor.get_id());
+        }
+        inner.memory.forget((1, cell.weight.load(Ordering::Relaxed)));
+    }
+}

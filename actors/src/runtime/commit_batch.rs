@@ -1,0 +1,321 @@
+//! What a batch writes: the units that wait, and the one statement that takes them all.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, Statement, types::ToSql};
+use uuid::Uuid;
+
+use crate::{
+    entity::Failure,
+    event::{Record, Source},
+    ids::{Epoch, Seq, ShardId},
+    service::{Effect, Service},
+    table::{Table, Tables, parts, table},
+};
+
+/// One write of one shard: all of it is committed, or none.
+pub struct Unit<S: Service> {
+    /// Rows of the service's tables.
+    pub writes: S::Writes,
+    /// Records to append; a unit without any gets an [`crate::event::APPLIED`] record, for the record is the fence.
+    pub records: Vec<NewRecord>,
+    /// Entities whose rows it changes: none of them loads meanwhile.
+    pub touches: Vec<Uuid>,
+    /// What it means to entities in memory, folded in after the commit.
+    pub effects: Vec<Effect<S>>,
+    /// Positions reached in foreign logs.
+    pub inbox: Vec<(Source, Seq)>,
+    /// The answer to keep for a retry.
+    pub kept: Option<KeptReply>,
+    /// Records that could not be applied.
+    pub dead: Vec<DeadLetter>,
+    /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
+    pub alone: bool,
+}
+
+impl<S: Service> Default for Unit<S> {
+    fn default() -> Self {
+        Self {
+            writes: S::Writes::default(),
+            records: Vec::new(),
+            touches: Vec::new(),
+            effects: Vec::new(),
+            inbox: Vec::new(),
+            kept: None,
+            dead: Vec::new(),
+            alone: false,
+        }
+    }
+}
+
+impl<S: Service> Unit<S> {
+    /// Its payload in bytes, roughly: what bounds a statement.
+    pub(crate) fn weight(&self) -> usize {
+        let records: usize = self.records.iter().map(|record| record.payload.len() + 128).sum();
+        records * 2 + 256 + self.kept.as_ref().map_or(0, |kept| kept.reply.len())
+    }
+}
+
+/// A record that has no position yet.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    /// The entity.
+    pub key: Uuid,
+    /// `post.created`, …
+    pub kind: &'static str,
+    /// The resource's state after the event, JSON.
+    pub payload: Arc<str>,
+    /// The trace that caused it.
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// The answer to a request with an idempotency key.
+#[derive(Clone, Debug)]
+pub struct KeptReply {
+    /// The scoped key.
+    pub key: Arc<str>,
+    /// Of the request.
+    pub request_hash: [u8; 32],
+    /// The reply as JSON.
+    pub reply: String,
+}
+
+/// A record that can never be applied, with the reason and where it came from.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// The log and shard.
+    pub source: Source,
+    /// The record.
+    pub record: Arc<Record>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Where a unit stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its last record.
+    pub seq: Seq,
+    /// The epoch under which it was committed.
+    pub epoch: Epoch,
+}
+
+/// Why a unit was not committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The shard belongs to another incarnation by now. Nothing of the unit is in.
+    #[error("fenced: the shard has another owner")]
+    Fenced,
+    /// The statement's outcome is open, and the shard is no longer ours to find out.
+    #[error("fenced while the outcome of the commit was open")]
+    Unknown,
+    /// The database refused this unit, and would again.
+    #[error("refused by the database: {message}")]
+    Refused {
+        /// The constraint, if one was violated.
+        constraint: Option<String>,
+        /// The server's message.
+        message: String,
+    },
+    /// The database does not take writes now. Nothing of the unit is in.
+    #[error("the database takes no writes: {0}")]
+    Unavailable(String),
+    /// Too many units wait.
+    #[error("the committer's queue is full")]
+    Overloaded,
+}
+
+impl From<CommitError> for Failure {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Fenced => Self::Unavailable(error.to_string()),
+            CommitError::Unknown => Self::Unknown(error.to_string()),
+            CommitError::Refused { .. } | CommitError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            CommitError::Overloaded => Self::Overloaded(error.to_string()),
+        }
+    }
+}
+
+// The outbox insert carries no ON CONFLICT: it is the fence, and must fail as a whole (rule 1).
+table! {
+    struct Outbox of OutboxRow {
+        shard: i16 => "int2", seq: i64 => "int8", epoch: i64 => "int8", key: Uuid => "uuid",
+        kind: SharedText => "text", payload: Option<SharedText> => "text", headers: Option<SharedText> => "text",
+    }
+    ""
+}
+
+table! {
+    struct Inbox of InboxRow { shard: i16 => "int2", source: String => "text", position: i64 => "int8" }
+    "INSERT INTO inbox (shard, source, position) SELECT shard, source, position FROM {rows} \
+     ON CONFLICT (shard, source) DO UPDATE SET position = excluded.position"
+}
+
+table! {
+    struct Idempotency of IdempotencyRow {
+        shard: i16 => "int2", key: SharedText => "text", request_hash: Vec<u8> => "bytea", reply: String => "text",
+    }
+    "INSERT INTO idempotency (shard, key, request_hash, reply) SELECT shard, key, request_hash, reply FROM {rows}"
+}
+
+table! {
+    struct DeadLetters of DeadLetterRow {
+        shard: i16 => "int2", source: String => "text", seq: i64 => "int8", kind: SharedText => "text", key: Uuid => "uuid",
+        payload: Option<SharedText> => "text", reason: String => "text",
+    }
+    "INSERT INTO dead_letter (shard, source, seq, type, key, payload, reason) \
+     SELECT shard, source, seq, kind, key, payload, reason FROM {rows} ON CONFLICT (shard, source, seq) DO NOTHING"
+}
+
+/// A shared text as a parameter: a batch copies no payloads.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedText(pub(crate) Arc<str>);
+
+impl ToSql for SharedText {
+    fn to_sql(
+        &self,
+        kind: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        (&*self.0).to_sql(kind, out)
+    }
+
+    fn accepts(kind: &tokio_postgres::types::Type) -> bool {
+        <&str as ToSql>::accepts(kind)
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+/// The columns of one statement, with the records as they will be in the log.
+pub(crate) struct Batch<S: Service> {
+    pub(crate) id: Uuid,
+    at: Timestamp,
+    writes: S::Writes,
+    outbox: Outbox,
+    inbox: Inbox,
+    idempotency: Idempotency,
+    dead: DeadLetters,
+}
+
+/// The records of one unit, with their positions.
+pub(crate) type Positioned = Vec<Arc<Record>>;
+
+impl<S: Service> Batch<S> {
+    pub(crate) fn new(at: Timestamp) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            at,
+            writes: S::Writes::default(),
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
+            idempotency: Idempotency::default(),
+            dead: DeadLetters::default(),
+        }
+    }
+
+    /// Adds a unit at the next positions after `head`; its records.
+    pub(crate) fn add(&mut self, shard: ShardId, epoch: Epoch, head: Seq, unit: &Unit<S>) -> Positioned {
+        self.writes.append(&unit.writes);
+        let number = shard.as_i16();
+        for (source, position) in &unit.inbox {
+            self.inbox.push(InboxRow { shard: number, source: source.to_string(), position: *position });
+        }
+        if let Some(kept) = &unit.kept {
+            self.idempotency.push(IdempotencyRow {
+                shard: number,
+                key: SharedText(Arc::clone(&kept.key)),
+                request_hash: kept.request_hash.to_vec(),
+                reply: kept.reply.clone(),
+            });
+        }
+        for letter in &unit.dead {
+            self.dead.push(DeadLetterRow {
+                shard: number,
+                source: letter.source.to_string(),
+                seq: letter.record.seq,
+                kind: SharedText(Arc::clone(&letter.record.kind)),
+                key: letter.record.key,
+                payload: letter.record.payload.clone().map(SharedText),
+                reason: letter.reason.clone(),
+            });
+        }
+        let records: Positioned = self.records(epoch, head, unit);
+        for record in &records {
+            self.outbox.push(OutboxRow {
+                shard: number,
+                seq: record.seq,
+                epoch,
+                key: record.key,
+                kind: SharedText(Arc::clone(&record.kind)),
+                payload: record.payload.clone().map(SharedText),
+                headers: record.traceparent.clone().map(SharedText),
+            });
+        }
+        records
+    }
+
+    fn records(&self, epoch: Epoch, head: Seq, unit: &Unit<S>) -> Positioned {
+        let at = self.at;
+        if unit.records.is_empty() {
+            let kind = Arc::from(crate::event::APPLIED);
+            let record = Record { seq: head + 1, epoch, key: Uuid::nil(), kind, payload: None, traceparent: None, at };
+            return vec![Arc::new(record)];
+        }
+        let position = |(n, new): (usize, &NewRecord)| {
+            Arc::new(Record {
+                seq: head + 1 + n as Seq,
+                epoch,
+                key: new.key,
+                kind: Arc::from(new.kind),
+                payload: Some(Arc::clone(&new.payload)),
+                traceparent: new.traceparent.clone(),
+                at,
+            })
+        };
+        unit.records.iter().enumerate().map(position).collect()
+    }
+
+    /// Sends it: one statement, so one transaction, one round trip and a few bytes back.
+    pub(crate) async fn execute(&self, client: &Client, statement: &Statement) -> Result<u64, tokio_postgres::Error> {
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.id, &self.at];
+        params.extend(self.outbox.params());
+        for table in log_tables(&self.inbox, &self.idempotency, &self.dead) {
+            params.extend(table.params());
+        }
+        for table in self.writes.tables() {
+            params.extend(table.params());
+        }
+        client.execute(statement, &params).await
+    }
+}
+
+fn log_tables<'a>(inbox: &'a Inbox, idempotency: &'a Idempotency, dead: &'a DeadLetters) -> [&'a dyn Table; 3] {
+    [inbox, idempotency, dead]
+}
+
+/// The statement of a service; its text depends on nothing but the service.
+pub(crate) fn statement<S: Service>() -> String {
+    let (inbox, idempotency, dead, outbox) =
+        (Inbox::default(), Idempotency::default(), DeadLetters::default(), Outbox::default());
+    let writes = S::Writes::default();
+    let mut tables: Vec<&dyn Table> = log_tables(&inbox, &idempotency, &dead).to_vec();
+    tables.extend(writes.tables());
+
+    let outbox_first = 3;
+    let types: Vec<String> = outbox
+        .columns()
+        .iter()
+        .enumerate()
+        .map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n))
+        .collect();
+    let parts = parts(&tables, outbox_first + types.len());
+    format!(
+        "WITH {} INSERT INTO outbox (shard, seq, epoch, batch, key, type, payload, headers, at) \
+         SELECT shard, seq, epoch, $1::uuid, key, kind, payload, headers, $2::timestamptz \
+         FROM UNNEST({}) AS r(shard, seq, epoch, key, kind, payload, headers) ORDER BY shard, seq",
+        parts.join(", "),
+        types.join(", "),
+    )
+}

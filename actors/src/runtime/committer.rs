@@ -1,0 +1,435 @@
+//! Group commit: takes all that waits into one statement; while it is in flight the next batch gathers.
+//!
+//! Two lanes, each with a session of its own: one for batches, one for units that claim unique names and
+//! therefore commit alone. A shard is in at most one lane at a time, for the lane counts its positions.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot};
+use tokio_postgres::{Client, Statement, error::SqlState};
+
+use super::{
+    Inner,
+    commit_batch::{Batch, CommitError, Committed, Positioned, Unit, statement},
+    describe, doubt, now,
+};
+use crate::{
+    ids::{Epoch, Seq, ShardId},
+    service::Service,
+};
+
+pub(crate) struct Committer<S: Service> {
+    queue: Mutex<Queue<S>>,
+    /// Work for the lane of batches.
+    batches: Notify,
+    /// Work for the lane of claims.
+    claims: Notify,
+    drained: Notify,
+    queue_max: usize,
+    closed: AtomicBool,
+}
+
+struct Queue<S: Service> {
+    waiting: VecDeque<Queued<S>>,
+    claims: VecDeque<Queued<S>>,
+    busy: HashSet<ShardId>,
+}
+
+/// A unit on its way, with whoever waits for it.
+pub(crate) struct Queued<S: Service> {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    pub(crate) unit: Unit<S>,
+    ticket: u64,
+    done: oneshot::Sender<Result<Committed, CommitError>>,
+}
+
+/// When commits last worked, and since when they have not.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    failing_since: Mutex<Option<Instant>>,
+    pub(crate) batches: AtomicU64,
+    pub(crate) units: AtomicU64,
+}
+
+impl Health {
+    fn worked(&self) {
+        *self.failing_since.lock().expect("no panic under this lock") = None;
+    }
+
+    fn failed(&self) {
+        self.failing_since.lock().expect("no panic under this lock").get_or_insert_with(Instant::now);
+    }
+
+    pub(crate) fn working(&self, within: Duration) -> bool {
+        self.failing_since.lock().expect("no panic under this lock").is_none_or(|since| since.elapsed() < within)
+    }
+}
+
+impl<S: Service> Committer<S> {
+    pub(crate) fn new(queue_max: usize) -> Self {
+        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashSet::new() };
+        Self {
+            queue: Mutex::new(queue),
+            batches: Notify::new(),
+            claims: Notify::new(),
+            drained: Notify::new(),
+            queue_max,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn lane(&self, lane: Lane) -> &Notify {
+        match lane {
+            Lane::Batches => &self.batches,
+            Lane::Claims => &self.claims,
+        }
+    }
+
+    fn wake(&self) {
+        self.batches.notify_one();
+        self.claims.notify_one();
+    }
+
+    /// Refuses what comes, and waits until what is there has been answered.
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wake();
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.queue.lock().expect("no panic under this lock").is_empty() {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+/// Queues a unit that was decided under an epoch; the receiver hears how it ended. The commit goes on if the receiver is dropped.
+pub(crate) fn submit<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: ShardId,
+    decided: Epoch,
+    unit: Unit<S>,
+) -> Result<oneshot::Receiver<Result<Committed, CommitError>>, CommitError> {
+    let committer = &inner.committer;
+    let state = &inner.shards[shard.index()];
+    let epoch = state.tenure_since(decided).ok_or(CommitError::Fenced)?;
+    if committer.closed.load(Ordering::Acquire) {
+        return Err(CommitError::Unavailable("shutting down".to_owned()));
+    }
+    let (done, outcome) = oneshot::channel();
+    let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
+    {
+        let mut queue = committer.queue.lock().expect("no panic under this lock");
+        if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
+            return Err(CommitError::Overloaded);
+        }
+        let ticket = state.begin(&unit.touches);
+        let queued = Queued { shard, epoch, unit, ticket, done };
+        match lane {
+            Lane::Batches => queue.waiting.push_back(queued),
+            Lane::Claims => queue.claims.push_back(queued),
+        }
+    }
+    committer.lane(lane).notify_one();
+    Ok(outcome)
+}
+
+pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
+    for lane in [Lane::Batches, Lane::Claims] {
+        tokio::spawn(run(Arc::clone(inner), lane));
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Lane {
+    Batches,
+    Claims,
+}
+
+/// A lane's session with the statement prepared.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    statement: Statement,
+}
+
+impl Session {
+    pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
+        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation)).await?;
+        // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
+        // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
+        client
+            .batch_execute("SET synchronous_commit = on; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'")
+            .await?;
+        let statement = client.prepare(&statement::<S>()).await?;
+        Ok(Self { client, statement })
+    }
+}
+
+async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
+    let mut session = None;
+    loop {
+        let Some(units) = next(&inner, lane).await else { return };
+        let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
+        commit(&inner, &mut session, units).await;
+        {
+            let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
+            for shard in shards {
+                queue.busy.remove(&shard);
+            }
+            if queue.is_empty() {
+                inner.committer.drained.notify_waiters();
+            }
+        }
+        // The other lane may have passed over units of these shards.
+        inner.committer.wake();
+    }
+}
+
+/// Waits for work and marks its shards busy. `None`: closed, and nothing is left.
+async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>> {
+    let committer = &inner.committer;
+    loop {
+        {
+            let mut queue = committer.queue.lock().expect("no panic under this lock");
+            let units = match lane {
+                Lane::Batches => queue.take(inner.settings.batch_units_max, inner.settings.batch_bytes_max),
+                Lane::Claims => queue.take_claim(),
+            };
+            if !units.is_empty() {
+                return Some(units);
+            }
+            if committer.closed.load(Ordering::Acquire) && queue.waiting.is_empty() && queue.claims.is_empty() {
+                committer.drained.notify_waiters();
+                return None;
+            }
+        }
+        committer.lane(lane).notified().await;
+    }
+}
+
+impl<S: Service> Queue<S> {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.claims.is_empty() && self.busy.is_empty()
+    }
+
+    fn take(&mut self, units_max: usize, bytes_max: usize) -> Vec<Queued<S>> {
+        let mut taken = Vec::new();
+        let (mut bytes, mut kept) = (0, Vec::new());
+        while let Some(queued) = self.waiting.pop_front() {
+            // Order within a shard: whoever follows a unit that must wait, waits as well.
+            if self.busy.contains(&queued.shard) {
+                kept.push(queued);
+                continue;
+            }
+            let weight = queued.unit.weight();
+            if !taken.is_empty() && (taken.len() >= units_max || bytes + weight > bytes_max) {
+                kept.push(queued);
+                break;
+            }
+            bytes += weight;
+            taken.push(queued);
+        }
+        for queued in kept.into_iter().rev() {
+            self.waiting.push_front(queued);
+        }
+        self.busy.extend(taken.iter().map(|queued: &Queued<S>| queued.shard));
+        taken
+    }
+
+    fn take_claim(&mut self) -> Vec<Queued<S>> {
+        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else { return Vec::new() };
+        let claim = self.claims.remove(n).expect("the position was just found");
+        self.busy.insert(claim.shard);
+        vec![claim]
+    }
+}
+
+/// Commits these units, in as many statements as it takes to keep one's fault from the others.
+async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>, units: Vec<Queued<S>>) {
+    let mut groups = vec![units];
+    while let Some(units) = groups.pop() {
+        let units = admit(inner, units);
+        if units.is_empty() {
+            continue;
+        }
+        let open = match connected(inner, session).await {
+            Ok(open) => open,
+            Err(error) => {
+                inner.commits.failed();
+                for queued in units {
+                    queued.finish(inner, Err(CommitError::Unavailable(describe(&error))));
+                }
+                continue;
+            }
+        };
+        let (batch, placed) = build(inner, units);
+        match batch.execute(&open.client, &open.statement).await {
+            Ok(_) => fold(inner, placed),
+            Err(error) => groups.extend(recover(inner, session, &batch, placed, &error).await.into_iter().rev()),
+        }
+    }
+}
+
+/// Answers the units whose shard we have lost since they were queued.
+fn admit<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
+    let mut admitted = Vec::with_capacity(units.len());
+    for mut queued in units {
+        match inner.shards[queued.shard.index()].tenure_since(queued.epoch) {
+            Some(epoch) => {
+                queued.epoch = epoch;
+                admitted.push(queued);
+            }
+            None => queued.finish(inner, Err(CommitError::Fenced)),
+        }
+    }
+    // Rows go in in (shard, seq) order, as a takeover's do: other orders deadlock (rule 11).
+    admitted.sort_by_key(|queued| queued.shard);
+    admitted
+}
+
+async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a Session, tokio_postgres::Error> {
+    if session.as_ref().is_none_or(|session| session.client.is_closed()) {
+        *session = Some(Session::open(inner).await?);
+    }
+    Ok(session.as_ref().expect("a session was just opened"))
+}
+
+/// A unit with the records that it has become.
+pub(crate) struct Placed<S: Service> {
+    pub(crate) queued: Queued<S>,
+    pub(crate) records: Positioned,
+}
+
+fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<Placed<S>>) {
+    let mut batch = Batch::new(now());
+    let mut heads: HashMap<ShardId, Seq> = HashMap::new();
+    let placed = units
+        .into_iter()
+        .map(|queued| {
+            let head = heads.entry(queued.shard).or_insert_with(|| inner.shards[queued.shard.index()].head());
+            let records = batch.add(queued.shard, queued.epoch, *head, &queued.unit);
+            *head += records.len() as Seq;
+            Placed { queued, records }
+        })
+        .collect();
+    (batch, placed)
+}
+
+/// The batch is in: memory follows, in order, then the callers hear.
+pub(crate) fn fold<S: Service>(inner: &Inner<S>, placed: Vec<Placed<S>>) {
+    inner.commits.worked();
+    inner.commits.batches.fetch_add(1, Ordering::Relaxed);
+    inner.commits.units.fetch_add(placed.len() as u64, Ordering::Relaxed);
+    metrics::histogram!("rookery_commit_units", "service" => S::NAME).record(placed.len() as f64);
+    for Placed { queued, records } in placed {
+        let shard = &inner.shards[queued.shard.index()];
+        let seq = records.last().expect("every unit has a record").seq;
+        shard.fold(&inner.service, &queued.unit.effects);
+        shard.inbox.lock().expect("no panic under this lock").extend(queued.unit.inbox.iter().copied());
+        shard.tail.lock().expect("no panic under this lock").append(records, inner.settings.tail_bytes);
+        shard.set_head(seq);
+        let epoch = queued.epoch;
+        queued.finish(inner, Ok(Committed { seq, epoch }));
+    }
+    inner.batches.send_modify(|count| *count += 1);
+}
+
+impl<S: Service> Queued<S> {
+    pub(crate) fn finish(self, inner: &Inner<S>, result: Result<Committed, CommitError>) {
+        inner.shards[self.shard.index()].end(self.ticket, &self.unit.touches);
+        // Nobody waiting is fine: the caller's deadline may have passed.
+        let _ = self.done.send(result);
+    }
+}
+
+/// What to do about a statement that failed; the groups of units to try again.
+async fn recover<S: Service>(
+    inner: &Arc<Inner<S>>,
+    session: &mut Option<Session>,
+    batch: &Batch<S>,
+    placed: Vec<Placed<S>>,
+    error: &tokio_postgres::Error,
+) -> Vec<Vec<Queued<S>>> {
+    match verdict(error) {
+        Verdict::Doubt => {
+            tracing::warn!(service.name = S::NAME, error = describe(error), "the outcome of a commit is open, resolving it");
+            inner.commits.failed();
+            *session = None;
+            doubt::resolve(inner, batch.id, placed, CommitError::Unknown).await
+        }
+        Verdict::Fenced => {
+            // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
+            // from ourselves answers both: what is no longer ours is left out, the rest goes on.
+            tracing::warn!(service.name = S::NAME, "a batch met a fence, finding out which shards are still ours");
+            doubt::resolve(inner, batch.id, placed, CommitError::Fenced).await
+        }
+        Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
+        Verdict::Unavailable => {
+            tracing::warn!(service.name = S::NAME, error = describe(error), "the database takes no writes");
+            inner.commits.failed();
+            for Placed { queued, .. } in placed {
+                queued.finish(inner, Err(CommitError::Unavailable(describe(error))));
+            }
+            Vec::new()
+        }
+        Verdict::AtFault => {
+            let mut units: Vec<_> = placed.into_iter().map(|placed| placed.queued).collect();
+            if units.len() > 1 {
+                // Halve until the one at fault stands alone (rule 14).
+                let rest = units.split_off(units.len() / 2);
+                return vec![units, rest];
+            }
+            let db = error.as_db_error();
+            let constraint = db.and_then(|db| db.constraint()).map(str::to_owned);
+            let refused = CommitError::Refused { constraint, message: describe(error) };
+            for queued in units {
+                queued.finish(inner, Err(refused.clone()));
+            }
+            Vec::new()
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Doubt,
+    Fenced,
+    Again,
+    Unavailable,
+    AtFault,
+}
+
+fn verdict(error: &tokio_postgres::Error) -> Verdict {
+    let Some(db) = error.as_db_error() else {
+        // A value that could not be sent was never sent; anything else came from the network: was it committed?
+        let unsent = ["error serializing parameter", "error encoding message"];
+        let text = error.to_string();
+        return if unsent.iter().any(|start| text.starts_with(start)) { Verdict::AtFault } else { Verdict::Doubt };
+    };
+    if db.severity() == "FATAL" || db.severity() == "PANIC" {
+        return Verdict::Doubt;
+    }
+    let code = db.code();
+    if *code == SqlState::UNIQUE_VIOLATION && db.constraint() == Some("outbox_pkey") {
+        return Verdict::Fenced;
+    }
+    let again = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
+    if again.contains(code) {
+        return Verdict::Again;
+    }
+    // 53: no disk, no memory, too many connections; 25006: a standby; 55P03: a lock held elsewhere.
+    let unavailable = code.code().starts_with("53")
+        || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED].contains(code);
+    if unavailable { Verdict::Unavailable } else { Verdict::AtFault }
+}

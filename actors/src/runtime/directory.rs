@@ -1,0 +1,299 @@
+//! The tables that say who owns a shard: members with their leases, shards with their epochs.
+//!
+//! Every statement here is a compare-and-set; a lost race is an answer, not an error.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, error::SqlState};
+use uuid::Uuid;
+
+use super::{BootTime, database::Database, describe};
+use crate::{
+    event::{EPOCH, Source},
+    ids::{Epoch, Incarnation, Seq, ShardId},
+};
+
+/// What a member is; dead is final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Renews, owns, may be given shards.
+    Live,
+    /// Renews, but gives its shards away.
+    Draining,
+    /// Never comes back under this incarnation.
+    Dead,
+}
+
+/// One row of `member`.
+#[derive(Clone, Debug)]
+pub struct MemberRow {
+    /// Its id.
+    pub incarnation: Incarnation,
+    /// The node's name.
+    pub node: String,
+    /// How often it has renewed.
+    pub renewed: i64,
+    /// What it is.
+    pub state: MemberState,
+}
+
+/// One row of `shard`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardRow {
+    /// Its number.
+    pub id: ShardId,
+    /// Changes of hands so far.
+    pub epoch: Epoch,
+    /// Who may write.
+    pub owner: Option<Incarnation>,
+    /// Who it is being handed to.
+    pub target: Option<Incarnation>,
+}
+
+/// A shard that is ours from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Which.
+    pub shard: ShardId,
+    /// Its new epoch.
+    pub epoch: Epoch,
+    /// The position of the epoch record: the last one in the log.
+    pub seq: Seq,
+}
+
+/// Why the directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The database did not answer, or said no.
+    #[error("the shard directory is unavailable: {}", describe(.0))]
+    Database(#[from] tokio_postgres::Error),
+    /// The database was made for another number of shards.
+    #[error("the {service} database was made for {stored} shards, the configuration says {configured}: the number is fixed, set it back")]
+    ShardCount {
+        /// Whose database.
+        service: &'static str,
+        /// What the database says.
+        stored: String,
+        /// What the configuration says.
+        configured: u16,
+    },
+    /// The database took too long.
+    #[error("the shard directory did not answer within {0:?}")]
+    Timeout(Duration),
+    /// The incarnation was declared dead; rejoin under a new one.
+    #[error("this incarnation was declared dead")]
+    Dead,
+}
+
+/// The directory of one service, through a session of its own that no pool can starve.
+pub struct Directory {
+    client: Client,
+    service: &'static str,
+}
+
+const TAKE_OVER: &str = "
+    WITH want AS (SELECT * FROM UNNEST($1::int2[], $2::int8[]) AS w(id, epoch)),
+    taken AS (
+        UPDATE shard s SET epoch = s.epoch + 1, owner = $3, target = NULL
+        FROM want w WHERE s.id = w.id AND s.epoch = w.epoch AND s.owner IS NOT DISTINCT FROM $4
+        RETURNING s.id, s.epoch)
+    INSERT INTO outbox (shard, seq, epoch, batch, key, type, at)
+    SELECT t.id, COALESCE((SELECT seq FROM outbox o WHERE o.shard = t.id ORDER BY seq DESC LIMIT 1), 0) + 1,
+           t.epoch, $5, '00000000-0000-0000-0000-000000000000', $6, now()
+    FROM taken t ORDER BY t.id
+    RETURNING shard, seq, epoch";
+
+impl Directory {
+    /// Opens the directory.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn open(database: &Database, service: &'static str, incarnation: Incarnation) -> Result<Self, DirectoryError> {
+        let client = database.session(&format!("{service}:{incarnation}")).await?;
+        // A lock held by a stopped client must not hold us: fail, end its session, try again (rule 4).
+        client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
+        Ok(Self { client, service })
+    }
+
+    /// Whether the session is gone; open another.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Makes the shards' rows once; checks their number ever after.
+    ///
+    /// # Errors
+    /// [`DirectoryError::ShardCount`] if the configuration changed.
+    pub async fn prepare(&self, shards: u16) -> Result<(), DirectoryError> {
+        let stored: String = self
+            .client
+            .query_one(
+                "INSERT INTO setting (name, value) VALUES ('shards', $1)
+                 ON CONFLICT (name) DO UPDATE SET value = setting.value RETURNING value",
+                &[&shards.to_string()],
+            )
+            .await?
+            .get(0);
+        if stored != shards.to_string() {
+            return Err(DirectoryError::ShardCount { service: self.service, stored, configured: shards });
+        }
+        let last = ShardId(shards - 1).as_i16();
+        self.client
+            .execute("INSERT INTO shard (id) SELECT generate_series(0::int2, $1::int2) ON CONFLICT (id) DO NOTHING", &[&last])
+            .await?;
+        Ok(())
+    }
+
+    /// Enters a new incarnation.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn join(&self, incarnation: Incarnation, node: &str) -> Result<(), DirectoryError> {
+        self.client
+            .execute("INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')", &[&incarnation.0, &node])
+            .await?;
+        Ok(())
+    }
+
+    /// Renews the lease; when it was sent, for the lease counts from there.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Dead`] if the incarnation was declared dead.
+    pub async fn renew(&self, incarnation: Incarnation, within: Duration) -> Result<BootTime, DirectoryError> {
+        let sent = BootTime::now();
+        let renew = "UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'";
+        match tokio::time::timeout(within, self.client.execute(renew, &[&incarnation.0])).await {
+            Ok(Ok(1)) => Ok(sent),
+            Ok(Ok(_)) => Err(DirectoryError::Dead),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(DirectoryError::Timeout(within)),
+        }
+    }
+
+    /// Everybody who is not dead.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn members(&self) -> Result<Vec<MemberRow>, DirectoryError> {
+        let rows = self.client.query("SELECT incarnation, node, renewed, state FROM member WHERE state <> 'dead'", &[]).await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| MemberRow {
+                incarnation: Incarnation(row.get(0)),
+                node: row.get(1),
+                renewed: row.get(2),
+                state: if row.get::<_, &str>(3) == "live" { MemberState::Live } else { MemberState::Draining },
+            })
+            .collect())
+    }
+
+    /// All shards.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn shards(&self) -> Result<Vec<ShardRow>, DirectoryError> {
+        let rows = self.client.query("SELECT id, epoch, owner, target FROM shard ORDER BY id", &[]).await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| ShardRow {
+                id: ShardId(row.get::<_, i16>(0) as u16),
+                epoch: row.get(1),
+                owner: row.get::<_, Option<Uuid>>(2).map(Incarnation),
+                target: row.get::<_, Option<Uuid>>(3).map(Incarnation),
+            })
+            .collect())
+    }
+
+    /// Declares a member dead if it has not renewed since it was seen; whether it is dead now.
+    ///
+    /// Its sessions are ended first: a stopped client can hold its locks in a statement already sent (rule 4).
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn declare_dead(&self, incarnation: Incarnation, seen: Option<i64>) -> Result<bool, DirectoryError> {
+        let count = self
+            .client
+            .execute(
+                "UPDATE member SET state = 'dead' WHERE incarnation = $1 AND state <> 'dead' AND ($2::int8 IS NULL OR renewed = $2)",
+                &[&incarnation.0, &seen],
+            )
+            .await?;
+        if count == 1 {
+            self.end_sessions(incarnation).await?;
+        }
+        Ok(count == 1)
+    }
+
+    /// Ends every session of an incarnation in this database but our own.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn end_sessions(&self, incarnation: Incarnation) -> Result<(), DirectoryError> {
+        let name = format!("{}:{incarnation}", self.service);
+        self.client
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid()",
+                &[&name],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Takes shards that belong to `owner` (none: to nobody) and have the epochs that were seen (rule 2).
+    ///
+    /// What somebody else was faster with is left out of the answer.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn take_over(&self, seen: &[ShardRow], owner: Option<Incarnation>, me: Incarnation) -> Result<Vec<Granted>, DirectoryError> {
+        take_over(&self.client, seen, owner, me).await.map_err(Into::into)
+    }
+
+    /// How far a shard has read foreign logs.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn inbox(&self, shards: &[ShardId]) -> Result<Vec<(ShardId, Source, Seq)>, DirectoryError> {
+        let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
+        let rows = self.client.query("SELECT shard, source, position FROM inbox WHERE shard = ANY($1)", &[&ids]).await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| {
+                let source = row.get::<_, &str>(1).parse().ok()?;
+                Some((ShardId(row.get::<_, i16>(0) as u16), source, row.get(2)))
+            })
+            .collect())
+    }
+}
+
+/// The takeover statement, retried while an old owner still commits in between (a duplicate key).
+pub(crate) async fn take_over(
+    client: &Client,
+    seen: &[ShardRow],
+    owner: Option<Incarnation>,
+    me: Incarnation,
+) -> Result<Vec<Granted>, tokio_postgres::Error> {
+    let ids: Vec<i16> = seen.iter().map(|row| row.id.as_i16()).collect();
+    let epochs: Vec<i64> = seen.iter().map(|row| row.epoch).collect();
+    loop {
+        let batch = Uuid::new_v4();
+        let taken = client.query(TAKE_OVER, &[&ids, &epochs, &me.0, &owner.map(|owner| owner.0), &batch, &EPOCH]).await;
+        match taken {
+            Ok(rows) => {
+                return Ok(rows
+                    .into_iter()
+                    .map(|row| Granted { shard: ShardId(row.get::<_, i16>(0) as u16), seq: row.get(1), epoch: row.get(2) })
+                    .collect());
+            }
+            Err(error) if is_retryable(&error) => tokio::task::yield_now().await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_retryable(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code)
+    })
+}

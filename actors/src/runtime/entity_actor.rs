@@ -1,0 +1,270 @@
+//! The actor around every entity, written once: decide, commit, publish the committed view, reply.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation, committer,
+    memory::ACTOR_BYTES,
+    shard::{Cell, Readiness, Shard},
+};
+use crate::{
+    entity::{AskError, Entity, Failure},
+    service::Service,
+};
+
+/// What an entity's mailbox takes.
+pub(crate) enum EntityMessage<S: Service> {
+    Command(Envelope<S>),
+    Passivate,
+}
+
+impl<S: Service> ractor::Message for EntityMessage<S> {}
+
+/// A command with its way back. One that is dropped unopened, because the actor stopped, returns to the sender.
+pub(crate) struct Envelope<S: Service>(Option<Sealed<S>>);
+
+type Sealed<S> = (<<S as Service>::Entity as Entity>::Command, Context, oneshot::Sender<Outcome<S>>);
+
+pub(crate) enum Outcome<S: Service> {
+    Answered(AskResult<S>),
+    /// Nobody looked at it: it may be sent again.
+    Undelivered(<S::Entity as Entity>::Command, Context),
+}
+
+impl<S: Service> Envelope<S> {
+    pub(crate) fn new(command: <S::Entity as Entity>::Command, context: Context, reply: oneshot::Sender<Outcome<S>>) -> Self {
+        Self(Some((command, context, reply)))
+    }
+
+    fn open(mut self) -> Sealed<S> {
+        self.0.take().expect("an envelope is opened once")
+    }
+}
+
+impl<S: Service> Drop for Envelope<S> {
+    fn drop(&mut self) {
+        if let Some((command, context, reply)) = self.0.take() {
+            let _ = reply.send(Outcome::Undelivered(command, context));
+        }
+    }
+}
+
+/// The actor of one entity of service `S`.
+pub(crate) struct EntityActor<S: Service> {
+    inner: Arc<Inner<S>>,
+    cell: Arc<Cell<S>>,
+}
+
+impl<S: Service> EntityActor<S> {
+    pub(crate) fn new(inner: Arc<Inner<S>>, cell: Arc<Cell<S>>) -> Self {
+        Self { inner, cell }
+    }
+
+    fn shard(&self) -> &Shard<S> {
+        self.inner.shard(self.cell.id)
+    }
+
+    /// Leaves; what is still in the mailbox goes back to its senders.
+    fn leave(&self, myself: &ActorRef<EntityMessage<S>>) {
+        activation::remove(&self.inner, self.shard(), &self.cell);
+        myself.stop(None);
+    }
+}
+
+impl<S: Service> Actor for EntityActor<S> {
+    type Msg = EntityMessage<S>;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    // Loading happens here, not in pre_start: from here on a panic reaches the shard's supervisor.
+    async fn post_start(&self, myself: ActorRef<Self::Msg>, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        if *self.cell.ready.borrow() == Readiness::Ready {
+            return Ok(());
+        }
+        if let Err(failure) = self.load().await {
+            // An outage is no crash: the callers hear of it, and the next one tries again.
+            self.cell.ready.send_replace(Readiness::Failed(failure));
+            self.leave(&myself);
+        }
+        Ok(())
+    }
+
+    async fn handle(&self, myself: ActorRef<Self::Msg>, message: Self::Msg, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        match message {
+            EntityMessage::Command(envelope) => {
+                if let Readiness::Failed(failure) = &*self.cell.ready.borrow() {
+                    let (_, _, reply) = envelope.open();
+                    let _ = reply.send(Outcome::Answered(Err(failure.clone().into())));
+                    return Ok(());
+                }
+                let (command, context, reply) = envelope.open();
+                let executed = self.execute(&command, &context).await;
+                let reload = matches!(executed, Err(Fault { reload: true, .. }));
+                // Nobody waiting is fine: the deadline may have passed.
+                let _ = reply.send(Outcome::Answered(executed.map_err(|fault| fault.error)));
+                if reload {
+                    self.leave(&myself);
+                }
+            }
+            EntityMessage::Passivate => self.leave(&myself),
+        }
+        Ok(())
+    }
+}
+
+/// Why a command was not executed, and whether memory can still be trusted.
+struct Fault<R> {
+    error: AskError<R>,
+    /// No repair of memory by hand: what the database thinks of it is loaded anew.
+    reload: bool,
+}
+
+impl<R, E: Into<AskError<R>>> From<E> for Fault<R> {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), reload: false }
+    }
+}
+
+type Rejection<S> = <<S as Service>::Entity as Entity>::Rejection;
+
+impl<S: Service> EntityActor<S> {
+    async fn load(&self) -> Result<(), Failure> {
+        let (shard, cell) = (self.shard(), &self.cell);
+        loop {
+            shard.begin_load(cell.id).await;
+            let loaded = self.inner.loader.load(cell.id).await;
+            let (loaded, failure) = match loaded {
+                Ok(loaded) => (loaded, None),
+                Err(failure) => (None, Some(failure)),
+            };
+            let weight = ACTOR_BYTES + S::weight(loaded.as_ref());
+            let absent = loaded.is_none();
+            let published = shard.end_load(cell.id, || {
+                if failure.is_none() {
+                    *cell.state.write().expect("nobody has used the state before it is ready") = loaded;
+                    cell.ready.send_replace(Readiness::Ready);
+                }
+            });
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            if published {
+                self.weigh(weight);
+                if absent && let Some(actor) = cell.actor.get() {
+                    // Ids that do not exist are not worth an actor: it goes when it has answered who asked.
+                    let _ = actor.send_message(EntityMessage::Passivate);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn weigh(&self, weight: usize) {
+        let before = self.cell.weight.swap(weight, Ordering::Relaxed);
+        self.inner.memory.resize(before, weight);
+    }
+
+    async fn execute(
+        &self,
+        command: &<S::Entity as Entity>::Command,
+        context: &Context,
+    ) -> Result<Accepted<S::Reply>, Fault<Rejection<S>>> {
+        if context.deadline <= Instant::now() {
+            return Err(Failure::Expired.into());
+        }
+        let (inner, shard, cell) = (&self.inner, self.shard(), &self.cell);
+        let _turn = match &context.idempotency {
+            None => None,
+            Some(key) => {
+                let turn = shard.claim_key(&key.key).await;
+                if let Some(reply) = self.kept(key).await? {
+                    return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
+                }
+                Some(turn)
+            }
+        };
+        let facts = self.look_up(command).await?;
+        let (reply, events, unit) = {
+            let state = cell.state.read().map_err(|_| Failure::Crashed)?;
+            let events = S::Entity::decide(state.as_ref(), command, &facts).map_err(AskError::Rejected)?;
+            let reply = S::reply(cell.id, state.as_ref(), &events);
+            if events.is_empty() {
+                return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
+            }
+            let mut unit = Unit { touches: vec![cell.id], ..Unit::default() };
+            inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
+            (reply, events, unit)
+        };
+        let unit = seal(unit, context, &reply);
+        let committed = match committer::submit(inner, shard.id, cell.epoch, unit) {
+            Ok(outcome) => outcome.await.unwrap_or(Err(CommitError::Unknown)),
+            Err(error) => Err(error),
+        };
+        let committed = committed.map_err(refusal::<S>)?;
+        cell.evolve(&inner.service, shard.id, &events);
+        self.weigh(ACTOR_BYTES + cell.state.read().map_or(0, |state| S::weight(state.as_ref())));
+        Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
+    }
+
+    async fn look_up(&self, command: &<S::Entity as Entity>::Command) -> Result<<S::Entity as Entity>::Facts, Failure> {
+        let (inner, cell) = (&self.inner, &self.cell);
+        let need = {
+            let state = cell.state.read().map_err(|_| Failure::Crashed)?;
+            inner.service.need(cell.id, state.as_ref(), command)
+        };
+        match need {
+            None => Ok(Default::default()),
+            Some(need) => {
+                let client = inner.database.get().await?;
+                Ok(inner.service.look_up(client, cell.id, need).await?)
+            }
+        }
+    }
+
+    /// The first answer to this key, if there was one.
+    async fn kept(&self, key: &IdempotencyKey) -> Result<Option<S::Reply>, Failure> {
+        let client = self.inner.database.get().await?;
+        let shard = self.shard().id.as_i16();
+        let row = client
+            .query_opt("SELECT request_hash, reply FROM idempotency WHERE shard = $1 AND key = $2", &[&shard, &&*key.key])
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        if row.get::<_, &[u8]>(0) != key.request_hash {
+            return Err(Failure::KeyReused);
+        }
+        let reply = serde_json::from_str(row.get(1))
+            .map_err(|error| Failure::Unavailable(format!("a kept reply does not parse: {error}")))?;
+        Ok(Some(reply))
+    }
+}
+
+fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::Reply) -> Unit<S> {
+    for record in &mut unit.records {
+        record.traceparent.clone_from(&context.traceparent);
+    }
+    if let Some(IdempotencyKey { key, request_hash }) = &context.idempotency {
+        let reply = serde_json::to_string(reply).expect("a reply is plain data");
+        unit.kept = Some(KeptReply { key: Arc::clone(key), request_hash: *request_hash, reply });
+    }
+    unit
+}
+
+/// A unique row that another has is a business no; anything else means that memory and database disagree.
+fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
+    if let CommitError::Refused { constraint: Some(constraint), .. } = &error
+        && let Some(rejection) = S::refused(constraint)
+    {
+        return Fault { error: AskError::Rejected(rejection), reload: true };
+    }
+    if let CommitError::Refused { message, .. } = &error {
+        tracing::error!(service.name = S::NAME, error = message, "the database refused a write");
+    }
+    Fault { error: Failure::from(error).into(), reload: true }
+}

@@ -1,0 +1,82 @@
+//! Loads entities many at a time: whoever misses while a load is under way rides with the next one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use tokio::sync::{Notify, Semaphore, oneshot};
+use uuid::Uuid;
+
+use super::Inner;
+use crate::{entity::Failure, service::Service};
+
+pub(crate) struct Loader<E> {
+    waiting: Mutex<Vec<Waiting<E>>>,
+    arrived: Notify,
+    slots: Arc<Semaphore>,
+}
+
+struct Waiting<E> {
+    id: Uuid,
+    done: oneshot::Sender<Result<Option<E>, Failure>>,
+}
+
+impl<E> Loader<E> {
+    pub(crate) fn new(loads_max: usize) -> Self {
+        Self { waiting: Mutex::default(), arrived: Notify::new(), slots: Arc::new(Semaphore::new(loads_max)) }
+    }
+
+    /// The committed state of an entity, from SQL.
+    pub(crate) async fn load(&self, id: Uuid) -> Result<Option<E>, Failure> {
+        let (done, loaded) = oneshot::channel();
+        self.waiting.lock().expect("no panic under this lock").push(Waiting { id, done });
+        self.arrived.notify_one();
+        loaded.await.unwrap_or_else(|_| Err(Failure::Unavailable("shutting down".to_owned())))
+    }
+}
+
+pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
+    let weak = Arc::downgrade(inner);
+    tokio::spawn(async move {
+        while let Some(inner) = weak.upgrade() {
+            let slot = Arc::clone(&inner.loader.slots).acquire_owned().await.expect("the semaphore is never closed");
+            let batch: Vec<Waiting<S::Entity>> = {
+                let mut waiting = inner.loader.waiting.lock().expect("no panic under this lock");
+                let count = waiting.len().min(inner.settings.load_batch_max);
+                waiting.drain(..count).collect()
+            };
+            if batch.is_empty() {
+                drop(slot);
+                inner.loader.arrived.notified().await;
+                continue;
+            }
+            tokio::spawn(async move {
+                load(&inner, batch).await;
+                drop(slot);
+                inner.loader.arrived.notify_one();
+            });
+        }
+    });
+}
+
+async fn load<S: Service>(inner: &Inner<S>, batch: Vec<Waiting<S::Entity>>) {
+    let ids: Vec<Uuid> = batch.iter().map(|waiting| waiting.id).collect();
+    let loaded: Result<HashMap<Uuid, S::Entity>, Failure> = async {
+        let client = inner.database.get().await?;
+        Ok(inner.service.load(&client, &ids).await?)
+    }
+    .await;
+    match loaded {
+        Ok(mut found) => {
+            for Waiting { id, done } in batch {
+                let _ = done.send(Ok(found.remove(&id)));
+            }
+        }
+        Err(failure) => {
+            for Waiting { done, .. } in batch {
+                let _ = done.send(Err(failure.clone()));
+            }
+        }
+    }
+}

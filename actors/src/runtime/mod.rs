@@ -1,0 +1,340 @@
+//! One service on one node: its shards, their entities, the committer and the lease.
+
+mod activation;
+mod commit_batch;
+mod committer;
+mod database;
+mod directory;
+mod doubt;
+mod entity_actor;
+mod lease;
+mod loader;
+mod memory;
+mod project;
+mod shard;
+mod shard_actor;
+mod tail;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use ractor::ActorCell;
+use tokio::sync::watch;
+use tokio_postgres::Config;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub use self::{
+    commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
+    database::{Database, PoolSize, Pooled},
+    directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
+    lease::{BootTime, Lease},
+    project::{ProjectError, Slice},
+};
+pub(crate) use self::database::describe;
+use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
+use crate::{
+    entity::{AskError, Entity, Failure},
+    ids::{Epoch, Incarnation, Seq, ShardId, shard_of},
+    service::Service,
+};
+
+/// The knobs of a service on a node.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Shards of the service; fixed for the life of its database.
+    pub shards: u16,
+    /// Memory that loaded entities may take, in bytes.
+    pub cache_bytes: usize,
+    /// Idle time after which an entity is passivated.
+    pub passivate_after: Duration,
+    /// Commands in one statement at most.
+    pub batch_units_max: usize,
+    /// Payload of one statement at most, in bytes, roughly.
+    pub batch_bytes_max: usize,
+    /// Units that may wait for the committer; more are refused as overload.
+    pub queue_max: usize,
+    /// Ids in one loading statement at most.
+    pub load_batch_max: usize,
+    /// Loading statements under way at most.
+    pub loads_max: usize,
+    /// Records of recent commits kept in memory per shard, in bytes.
+    pub tail_bytes: usize,
+    /// Connections for reads.
+    pub pool: PoolSize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            shards: 256,
+            cache_bytes: 256 << 20,
+            passivate_after: Duration::from_secs(300),
+            batch_units_max: 512,
+            batch_bytes_max: 4 << 20,
+            queue_max: 16_384,
+            load_batch_max: 256,
+            loads_max: 4,
+            tail_bytes: 256 << 10,
+            pool: PoolSize::default(),
+        }
+    }
+}
+
+/// What travels with a command.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// After it the work is dropped, with an answer.
+    pub deadline: Instant,
+    /// The trace that caused it.
+    pub traceparent: Option<Arc<str>>,
+    /// The retry key and the hash of the request it belongs to.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A retry key, made unique by its scope (user and route).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The scoped key.
+    pub key: Arc<str>,
+    /// Of the request, so that another request with the same key is refused.
+    pub request_hash: [u8; 32],
+}
+
+impl Context {
+    /// A context with nothing but a deadline.
+    pub fn within(timeout: Duration) -> Self {
+        Self { deadline: Instant::now() + timeout, traceparent: None, idempotency: None }
+    }
+}
+
+/// A reply, and where the write stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted<T> {
+    /// The answer.
+    pub reply: T,
+    /// The entity's shard.
+    pub shard: ShardId,
+    /// The last record of the write; the head of the log when there was nothing to write.
+    pub seq: Seq,
+}
+
+/// How an ask ends.
+pub type AskResult<S> = Result<Accepted<<S as Service>::Reply>, AskError<<<S as Service>::Entity as Entity>::Rejection>>;
+
+/// A service on this node.
+pub struct Runtime<S: Service> {
+    pub(crate) inner: Arc<Inner<S>>,
+}
+
+impl<S: Service> Clone for Runtime<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+pub(crate) struct Inner<S: Service> {
+    pub(crate) service: S,
+    pub(crate) settings: Settings,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) database: Database,
+    pub(crate) shards: Vec<Shard<S>>,
+    pub(crate) lease: Lease,
+    pub(crate) memory: Memory,
+    pub(crate) committer: Committer<S>,
+    pub(crate) loader: Loader<S::Entity>,
+    /// Counts batches, so that readers of the log wake up.
+    pub(crate) batches: watch::Sender<u64>,
+    pub(crate) supervisor: OnceLock<ActorCell>,
+    /// When a commit last worked: a member whose commits fail stops renewing (rule 10).
+    pub(crate) commits: committer::Health,
+}
+
+impl<S: Service> Runtime<S> {
+    /// A runtime that owns nothing yet; [`Runtime::start`] brings it to life.
+    pub fn new(service: S, config: Config, incarnation: Incarnation, settings: Settings) -> Self {
+        let name = format!("{}:{incarnation}", S::NAME);
+        let database = Database::new(config, &name, settings.pool);
+        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id))).collect();
+        let inner = Inner {
+            service,
+            incarnation,
+            database,
+            shards,
+            lease: Lease::default(),
+            memory: Memory::new(settings.cache_bytes),
+            committer: Committer::new(settings.queue_max),
+            loader: Loader::new(settings.loads_max),
+            batches: watch::Sender::new(0),
+            supervisor: OnceLock::new(),
+            commits: committer::Health::default(),
+            settings,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Starts the committer's lanes, the loader and the sweep of idle entities. They end with `stop`.
+    pub fn start(&self, supervisor: ActorCell) {
+        self.inner.supervisor.set(supervisor).expect("a runtime starts once");
+        committer::start(&self.inner);
+        loader::start(&self.inner);
+        memory::start(&self.inner);
+    }
+
+    /// Takes no more work; what waits is answered.
+    pub async fn stop(&self) {
+        self.inner.lease.revoke();
+        self.inner.committer.close().await;
+    }
+
+    /// Rules, tables and read models of the service.
+    pub fn service(&self) -> &S {
+        &self.inner.service
+    }
+
+    /// Its database.
+    pub fn database(&self) -> &Database {
+        &self.inner.database
+    }
+
+    /// The lease under which it serves.
+    pub fn lease(&self) -> &Lease {
+        &self.inner.lease
+    }
+
+    /// Who it is in the database.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation
+    }
+
+    /// The shard of an entity.
+    pub fn shard_of(&self, id: Uuid) -> ShardId {
+        shard_of(id, self.inner.settings.shards)
+    }
+
+    /// How many shards the service has.
+    pub fn shards(&self) -> u16 {
+        self.inner.settings.shards
+    }
+
+    /// Asks an entity to do something, and waits until it is committed or refused.
+    ///
+    /// # Errors
+    /// The entity's rejection, or why it could not be asked.
+    pub async fn ask(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
+        activation::ask(&self.inner, id, command, context).await
+    }
+
+    /// Reads an entity's committed state from memory, loading it first if need be.
+    ///
+    /// `view` runs under the entity's read lock: it copies what it needs and does no work.
+    ///
+    /// # Errors
+    /// When the entity cannot be loaded, or the lease ended before the answer (rule 8).
+    pub async fn read<T>(&self, id: Uuid, deadline: Instant, view: impl FnOnce(Option<&S::Entity>) -> T) -> Result<T, Failure> {
+        activation::read(&self.inner, id, deadline, view).await
+    }
+
+    /// Like [`Runtime::read`], but only if the entity is loaded; `None`: it is not, ask `read`.
+    pub fn read_loaded<T>(&self, id: Uuid, view: impl FnOnce(Option<&S::Entity>) -> T) -> Option<Result<T, Failure>> {
+        activation::read_loaded(&self.inner, id, view)
+    }
+
+    /// Waits until everything of this shard that is now on its way to the database is also in memory, so that
+    /// a read that used SQL can answer (rule 9).
+    pub async fn settled(&self, shard: ShardId) {
+        self.inner.shards[shard.index()].settled().await;
+    }
+
+    /// Starts to serve a shard that the directory has given us: `seq` is its last record, the epoch record included.
+    ///
+    /// # Errors
+    /// When the shard's supervisor cannot be started.
+    pub async fn open(&self, granted: Granted, inbox: Vec<(crate::event::Source, Seq)>) -> Result<(), ractor::SpawnErr> {
+        shard_actor::open(&self.inner, granted, inbox).await
+    }
+
+    /// Stops serving a shard: its entities go, what waits for its commits is refused as fenced.
+    pub fn close(&self, shard: ShardId) {
+        let gone = self.inner.shards[shard.index()].close();
+        self.inner.memory.forget(gone);
+    }
+
+    /// The shards that are open here, with their epochs and the last committed position.
+    pub fn owned(&self) -> Vec<(ShardId, Epoch, Seq)> {
+        self.inner
+            .shards
+            .iter()
+            .filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head())))
+            .collect()
+    }
+
+    /// Whether commits work, as far as is known: for the lease and for readiness.
+    pub fn commits_work(&self, within: Duration) -> bool {
+        self.inner.commits.working(within)
+    }
+
+    /// Entities in memory and the bytes that they take.
+    pub fn loaded(&self) -> (usize, usize) {
+        self.inner.memory.usage()
+    }
+
+    /// Adds a unit to the next batch of a shard, apart from any entity: for projections and repairs.
+    ///
+    /// # Errors
+    /// Why it was not committed.
+    pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
+        let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
+        committer::submit(&self.inner, shard, epoch, unit)?.await.unwrap_or_else(|_| Err(CommitError::Unavailable("shutting down".into())))
+    }
+
+    /// Reads a shard's log after `position`; the tail in memory, what is older from SQL.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<crate::event::Record>>, Failure> {
+        tail::read(&self.inner, shard, position, bytes_max).await
+    }
+
+    /// The last committed position of a shard that is open here.
+    pub fn head(&self, shard: ShardId) -> Option<Seq> {
+        let shard = &self.inner.shards[shard.index()];
+        shard.tenure().map(|_| shard.head())
+    }
+
+    /// Wakes whenever a batch was committed.
+    pub fn batches(&self) -> watch::Receiver<u64> {
+        self.inner.batches.subscribe()
+    }
+
+    /// Applies a slice of a foreign log to one of our shards, once (rule 16).
+    ///
+    /// # Errors
+    /// [`ProjectError`]: an outage is to be repeated, a poison record comes back for its three tries.
+    pub async fn apply(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
+        project::apply(&self.inner, shard, slice).await
+    }
+
+    /// Skips a poison record: the dead letter and the position go in one transaction (rule 18).
+    ///
+    /// # Errors
+    /// [`ProjectError::Failed`] when it could not be committed.
+    pub async fn bury(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+        project::bury(&self.inner, shard, letter).await
+    }
+}
+
+impl<S: Service> Inner<S> {
+    pub(crate) fn shard(&self, id: Uuid) -> &Shard<S> {
+        &self.shards[shard_of(id, self.settings.shards).index()]
+    }
+}
+
+/// The time of day for records, to the precision that Postgres keeps.
+pub(crate) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).expect("a timestamp in range stays in range")
+}

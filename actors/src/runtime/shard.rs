@@ -1,0 +1,322 @@
+//! One shard on this node: whether we own it, which entities are loaded, what is on its way to the database.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, OnceLock, RwLock,
+        atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering},
+    },
+};
+
+use ractor::{ActorCell, ActorId, ActorRef};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::{entity_actor::EntityMessage, tail::Tail};
+use crate::{
+    entity::{Entity, Failure},
+    event::Source,
+    ids::{Epoch, Seq, ShardId},
+    service::Service,
+    supervisor::Restarts,
+};
+
+pub(crate) struct Shard<S: Service> {
+    pub(crate) id: ShardId,
+    /// Zero while we do not serve the shard.
+    epoch: AtomicI64,
+    /// The epoch at which memory began: what was decided since then stands on committed state.
+    since: AtomicI64,
+    head: AtomicI64,
+    pub(crate) entities: RwLock<Entities<S>>,
+    pub(crate) in_flight: Mutex<InFlight>,
+    folded: Notify,
+    pub(crate) tail: Mutex<Tail>,
+    pub(crate) inbox: Mutex<HashMap<Source, Seq>>,
+    /// Idempotency keys whose first request is still under way.
+    keys: Mutex<HashMap<Arc<str>, Arc<Notify>>>,
+}
+
+pub(crate) struct Entities<S: Service> {
+    pub(crate) live: HashMap<Uuid, Arc<Cell<S>>>,
+    pub(crate) by_actor: HashMap<ActorId, Uuid>,
+    /// Of those that crashed lately.
+    pub(crate) crashes: HashMap<Uuid, Crashes>,
+    pub(crate) supervisor: Option<ActorCell>,
+}
+
+/// The restart history of an entity, and when it may live again.
+pub(crate) struct Crashes {
+    pub(crate) history: Restarts,
+    pub(crate) until: Instant,
+    pub(crate) isolated: bool,
+}
+
+/// What the database is being told about this shard.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    next_ticket: u64,
+    tickets: BTreeSet<u64>,
+    /// Units under way per entity; an entity does not load meanwhile (rule 9).
+    touched: HashMap<Uuid, u32>,
+    /// Entities that are being loaded, and whether a unit folded meanwhile so that the read is stale.
+    loading: HashMap<Uuid, bool>,
+}
+
+/// One loaded entity: its committed state and its actor.
+pub(crate) struct Cell<S: Service> {
+    pub(crate) id: Uuid,
+    /// The tenure under which it was loaded: what it decides is good for that one only.
+    pub(crate) epoch: Epoch,
+    pub(crate) state: RwLock<Option<S::Entity>>,
+    pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
+    pub(crate) ready: watch::Sender<Readiness>,
+    pub(crate) used_s: AtomicU32,
+    pub(crate) weight: AtomicUsize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Readiness {
+    Loading,
+    Ready,
+    Failed(Failure),
+}
+
+impl<S: Service> Cell<S> {
+    pub(crate) fn new(id: Uuid, epoch: Epoch, ready: Readiness) -> Self {
+        Self {
+            id,
+            epoch,
+            state: RwLock::new(None),
+            actor: OnceLock::new(),
+            ready: watch::Sender::new(ready),
+            used_s: AtomicU32::new(0),
+            weight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Applies committed events and tells the node's read models.
+    ///
+    /// A panic in a rule poisons the lock: the cell answers nothing any more and leaves with its actor.
+    pub(crate) fn evolve(&self, service: &S, shard: ShardId, events: &[<S::Entity as Entity>::Event]) {
+        let Ok(mut state) = self.state.write() else { return };
+        for event in events {
+            S::Entity::evolve(&mut state, event);
+        }
+        service.committed(shard, self.id, state.as_ref(), events);
+    }
+}
+
+impl<S: Service> Shard<S> {
+    pub(crate) fn new(id: ShardId) -> Self {
+        Self {
+            id,
+            epoch: AtomicI64::new(0),
+            since: AtomicI64::new(0),
+            head: AtomicI64::new(0),
+            entities: RwLock::new(Entities {
+                live: HashMap::new(),
+                by_actor: HashMap::new(),
+                crashes: HashMap::new(),
+                supervisor: None,
+            }),
+            in_flight: Mutex::default(),
+            folded: Notify::new(),
+            tail: Mutex::new(Tail::default()),
+            inbox: Mutex::default(),
+            keys: Mutex::default(),
+        }
+    }
+
+    /// The epoch under which we serve it, if we do.
+    pub(crate) fn tenure(&self) -> Option<Epoch> {
+        match self.epoch.load(Ordering::Acquire) {
+            0 => None,
+            epoch => Some(epoch),
+        }
+    }
+
+    /// The epoch now, if what was decided under `epoch` still stands.
+    pub(crate) fn tenure_since(&self, epoch: Epoch) -> Option<Epoch> {
+        self.tenure().filter(|_| epoch >= self.since.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn head(&self) -> Seq {
+        self.head.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_head(&self, seq: Seq) {
+        self.head.store(seq, Ordering::Release);
+    }
+
+    pub(crate) fn open(&self, epoch: Epoch, seq: Seq, inbox: Vec<(Source, Seq)>, supervisor: ActorCell) {
+        self.set_head(seq);
+        self.tail.lock().expect("no panic under this lock").clear();
+        *self.inbox.lock().expect("no panic under this lock") = inbox.into_iter().collect();
+        self.entities.write().expect("no panic under this lock").supervisor = Some(supervisor);
+        self.since.store(epoch, Ordering::Release);
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Stops answering without forgetting: a doubt is being resolved.
+    pub(crate) fn suspend(&self) {
+        self.epoch.store(0, Ordering::Release);
+    }
+
+    /// Goes on after a doubt: same owner, new epoch. The cells stay, for the caller has proved them right.
+    pub(crate) fn resume(&self, epoch: Epoch, seq: Seq) {
+        self.set_head(seq);
+        self.tail.lock().expect("no panic under this lock").clear();
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Gives it up; the weight in bytes of the entities that went, and how many.
+    pub(crate) fn close(&self) -> (usize, usize) {
+        self.suspend();
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        if let Some(supervisor) = entities.supervisor.take() {
+            supervisor.stop(Some("the shard moved".to_owned()));
+        }
+        entities.by_actor.clear();
+        entities.crashes.clear();
+        let mut gone = (0, 0);
+        for (_, cell) in entities.live.drain() {
+            gone = (gone.0 + 1, gone.1 + cell.weight.load(Ordering::Relaxed));
+            if let Some(actor) = cell.actor.get() {
+                actor.stop(Some("the shard moved".to_owned()));
+            }
+        }
+        gone
+    }
+
+    pub(crate) fn cell(&self, id: Uuid) -> Option<Arc<Cell<S>>> {
+        self.entities.read().expect("no panic under this lock").live.get(&id).cloned()
+    }
+
+    /// Registers a unit that is about to be queued.
+    pub(crate) fn begin(&self, touches: &[Uuid]) -> u64 {
+        let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        let ticket = flight.next_ticket;
+        flight.next_ticket += 1;
+        flight.tickets.insert(ticket);
+        for id in touches {
+            *flight.touched.entry(*id).or_default() += 1;
+        }
+        ticket
+    }
+
+    /// The unit is in memory, or will never be in the database.
+    pub(crate) fn end(&self, ticket: u64, touches: &[Uuid]) {
+        let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        flight.tickets.remove(&ticket);
+        for id in touches {
+            if let Some(stale) = flight.loading.get_mut(id) {
+                *stale = true;
+            }
+            if let Some(count) = flight.touched.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    flight.touched.remove(id);
+                }
+            }
+        }
+        drop(flight);
+        self.folded.notify_waiters();
+    }
+
+    pub(crate) async fn settled(&self) {
+        let limit = self.in_flight.lock().expect("no panic under this lock").next_ticket;
+        self.until(|flight| flight.tickets.first().is_none_or(|first| *first >= limit)).await;
+    }
+
+    /// Waits until no unit under way contains the entity, then notes that it is being loaded.
+    pub(crate) async fn begin_load(&self, id: Uuid) {
+        self.until(|flight| {
+            let free = !flight.touched.contains_key(&id);
+            if free {
+                flight.loading.insert(id, false);
+            }
+            free
+        })
+        .await;
+    }
+
+    /// Publishes what was loaded if it is still the committed state; otherwise it must be loaded again.
+    ///
+    /// Under the lock, so that no unit can begin between the check and the publication and miss the entity.
+    pub(crate) fn end_load(&self, id: Uuid, publish: impl FnOnce()) -> bool {
+        let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        let stale = flight.loading.remove(&id).unwrap_or(true) || flight.touched.contains_key(&id);
+        if !stale {
+            publish();
+        }
+        !stale
+    }
+
+    async fn until(&self, mut condition: impl FnMut(&mut InFlight) -> bool) {
+        loop {
+            let folded = self.folded.notified();
+            tokio::pin!(folded);
+            folded.as_mut().enable();
+            if condition(&mut self.in_flight.lock().expect("no panic under this lock")) {
+                return;
+            }
+            folded.await;
+        }
+    }
+
+    /// Applies a projection's effects to the entities that are loaded.
+    pub(crate) fn fold(&self, service: &S, effects: &[(Uuid, <S::Entity as Entity>::Event)]) {
+        for (id, event) in effects {
+            let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else { continue };
+            let fold = || cell.evolve(service, self.id, std::slice::from_ref(event));
+            // A rule that panics costs its entity, which reloads, and never the committer.
+            if catch_unwind(AssertUnwindSafe(fold)).is_err()
+                && let Some(actor) = cell.actor.get()
+            {
+                actor.kill();
+            }
+        }
+    }
+
+    /// Waits for the turn of this idempotency key; the turn ends when the guard is dropped.
+    pub(crate) async fn claim_key(&self, key: &Arc<str>) -> KeyGuard<'_, S> {
+        loop {
+            let other = {
+                let mut keys = self.keys.lock().expect("no panic under this lock");
+                match keys.get(key) {
+                    Some(other) => Arc::clone(other),
+                    None => {
+                        keys.insert(Arc::clone(key), Arc::new(Notify::new()));
+                        return KeyGuard { shard: self, key: Arc::clone(key) };
+                    }
+                }
+            };
+            let released = other.notified();
+            tokio::pin!(released);
+            released.as_mut().enable();
+            let still_the_same = |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
+            if still_the_same(&self.keys.lock().expect("no panic under this lock")) {
+                released.await;
+            }
+        }
+    }
+}
+
+pub(crate) struct KeyGuard<'a, S: Service> {
+    shard: &'a Shard<S>,
+    key: Arc<str>,
+}
+
+impl<S: Service> Drop for KeyGuard<'_, S> {
+    fn drop(&mut self) {
+        let released = self.shard.keys.lock().expect("no panic under this lock").remove(&self.key);
+        if let Some(released) = released {
+            released.notify_waiters();
+        }
+    }
+}

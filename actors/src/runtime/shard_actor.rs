@@ -1,0 +1,93 @@
+//! The supervisor of a shard's entities: restarts with back-off, isolates who fails too often.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::time::Instant;
+
+use super::{BootTime, Granted, Inner, activation, shard::Crashes};
+use crate::{
+    event::Source,
+    ids::{Seq, ShardId},
+    service::Service,
+    supervisor::{Cause, Lifetime, RestartPolicy, Restarts, Verdict},
+};
+
+/// How long an entity that failed beyond its restart intensity stays away.
+const ISOLATED_FOR: Duration = Duration::from_secs(30);
+
+struct ShardActor<S: Service> {
+    inner: Weak<Inner<S>>,
+    shard: ShardId,
+}
+
+/// Nobody talks to a shard's supervisor; it hears of its entities' ends.
+struct Silence;
+
+impl ractor::Message for Silence {}
+
+/// Opens a shard with a fresh supervisor for its entities.
+pub(crate) async fn open<S: Service>(
+    inner: &Arc<Inner<S>>,
+    granted: Granted,
+    inbox: Vec<(Source, Seq)>,
+) -> Result<(), ractor::SpawnErr> {
+    let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
+    let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
+    let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
+    inner.shards[granted.shard.index()].open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
+    Ok(())
+}
+
+impl<S: Service> Actor for ShardActor<S> {
+    type Msg = Silence;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Silence>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, event: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(who, error) = event
+            && let Some(inner) = self.inner.upgrade()
+        {
+            failed(&inner, self.shard, &who, &error);
+        }
+        Ok(())
+    }
+}
+
+/// The entity comes back when it is next asked for, from its committed state, unless it does this too often.
+fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: &ActorProcessingErr) {
+    let state = &inner.shards[shard.index()];
+    let (id, cell) = {
+        let entities = state.entities.read().expect("no panic under this lock");
+        let Some(id) = entities.by_actor.get(&who.get_id()).copied() else { return };
+        (id, entities.live.get(&id).cloned())
+    };
+    if let Some(cell) = cell {
+        activation::remove(inner, state, &cell);
+    }
+    let mut entities = state.entities.write().expect("no panic under this lock");
+    let crashes = entities.crashes.entry(id).or_insert_with(|| Crashes {
+        history: Restarts::new(RestartPolicy::default(), Lifetime::Transient),
+        until: Instant::now(),
+        isolated: false,
+    });
+    metrics::counter!("rookery_entity_failures_total", "service" => S::NAME).increment(1);
+    match crashes.history.decide(BootTime::now().since_boot(), Cause::Failed, rand::random()) {
+        Verdict::Restart { after } => {
+            tracing::warn!(service.name = S::NAME, entity.id = %id, shard.id = %shard, %error, "an entity failed, it restarts");
+            crashes.until = Instant::now() + after;
+        }
+        Verdict::GiveUp | Verdict::Leave => {
+            tracing::error!(service.name = S::NAME, entity.id = %id, shard.id = %shard, %error, "an entity failed too often, it is isolated");
+            crashes.until = Instant::now() + ISOLATED_FOR;
+            crashes.isolated = true;
+        }
+    }
+}
