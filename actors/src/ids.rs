@@ -1,7 +1,8 @@
-//! Pure. Who is who: ids of entities, shards, epochs and incarnations.
+//! Who is who: ids of entities, shards, epochs and incarnations.
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -74,6 +75,22 @@ impl fmt::Display for ShardId {
 pub fn shard_of(id: Uuid, shards: u16) -> ShardId {
     let hash = xxhash_rust::xxh3::xxh3_64(id.as_bytes());
     ShardId((hash % u64::from(shards)) as u16)
+}
+
+/// A new UUIDv7 of this time, in a given shard if one is asked for.
+pub fn mint(at: Timestamp, shards: u16, wanted: Option<ShardId>) -> Uuid {
+    loop {
+        let id = uuid_v7(at, rand::random());
+        if wanted.is_none_or(|wanted| shard_of(id, shards) == wanted) {
+            return id;
+        }
+    }
+}
+
+/// The UUIDv7 of a time and 80 bits of one's own: the same ones give the same id. Times before 1970 count as 1970.
+pub fn uuid_v7(at: Timestamp, rest: [u8; 10]) -> Uuid {
+    let millis = u64::try_from(at.as_millisecond()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()
 }
 
 /// How often a shard changed hands; only grows.

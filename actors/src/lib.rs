@@ -2,10 +2,16 @@
 //!
 //! Knows nothing of HTTP, of Kafka's client, or of other nodes.
 
+pub mod authors;
 pub mod entity;
 pub mod event;
 pub mod ids;
+pub mod invalid;
+pub mod posts;
+pub mod records;
 pub mod runtime;
+pub mod secret;
 pub mod service;
 pub mod supervisor;
 mod table;
+mod text;

@@ -27,6 +27,8 @@ pub trait Service: Send + Sync + 'static + Sized {
     type Writes: Tables;
     /// What a command is answered with, taken from memory after the commit; kept with an idempotency key.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// What a committed projection tells this node's read models, besides its effects on entities.
+    type Note: Send + Sync + 'static;
     /// What must be asked of SQL before a command can be decided.
     type Need: Send;
 
@@ -68,6 +70,9 @@ pub trait Service: Send + Sync + 'static + Sized {
 
     /// Called after every committed change of a loaded or new entity, in order: for read models of this node.
     fn committed(&self, _shard: ShardId, _id: Uuid, _state: Option<&Self::Entity>, _events: &[<Self::Entity as Entity>::Event]) {}
+
+    /// Takes a projection's note after its commit.
+    fn noted(&self, _note: Self::Note) {}
 
     /// The ids whose shards a foreign record concerns; none: nobody here.
     fn concerns(&self, record: &Foreign<'_>) -> Result<Vec<Uuid>, Poison>;

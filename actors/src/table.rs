@@ -69,6 +69,7 @@ macro_rules! table {
                 $(self.$field.push(row.$field);)+
             }
 
+            #[allow(dead_code, reason = "the tables of the log are only written row by row")]
             $vis fn append(&mut self, other: &Self) {
                 $(self.$field.extend(other.$field.iter().cloned());)+
             }
@@ -113,4 +114,25 @@ macro_rules! tables {
     };
 }
 
-pub(crate) use {table, tables};
+/// Lets a checked text be a parameter.
+macro_rules! text_params {
+    ($($type:ty),+) => {$(
+        impl tokio_postgres::types::ToSql for $type {
+            fn to_sql(
+                &self,
+                kind: &tokio_postgres::types::Type,
+                out: &mut bytes::BytesMut,
+            ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+                self.as_str().to_sql(kind, out)
+            }
+
+            fn accepts(kind: &tokio_postgres::types::Type) -> bool {
+                <&str as tokio_postgres::types::ToSql>::accepts(kind)
+            }
+
+            tokio_postgres::types::to_sql_checked!();
+        }
+    )+};
+}
+
+pub(crate) use {table, tables, text_params};

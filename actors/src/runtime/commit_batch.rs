@@ -24,6 +24,8 @@ pub struct Unit<S: Service> {
     pub touches: Vec<Uuid>,
     /// What it means to entities in memory, folded in after the commit.
     pub effects: Vec<Effect<S>>,
+    /// What it means to this node's read models, told after the commit.
+    pub notes: Vec<S::Note>,
     /// Positions reached in foreign logs.
     pub inbox: Vec<(Source, Seq)>,
     /// The answer to keep for a retry.
@@ -41,6 +43,7 @@ impl<S: Service> Default for Unit<S> {
             records: Vec::new(),
             touches: Vec::new(),
             effects: Vec::new(),
+            notes: Vec::new(),
             inbox: Vec::new(),
             kept: None,
             dead: Vec::new(),

@@ -332,10 +332,13 @@ pub(crate) fn fold<S: Service>(inner: &Inner<S>, placed: Vec<Placed<S>>) {
     inner.commits.batches.fetch_add(1, Ordering::Relaxed);
     inner.commits.units.fetch_add(placed.len() as u64, Ordering::Relaxed);
     metrics::histogram!("rookery_commit_units", "service" => S::NAME).record(placed.len() as f64);
-    for Placed { queued, records } in placed {
+    for Placed { mut queued, records } in placed {
         let shard = &inner.shards[queued.shard.index()];
         let seq = records.last().expect("every unit has a record").seq;
         shard.fold(&inner.service, &queued.unit.effects);
+        for note in queued.unit.notes.drain(..) {
+            inner.service.noted(note);
+        }
         shard.inbox.lock().expect("no panic under this lock").extend(queued.unit.inbox.iter().copied());
         shard.tail.lock().expect("no panic under this lock").append(records, inner.settings.tail_bytes);
         shard.set_head(seq);

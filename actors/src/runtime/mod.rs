@@ -104,6 +104,13 @@ pub struct IdempotencyKey {
     pub request_hash: [u8; 32],
 }
 
+impl IdempotencyKey {
+    /// The shard into which ids minted for this key must fall.
+    pub fn shard(&self, shards: u16) -> ShardId {
+        ShardId((xxhash_rust::xxh3::xxh3_64(self.key.as_bytes()) % u64::from(shards)) as u16)
+    }
+}
+
 impl Context {
     /// A context with nothing but a deadline.
     pub fn within(timeout: Duration) -> Self {

@@ -1,0 +1,147 @@
+//! Author names where they are shown: a versioned projection of users that keeps tombstones (rule 19).
+//!
+//! Posts and comments store author ids alone. The names lie in a table of their own beside them, one row per user,
+//! in the user's shard of that service; this is the node's cache of it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    entity::Failure,
+    event::Topic,
+    ids::UserId,
+    runtime::Database,
+    service::{Foreign, Poison},
+    table::table,
+};
+
+/// What is shown of an author.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    /// The user.
+    pub id: UserId,
+    /// Of the user at the time.
+    pub version: i64,
+    /// The handle.
+    pub username: String,
+    /// The name to show.
+    pub display_name: String,
+    /// The picture.
+    pub avatar_url: Option<String>,
+    /// The account is gone: its posts and comments have no author.
+    pub deleted: bool,
+}
+
+impl Author {
+    /// What a user's record says about the author, if it is about one.
+    ///
+    /// # Errors
+    /// When the payload is not a user.
+    pub(crate) fn of(foreign: &Foreign<'_>) -> Result<Option<Self>, Poison> {
+        let about_user = foreign.source.topic == Topic::Users
+            && matches!(&*foreign.record.kind, "user.created" | "user.updated" | "user.deleted");
+        about_user.then(|| foreign.parse()).transpose()
+    }
+}
+
+table! {
+    /// Author names to store; an older version never replaces a newer one.
+    pub(crate) struct AuthorRows of AuthorRow {
+        id: Uuid => "uuid", version: i64 => "int8", username: String => "text", display_name: String => "text",
+        avatar_url: Option<String> => "text", deleted: bool => "bool",
+    }
+    // A slice may hold two versions of one user: the newest of them is the row.
+    "INSERT INTO author (id, version, username, display_name, avatar_url, deleted) \
+     SELECT DISTINCT ON (id) id, version, username, display_name, avatar_url, deleted FROM {rows} ORDER BY id, version DESC \
+     ON CONFLICT (id) DO UPDATE SET version = excluded.version, username = excluded.username, \
+     display_name = excluded.display_name, avatar_url = excluded.avatar_url, deleted = excluded.deleted \
+     WHERE author.version < excluded.version"
+}
+
+impl From<&Author> for AuthorRow {
+    fn from(author: &Author) -> Self {
+        Self {
+            id: author.id.0,
+            version: author.version,
+            username: author.username.clone(),
+            display_name: author.display_name.clone(),
+            avatar_url: author.avatar_url.clone(),
+            deleted: author.deleted,
+        }
+    }
+}
+
+/// The node's cache of author names, bounded by bytes.
+pub struct Authors {
+    cache: Cache<UserId, Arc<Author>>,
+}
+
+impl Default for Authors {
+    fn default() -> Self {
+        Self::new(32 << 20)
+    }
+}
+
+impl Authors {
+    /// A cache of at most about `bytes_max`.
+    pub fn new(bytes_max: u64) -> Self {
+        let weigh = |_: &UserId, author: &Arc<Author>| {
+            let texts = author.username.len() + author.display_name.len() + author.avatar_url.as_ref().map_or(0, String::len);
+            u32::try_from(texts + 200).unwrap_or(u32::MAX)
+        };
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+    }
+
+    /// Takes note of a newer version; an older one changes nothing.
+    pub fn note(&self, author: Author) {
+        let id = author.id;
+        let author = Arc::new(author);
+        self.cache.entry(id).and_compute_with(|known| match known {
+            Some(known) if known.value().version >= author.version => moka::ops::compute::Op::Nop,
+            _ => moka::ops::compute::Op::Put(author),
+        });
+    }
+
+    /// The author if the node knows them; asks nobody.
+    pub fn known(&self, id: UserId) -> Option<Arc<Author>> {
+        self.cache.get(&id)
+    }
+
+    /// The authors of these ids, from memory and from the table.
+    ///
+    /// # Errors
+    /// When the table must be asked and does not answer.
+    pub async fn resolve(&self, database: &Database, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+        let (mut found, mut missing) = (HashMap::new(), Vec::new());
+        for id in ids {
+            match self.cache.get(&id) {
+                Some(author) => drop(found.insert(id, author)),
+                None => missing.push(id.0),
+            }
+        }
+        if !missing.is_empty() {
+            missing.sort_unstable();
+            missing.dedup();
+            let client = database.get().await?;
+            let rows = client
+                .query("SELECT id, version, username, display_name, avatar_url, deleted FROM author WHERE id = ANY($1)", &[&missing])
+                .await?;
+            for row in rows {
+                let author = Author {
+                    id: UserId(row.get(0)),
+                    version: row.get(1),
+                    username: row.get(2),
+                    display_name: row.get(3),
+                    avatar_url: row.get(4),
+                    deleted: row.get(5),
+                };
+                self.note(author.clone());
+                found.insert(author.id, Arc::new(author));
+            }
+        }
+        Ok(found)
+    }
+}

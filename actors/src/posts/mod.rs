@@ -1,0 +1,284 @@
+//! Posts: what people write, in lists that everybody reads.
+
+pub mod entity;
+pub mod lists;
+pub mod rules;
+pub mod service;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+pub use self::{
+    entity::{Command, Post, Rejection},
+    lists::{Filter, Key, Sort},
+    service::{PostService, Reply},
+};
+use self::{
+    lists::{HEAD, Paged, TOP, page_sql},
+    rules::{Body, Tags, Title},
+};
+use crate::{
+    authors::Author,
+    entity::Failure,
+    ids::{PostId, UserId, mint},
+    records::PostRecord,
+    runtime::{AskResult, Context, Runtime},
+};
+
+/// The public face of the posts service.
+#[derive(Clone)]
+pub struct Posts {
+    runtime: Runtime<PostService>,
+}
+
+/// What a new post is made of.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Who writes.
+    pub author: UserId,
+    /// The title.
+    pub title: Title,
+    /// The body.
+    pub body: Body,
+    /// The tags.
+    pub tags: Tags,
+    /// When it was written.
+    pub at: Timestamp,
+}
+
+/// What an edit changes.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// A new title.
+    pub title: Option<Title>,
+    /// A new body.
+    pub body: Option<Body>,
+    /// New tags.
+    pub tags: Option<Tags>,
+    /// The version that the editor saw.
+    pub if_version: Option<i64>,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T, K> {
+    /// In the list's order.
+    pub items: Vec<T>,
+    /// Where the next page begins; none: this was the last.
+    pub next: Option<K>,
+}
+
+impl Posts {
+    /// The face of a runtime.
+    pub fn new(runtime: Runtime<PostService>) -> Self {
+        Self { runtime }
+    }
+
+    /// The runtime behind it.
+    pub fn runtime(&self) -> &Runtime<PostService> {
+        &self.runtime
+    }
+
+    /// Publishes a post. With an idempotency key the id falls into the shard of the key, so that a retry meets
+    /// the same owner and finds the key (rule 15).
+    ///
+    /// # Errors
+    /// When it could not be committed.
+    pub async fn publish(&self, draft: Draft, context: Context) -> AskResult<PostService> {
+        let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
+        let id = PostId(mint(draft.at, self.runtime.shards(), shard));
+        self.publish_as(id, draft, context).await
+    }
+
+    /// Publishes a post under an id made by the caller: an import.
+    ///
+    /// # Errors
+    /// [`Rejection::Exists`] if it is there already.
+    pub async fn publish_as(&self, id: PostId, draft: Draft, context: Context) -> AskResult<PostService> {
+        let Draft { author, title, body, tags, at } = draft;
+        self.runtime.ask(id.0, Command::Publish { id, author, title, body, tags, at }, context).await
+    }
+
+    /// Edits a post.
+    ///
+    /// # Errors
+    /// The post's rejection.
+    pub async fn edit(&self, id: PostId, editor: UserId, changes: Changes, at: Timestamp, context: Context) -> AskResult<PostService> {
+        let Changes { title, body, tags, if_version } = changes;
+        self.runtime.ask(id.0, Command::Edit { editor, title, body, tags, if_version, at }, context).await
+    }
+
+    /// Deletes a post.
+    ///
+    /// # Errors
+    /// The post's rejection.
+    pub async fn delete(&self, id: PostId, by: UserId, moderator: bool, if_version: Option<i64>, context: Context) -> AskResult<PostService> {
+        self.runtime.ask(id.0, Command::Delete { by, moderator, if_version }, context).await
+    }
+
+    /// Sets or takes back a like; doing so twice changes nothing.
+    ///
+    /// # Errors
+    /// The post's rejection.
+    pub async fn like(&self, id: PostId, user: UserId, on: bool, context: Context) -> AskResult<PostService> {
+        self.runtime.ask(id.0, Command::Like { user, on }, context).await
+    }
+
+    /// A post, from memory.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn get(&self, id: PostId, deadline: Instant) -> Result<Option<Post>, Failure> {
+        if let Some(post) = self.runtime.read_loaded(id.0, |post| post.cloned()) {
+            return post;
+        }
+        self.runtime.read(id.0, deadline, |post| post.cloned()).await
+    }
+
+    /// Posts by their ids, in that order; those that are gone are left out.
+    ///
+    /// # Errors
+    /// When one of them cannot be read now.
+    pub async fn get_many(&self, ids: impl IntoIterator<Item = PostId>, deadline: Instant) -> Result<Vec<Post>, Failure> {
+        let posts = join_all(ids.into_iter().map(|id| self.get(id, deadline))).await;
+        posts.into_iter().filter_map(Result::transpose).collect()
+    }
+
+    /// A page of a list.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn list(
+        &self,
+        sort: Sort,
+        filter: &Filter,
+        after: Option<Key>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Page<Post, Key>, Failure> {
+        // One more than asked for tells whether there is a next page.
+        let mut keys = self.keys(sort, filter, after, limit + 1).await?;
+        let next = (keys.len() > limit).then(|| keys[limit - 1]);
+        keys.truncate(limit);
+        let items = self.get_many(keys.into_iter().map(|key| key.id), deadline).await?;
+        Ok(Page { items, next })
+    }
+
+    /// The newest posts of whom a user follows.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn feed(&self, user: UserId, after: Option<PostId>, limit: usize, deadline: Instant) -> Result<Page<Post, PostId>, Failure> {
+        let after = after.map_or(Uuid::max(), |after| after.0);
+        let count = i64::try_from(limit + 1).expect("a page is short");
+        let rows = {
+            let client = self.runtime.database().get().await?;
+            // Per followee no more than a page: the index on (author, id) gives just those.
+            client
+                .query(
+                    "SELECT p.id FROM follow f CROSS JOIN LATERAL (
+                         SELECT id FROM post WHERE author = f.followee AND id < $2 ORDER BY id DESC LIMIT $3) p
+                     WHERE f.follower = $1 ORDER BY p.id DESC LIMIT $3",
+                    &[&user.0, &after, &count],
+                )
+                .await?
+        };
+        let mut ids: Vec<PostId> = rows.iter().map(|row| PostId(row.get(0))).collect();
+        let next = (ids.len() > limit).then(|| ids[limit - 1]);
+        ids.truncate(limit);
+        Ok(Page { items: self.get_many(ids, deadline).await?, next })
+    }
+
+    /// Which of these posts a user likes.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn liked(&self, user: UserId, posts: &[PostId]) -> Result<HashSet<PostId>, Failure> {
+        let ids: Vec<Uuid> = posts.iter().map(|post| post.0).collect();
+        let rows = {
+            let client = self.runtime.database().get().await?;
+            client.query("SELECT post FROM post_like WHERE user_id = $1 AND post = ANY($2)", &[&user.0, &ids]).await?
+        };
+        // What SQL saw committed must be in memory before we answer beside it (rule 9).
+        for post in posts {
+            self.runtime.settled(self.runtime.shard_of(post.0)).await;
+        }
+        Ok(rows.iter().map(|row| PostId(row.get(0))).collect())
+    }
+
+    /// Names of authors; those that are gone or not known (yet) are left out.
+    ///
+    /// # Errors
+    /// When the table must be asked and does not answer.
+    pub async fn authors(&self, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+        self.runtime.service().authors.resolve(self.runtime.database(), ids).await
+    }
+
+    /// The tags in use with the number of their posts, most used first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn tags(&self, limit: usize) -> Result<Vec<(String, i64)>, Failure> {
+        let limit = i64::try_from(limit).expect("a page is short");
+        let client = self.runtime.database().get().await?;
+        let rows = client.query("SELECT tag, count(*) FROM post_tag GROUP BY tag ORDER BY 2 DESC, 1 LIMIT $1", &[&limit]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Everything there is, page by page in the order of ids: for whoever rebuilds a projection.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn export(&self, after: Option<PostId>, limit: usize, deadline: Instant) -> Result<Vec<PostRecord>, Failure> {
+        let after = after.map_or(Uuid::nil(), |after| after.0);
+        let count = i64::try_from(limit).expect("a page is short");
+        let rows = {
+            let client = self.runtime.database().get().await?;
+            client.query("SELECT id FROM post WHERE id > $1 ORDER BY id LIMIT $2", &[&after, &count]).await?
+        };
+        let ids = rows.iter().map(|row| PostId(row.get(0)));
+        Ok(self.get_many(ids, deadline).await?.iter().map(PostRecord::of).collect())
+    }
+
+    async fn keys(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
+        let lists = &self.runtime.service().lists;
+        match lists.page(sort, filter, after, limit) {
+            Paged::Here(keys) => Ok(keys),
+            Paged::AskPage => self.page(sort, filter, after, limit).await,
+            Paged::AskHead => match self.page(sort, filter, None, HEAD).await {
+                Ok(mut keys) => {
+                    lists.loaded(sort, filter, &keys);
+                    keys.truncate(limit);
+                    Ok(keys)
+                }
+                Err(failure) => {
+                    lists.failed(sort, filter);
+                    Err(failure)
+                }
+            },
+        }
+    }
+
+    async fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
+        let Key { rank, id } = after.unwrap_or(TOP);
+        let count = i64::try_from(limit).expect("a page is short");
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&rank, &id.0, &count];
+        match filter {
+            Filter::All => {}
+            Filter::Tag(tag) => params.push(tag),
+            Filter::Author(author) => params.push(&author.0),
+        }
+        let client = self.runtime.database().get().await?;
+        let statement = client.prepare_typed(&page_sql(sort, filter), &[]).await?;
+        let rows = client.query(&statement, &params).await?;
+        Ok(rows.iter().map(|row| Key { rank: row.get(0), id: PostId(row.get(1)) }).collect())
+    }
+}

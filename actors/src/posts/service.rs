@@ -1,0 +1,326 @@
+//! How posts are stored, published and told about other services' events.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
+
+use super::{
+    entity::{Command, Event, Facts, Post, Rejection},
+    lists::{Lists, hot_rank},
+    rules::{Body, Tags, Title},
+};
+use crate::{
+    authors::{Author, AuthorRow, AuthorRows, Authors},
+    event::Topic,
+    ids::{PostId, ShardId, UserId},
+    records::{CommentRecord, FollowRecord, LikeRecord, PostRecord},
+    runtime::{NewRecord, Pooled, Unit},
+    service::{Foreign, LoadError, Poison, Service},
+    table::{table, tables, text_params},
+};
+
+/// The posts service: rules in [`Post`], read models of this node here.
+#[derive(Default)]
+pub struct PostService {
+    /// Names of authors.
+    pub authors: Authors,
+    /// The heads of the lists that everybody asks for.
+    pub lists: Lists,
+}
+
+/// What a post answers a command with: its state after it; none when it is gone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The post now.
+    pub post: Option<Post>,
+}
+
+text_params!(Title, Body);
+
+table! {
+    /// Posts as they are after the batch.
+    pub(crate) struct PostRows of PostRow {
+        id: Uuid => "uuid", author: Uuid => "uuid", title: Title => "text", body: Body => "text", tags: String => "text",
+        created_at: Timestamp => "timestamptz", updated_at: Timestamp => "timestamptz", version: i64 => "int8",
+        like_count: i64 => "int8", hot: i64 => "int8",
+    }
+    "INSERT INTO post (id, author, title, body, tags, created_at, updated_at, version, like_count, hot) \
+     SELECT id, author, title, body, string_to_array(tags, ','), created_at, updated_at, version, like_count, hot FROM {rows}"
+}
+
+table! {
+    /// Edits. The likes are not the editor's to write.
+    pub(crate) struct EditRows of EditRow {
+        id: Uuid => "uuid", title: Title => "text", body: Body => "text", tags: String => "text",
+        updated_at: Timestamp => "timestamptz", version: i64 => "int8",
+    }
+    "UPDATE post p SET title = r.title, body = r.body, tags = string_to_array(r.tags, ','), updated_at = r.updated_at, \
+     version = r.version FROM {rows} WHERE p.id = r.id"
+}
+
+table! {
+    /// Likes as counted after the batch.
+    pub(crate) struct LikeCountRows of LikeCountRow { id: Uuid => "uuid", like_count: i64 => "int8", hot: i64 => "int8" }
+    "UPDATE post p SET like_count = r.like_count, hot = r.hot FROM {rows} WHERE p.id = r.id"
+}
+
+table! {
+    /// Posts to delete.
+    pub(crate) struct GoneRows of GoneRow { id: Uuid => "uuid" }
+    "DELETE FROM post p USING {rows} WHERE p.id = r.id"
+}
+
+table! {
+    /// Tags to add.
+    pub(crate) struct TagRows of TagRow { tag: String => "text", post: Uuid => "uuid" }
+    "INSERT INTO post_tag (tag, post) SELECT tag, post FROM {rows}"
+}
+
+table! {
+    /// Tags to take away.
+    pub(crate) struct UntagRows of UntagRow { tag: String => "text", post: Uuid => "uuid" }
+    "DELETE FROM post_tag t USING {rows} WHERE t.tag = r.tag AND t.post = r.post"
+}
+
+table! {
+    /// Likes to add.
+    pub(crate) struct LikeRows of LikeRow { post: Uuid => "uuid", user_id: Uuid => "uuid" }
+    "INSERT INTO post_like (post, user_id) SELECT post, user_id FROM {rows}"
+}
+
+table! {
+    /// Likes to take back.
+    pub(crate) struct UnlikeRows of UnlikeRow { post: Uuid => "uuid", user_id: Uuid => "uuid" }
+    "DELETE FROM post_like l USING {rows} WHERE l.post = r.post AND l.user_id = r.user_id"
+}
+
+table! {
+    /// Changes of comment counts; summed, for a slice may hold several of one post.
+    pub(crate) struct CountRows of CountRow { post: Uuid => "uuid", change: i64 => "int8" }
+    "INSERT INTO post_counter AS c (post, comment_count) SELECT post, sum(change) FROM {rows} GROUP BY post ORDER BY post \
+     ON CONFLICT (post) DO UPDATE SET comment_count = c.comment_count + excluded.comment_count"
+}
+
+table! {
+    /// Follows and unfollows, in order: the last one of a pair counts.
+    pub(crate) struct FollowRows of FollowRow { nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", on: bool => "bool" }
+    "MERGE INTO follow f USING (SELECT DISTINCT ON (follower, followee) follower, followee, \"on\" FROM {rows} \
+     ORDER BY follower, followee, nr DESC) r ON f.follower = r.follower AND f.followee = r.followee \
+     WHEN MATCHED AND NOT r.\"on\" THEN DELETE \
+     WHEN NOT MATCHED AND r.\"on\" THEN INSERT (follower, followee) VALUES (r.follower, r.followee)"
+}
+
+tables! {
+    /// What a batch of the posts service writes.
+    pub struct Writes {
+        posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, tags: TagRows, untags: UntagRows,
+        likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
+        authors: AuthorRows,
+    }
+}
+
+impl Service for PostService {
+    const NAME: &'static str = "posts";
+    type Entity = Post;
+    type Writes = Writes;
+    type Reply = Reply;
+    type Need = UserId;
+    type Note = Author;
+
+    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Post>, LoadError> {
+        let rows = client
+            .query(
+                "SELECT p.id, p.author, p.title, p.body, p.tags, p.created_at, p.updated_at, p.version, p.like_count,
+                        COALESCE(c.comment_count, 0)
+                 FROM post p LEFT JOIN post_counter c ON c.post = p.id WHERE p.id = ANY($1)",
+                &[&ids],
+            )
+            .await?;
+        rows.iter().map(|row| post(row).map(|post| (post.id.0, post))).collect()
+    }
+
+    fn need(&self, _: Uuid, state: Option<&Post>, command: &Command) -> Option<UserId> {
+        match command {
+            // Nobody likes a post without likes.
+            Command::Like { user, .. } if state.is_some_and(|post| post.like_count > 0) => Some(*user),
+            _ => None,
+        }
+    }
+
+    async fn look_up(&self, client: Pooled<'_>, id: Uuid, user: UserId) -> Result<Facts, LoadError> {
+        let row = client.query_opt("SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2", &[&id, &user.0]).await?;
+        Ok(Facts { liked: row.is_some() })
+    }
+
+    fn creates(command: &Command) -> bool {
+        matches!(command, Command::Publish { .. })
+    }
+
+    fn write(&self, _: ShardId, id: Uuid, state: Option<&Post>, events: &[Event], unit: &mut Unit<Self>) {
+        for event in events {
+            let (kind, payload) = match event {
+                Event::Published(post) => {
+                    unit.writes.posts.push(row(post));
+                    tag(unit, post);
+                    ("post.created", json(&PostRecord::of(post)))
+                }
+                Event::Edited { after, before } => {
+                    unit.writes.edits.push(EditRow {
+                        id,
+                        title: after.title.clone(),
+                        body: after.body.clone(),
+                        tags: joined(&after.tags),
+                        updated_at: after.updated_at,
+                        version: after.version,
+                    });
+                    retag(unit, before, after);
+                    ("post.updated", json(&PostRecord::of(after)))
+                }
+                Event::Deleted(post) => {
+                    unit.writes.gone.push(GoneRow { id });
+                    for tag in post.tags.as_slice() {
+                        unit.writes.untags.push(UntagRow { tag: tag.as_str().to_owned(), post: id });
+                    }
+                    ("post.deleted", json(&PostRecord::gone(post)))
+                }
+                Event::Liked(user) | Event::Unliked(user) => {
+                    let on = matches!(event, Event::Liked(_));
+                    let post = state.expect("only a post that exists is liked");
+                    let like_count = post.like_count + if on { 1 } else { -1 };
+                    let hot = hot_rank(like_count, post.created_at);
+                    unit.writes.like_counts.push(LikeCountRow { id, like_count, hot });
+                    if on {
+                        unit.writes.likes.push(LikeRow { post: id, user_id: user.0 });
+                    } else {
+                        unit.writes.unlikes.push(UnlikeRow { post: id, user_id: user.0 });
+                    }
+                    let kind = if on { "post.liked" } else { "post.unliked" };
+                    (kind, json(&LikeRecord { id, post_id: PostId(id), user: *user, like_count }))
+                }
+                // Comes from the comments' log, never from a command.
+                Event::CommentsCounted(_) => continue,
+            };
+            unit.records.push(NewRecord { key: id, kind, payload, traceparent: None });
+        }
+    }
+
+    fn reply(_: Uuid, state: Option<&Post>, events: &[Event]) -> Reply {
+        let mut post = state.cloned();
+        for event in events {
+            <Post as crate::entity::Entity>::evolve(&mut post, event);
+        }
+        Reply { post }
+    }
+
+    fn refused(_: &str) -> Option<Rejection> {
+        None
+    }
+
+    fn weight(state: Option<&Post>) -> usize {
+        state.map_or(0, |post| size_of::<Post>() + post.title.as_str().len() + post.body.as_str().len() + 64)
+    }
+
+    fn committed(&self, _: ShardId, _: Uuid, state: Option<&Post>, events: &[Event]) {
+        for event in events {
+            self.lists.apply(state, event);
+        }
+    }
+
+    fn noted(&self, note: Author) {
+        self.authors.note(note);
+    }
+
+    fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
+        Ok(match (foreign.source.topic, &*foreign.record.kind) {
+            (Topic::Users, "user.created" | "user.updated" | "user.deleted" | "user.followed" | "user.unfollowed") => {
+                vec![foreign.record.key]
+            }
+            (Topic::Comments, "comment.created" | "comment.deleted") => vec![foreign.parse::<CommentRecord>()?.post_id.0],
+            _ => vec![],
+        })
+    }
+
+    fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
+        if let Some(author) = Author::of(foreign)? {
+            unit.writes.authors.push(AuthorRow::from(&author));
+            unit.notes.push(author);
+            return Ok(());
+        }
+        match &*foreign.record.kind {
+            "comment.created" | "comment.deleted" => {
+                let change = if &*foreign.record.kind == "comment.created" { 1 } else { -1 };
+                unit.writes.counts.push(CountRow { post: id, change });
+                unit.effects.push((id, Event::CommentsCounted(change)));
+            }
+            kind @ ("user.followed" | "user.unfollowed") => {
+                let FollowRecord { follower, followee, .. } = foreign.parse()?;
+                let nr = foreign.record.seq;
+                let on = kind == "user.followed";
+                unit.writes.follows.push(FollowRow { nr, follower: follower.0, followee: followee.0, on });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn post(row: &Row) -> Result<Post, LoadError> {
+    let stored = |text: &str| serde_json::Value::String(text.to_owned());
+    let corrupt = |error: serde_json::Error| LoadError::Corrupt(error.to_string());
+    Ok(Post {
+        id: PostId(row.get(0)),
+        author: UserId(row.get(1)),
+        title: serde_json::from_value(stored(row.get(2))).map_err(corrupt)?,
+        body: serde_json::from_value(stored(row.get(3))).map_err(corrupt)?,
+        tags: serde_json::from_value(row.get::<_, Vec<String>>(4).into()).map_err(corrupt)?,
+        created_at: row.get(5),
+        updated_at: row.get(6),
+        version: row.get(7),
+        like_count: row.get(8),
+        comment_count: row.get(9),
+    })
+}
+
+fn row(post: &Post) -> PostRow {
+    PostRow {
+        id: post.id.0,
+        author: post.author.0,
+        title: post.title.clone(),
+        body: post.body.clone(),
+        tags: joined(&post.tags),
+        created_at: post.created_at,
+        updated_at: post.updated_at,
+        version: post.version,
+        like_count: post.like_count,
+        hot: hot_rank(post.like_count, post.created_at),
+    }
+}
+
+fn joined(tags: &Tags) -> String {
+    let tags: Vec<&str> = tags.as_slice().iter().map(|tag| tag.as_str()).collect();
+    tags.join(",")
+}
+
+fn tag(unit: &mut Unit<PostService>, post: &Post) {
+    for tag in post.tags.as_slice() {
+        unit.writes.tags.push(TagRow { tag: tag.as_str().to_owned(), post: post.id.0 });
+    }
+}
+
+/// Only what differs: a tag that is taken away and added in one statement would meet itself.
+fn retag(unit: &mut Unit<PostService>, before: &Post, after: &Post) {
+    let post = after.id.0;
+    for tag in before.tags.as_slice().iter().filter(|tag| !after.tags.contains(tag.as_str())) {
+        unit.writes.untags.push(UntagRow { tag: tag.as_str().to_owned(), post });
+    }
+    for tag in after.tags.as_slice().iter().filter(|tag| !before.tags.contains(tag.as_str())) {
+        unit.writes.tags.push(TagRow { tag: tag.as_str().to_owned(), post });
+    }
+}
+
+fn json(record: &impl Serialize) -> Arc<str> {
+    serde_json::to_string(record).expect("a record is plain data").into()
+}

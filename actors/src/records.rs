@@ -1,0 +1,137 @@
+//! Pure. The public events: what other services and Kafka's readers see of a resource.
+//!
+//! Full state after the event, never an e-mail address. Adding a field is free, changing one is a v2.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    ids::{CommentId, PostId, UserId},
+    posts::Post,
+};
+
+/// `user.created`, `user.updated`, `user.deleted`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// The user.
+    pub id: UserId,
+    /// Grows with every change of the profile.
+    pub version: i64,
+    /// The handle; empty when deleted, like all that follows.
+    pub username: String,
+    /// The name to show.
+    pub display_name: String,
+    /// A few words.
+    pub bio: String,
+    /// The picture.
+    pub avatar_url: Option<String>,
+    /// When the account was made.
+    pub created_at: Timestamp,
+    /// The account is gone.
+    pub deleted: bool,
+}
+
+/// `user.followed`, `user.unfollowed`; key: the follower.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FollowRecord {
+    /// Who follows.
+    pub follower: UserId,
+    /// Whom.
+    pub followee: UserId,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// `post.created`, `post.updated`, `post.deleted`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PostRecord {
+    /// The post.
+    pub id: PostId,
+    /// Who wrote it.
+    pub author: UserId,
+    /// Empty when deleted.
+    pub title: String,
+    /// Empty when deleted.
+    pub body: String,
+    /// Empty when deleted.
+    pub tags: Vec<String>,
+    /// When it was published.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Grows with every edit.
+    pub version: i64,
+    /// At the time.
+    pub like_count: i64,
+    /// It is gone.
+    pub deleted: bool,
+}
+
+impl PostRecord {
+    /// A post as it is.
+    pub fn of(post: &Post) -> Self {
+        Self {
+            id: post.id,
+            author: post.author,
+            title: post.title.as_str().to_owned(),
+            body: post.body.as_str().to_owned(),
+            tags: post.tags.as_slice().iter().map(|tag| tag.as_str().to_owned()).collect(),
+            created_at: post.created_at,
+            updated_at: post.updated_at,
+            version: post.version,
+            like_count: post.like_count,
+            deleted: false,
+        }
+    }
+
+    /// A post that was deleted: newer than every version of it, and without its texts.
+    pub fn gone(post: &Post) -> Self {
+        Self {
+            title: String::new(),
+            body: String::new(),
+            tags: Vec::new(),
+            version: post.version + 1,
+            deleted: true,
+            ..Self::of(post)
+        }
+    }
+}
+
+/// `post.liked`, `post.unliked`, `comment.liked`, `comment.unliked`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LikeRecord {
+    /// What is liked: a post or a comment.
+    pub id: Uuid,
+    /// The post, or the post of the comment.
+    pub post_id: PostId,
+    /// Who likes it.
+    pub user: UserId,
+    /// How many do now.
+    pub like_count: i64,
+}
+
+/// `comment.created`, `comment.updated`, `comment.deleted`; key: the post.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommentRecord {
+    /// The comment.
+    pub id: CommentId,
+    /// Its post.
+    pub post_id: PostId,
+    /// The comment that it answers.
+    pub parent_id: Option<CommentId>,
+    /// 0 at the top.
+    pub depth: u16,
+    /// Who wrote it.
+    pub author: UserId,
+    /// Empty when deleted.
+    pub body: String,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Grows with every edit.
+    pub version: i64,
+    /// It is gone, or a tombstone.
+    pub deleted: bool,
+}
