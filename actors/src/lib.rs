@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP, of Kafka's client, or of other nodes.
 
 pub mod authors;
+pub mod comments;
 pub mod entity;
 pub mod event;
 pub mod ids;
@@ -15,3 +16,4 @@ pub mod service;
 pub mod supervisor;
 mod table;
 mod text;
+pub mod users;

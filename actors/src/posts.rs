@@ -1,0 +1,3 @@
+//! Posts: what people write.
+
+pub mod rules;
