@@ -1,0 +1,4 @@
+//! Comments: one thread per post.
+
+pub mod rules;
+pub mod tree;

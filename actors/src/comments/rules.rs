@@ -1,0 +1,107 @@
+//! Pure. What may be written in a comment.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest body, in characters.
+pub const BODY_CHARS_MAX: usize = 10_000;
+
+/// The text of a comment: 1 to [`BODY_CHARS_MAX`] characters, none of them NUL. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CommentBody(Arc<str>);
+
+/// Why a text is no comment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyRejection {
+    /// There is no text.
+    #[error("a comment needs a body")]
+    Empty,
+    /// Longer than [`BODY_CHARS_MAX`].
+    #[error("a comment has at most {BODY_CHARS_MAX} characters, not {chars}")]
+    TooLong {
+        /// The length of what was sent, in characters.
+        chars: usize,
+    },
+    /// Postgres cannot store U+0000 in a text.
+    #[error("a comment contains no NUL character")]
+    Nul,
+}
+
+impl CommentBody {
+    /// Takes the text as it is, white space included.
+    ///
+    /// # Errors
+    /// When it is empty, too long or contains NUL.
+    pub fn parse(text: impl Into<Arc<str>>) -> Result<Self, BodyRejection> {
+        let text = text.into();
+        if text.is_empty() {
+            return Err(BodyRejection::Empty);
+        }
+        // Few texts have more bytes than that, so most are never counted.
+        if text.len() > BODY_CHARS_MAX {
+            let chars = text.chars().count();
+            if chars > BODY_CHARS_MAX {
+                return Err(BodyRejection::TooLong { chars });
+            }
+        }
+        if text.contains('\0') {
+            return Err(BodyRejection::Nul);
+        }
+        Ok(Self(text))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for CommentBody {
+    type Error = BodyRejection;
+
+    fn try_from(text: String) -> Result<Self, BodyRejection> {
+        Self::parse(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_not_empty() {
+        assert_eq!(CommentBody::parse(""), Err(BodyRejection::Empty));
+    }
+
+    #[test]
+    fn a_body_is_measured_in_characters() {
+        let longest = "ü".repeat(BODY_CHARS_MAX);
+        assert_eq!(
+            CommentBody::parse(longest.as_str())
+                .as_ref()
+                .map(CommentBody::as_str),
+            Ok(longest.as_str())
+        );
+    }
+
+    #[test]
+    fn one_character_more_is_too_long() {
+        let text = "ü".repeat(BODY_CHARS_MAX + 1);
+        assert_eq!(
+            CommentBody::parse(text),
+            Err(BodyRejection::TooLong { chars: 10_001 })
+        );
+    }
+
+    #[test]
+    fn a_body_contains_no_nul() {
+        assert_eq!(CommentBody::parse("a\0b"), Err(BodyRejection::Nul));
+    }
+
+    #[test]
+    fn reading_json_checks_as_parsing_does() {
+        assert!(serde_json::from_str::<CommentBody>("\"\"").is_err());
+    }
+}
