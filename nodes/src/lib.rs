@@ -1,1 +1,4 @@
 //! A running Rookery.
+
+pub mod config;
+pub mod telemetry;

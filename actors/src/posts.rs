@@ -1,3 +1,0 @@
-//! Posts: what people write.
-
-pub mod rules;
