@@ -1,1 +1,3 @@
 //! The four services.
+
+pub mod search;
