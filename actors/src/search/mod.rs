@@ -1,0 +1,3 @@
+//! The search service.
+
+pub mod index;
