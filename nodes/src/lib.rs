@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod telemetry;
+pub mod migrate;
+pub mod postgres;
+pub mod testing;

@@ -98,6 +98,10 @@ impl<S: Service> Committer<S> {
         self.claims.notify_one();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Refuses what comes, and waits until what is there has been answered.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::Release);

@@ -16,6 +16,7 @@ mod shard_actor;
 mod tail;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -38,6 +39,7 @@ pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 use crate::{
     entity::{AskError, Entity, Failure},
+    event::{Record, Source},
     ids::{Epoch, Incarnation, Seq, ShardId, shard_of},
     service::Service,
 };
@@ -260,7 +262,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the shard's supervisor cannot be started.
-    pub async fn open(&self, granted: Granted, inbox: Vec<(crate::event::Source, Seq)>) -> Result<(), ractor::SpawnErr> {
+    pub async fn open(&self, granted: Granted, inbox: Vec<(Source, Seq)>) -> Result<(), ractor::SpawnErr> {
         shard_actor::open(&self.inner, granted, inbox).await
     }
 
@@ -302,7 +304,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<crate::event::Record>>, Failure> {
+    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<Record>>, Failure> {
         tail::read(&self.inner, shard, position, bytes_max).await
     }
 
@@ -310,6 +312,20 @@ impl<S: Service> Runtime<S> {
     pub fn head(&self, shard: ShardId) -> Option<Seq> {
         let shard = &self.inner.shards[shard.index()];
         shard.tenure().map(|_| shard.head())
+    }
+
+    /// How far a shard that is open here has come: its own last record, and what it has applied of other logs.
+    pub fn reached(&self, shard: ShardId) -> Option<(Seq, HashMap<Source, Seq>)> {
+        let shard = &self.inner.shards[shard.index()];
+        shard.tenure()?;
+        // The head first: a batch folds its positions before it moves the head.
+        let head = shard.head();
+        Some((head, shard.inbox.lock().expect("no panic under this lock").clone()))
+    }
+
+    /// Whether [`Runtime::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.inner.committer.is_closed()
     }
 
     /// Wakes whenever a batch was committed.
