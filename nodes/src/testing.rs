@@ -1,5 +1,7 @@
 //! What the tests of every crate of the workspace share: a real Postgres, and new databases in it.
 
+mod service;
+
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
+pub use self::service::{LEASE, TestService};
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};
 

@@ -34,7 +34,7 @@ pub struct Unit<S: Service> {
     pub dead: Vec<DeadLetter>,
     /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
     pub alone: bool,
-    shards: u16,
+    pub(crate) shards: u16,
 }
 
 impl<S: Service> Default for Unit<S> {

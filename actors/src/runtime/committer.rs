@@ -169,7 +169,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
-        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation)).await?;
+        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation())).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
         client

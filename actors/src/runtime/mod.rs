@@ -17,7 +17,7 @@ mod tail;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, RwLock},
     time::Duration,
 };
 
@@ -33,7 +33,7 @@ pub use self::{
     database::{Database, PoolSize, Pooled},
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
-    project::{ProjectError, Slice},
+    project::{ProjectError, Slice, SlicePart},
 };
 pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
@@ -148,7 +148,7 @@ impl<S: Service> Clone for Runtime<S> {
 pub(crate) struct Inner<S: Service> {
     pub(crate) service: S,
     pub(crate) settings: Settings,
-    pub(crate) incarnation: Incarnation,
+    incarnation: RwLock<Incarnation>,
     pub(crate) database: Database,
     pub(crate) shards: Vec<Shard<S>>,
     pub(crate) lease: Lease,
@@ -170,7 +170,7 @@ impl<S: Service> Runtime<S> {
         let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id))).collect();
         let inner = Inner {
             service,
-            incarnation,
+            incarnation: RwLock::new(incarnation),
             database,
             shards,
             lease: Lease::default(),
@@ -216,7 +216,17 @@ impl<S: Service> Runtime<S> {
 
     /// Who it is in the database.
     pub fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation
+        self.inner.incarnation()
+    }
+
+    /// Goes on as somebody else, after all shards were closed: dead is final for the former one (rule 7).
+    pub fn reincarnate(&self, incarnation: Incarnation) {
+        *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
+    }
+
+    /// Whether a shard is ours but answers nothing until the outcome of a commit is known.
+    pub fn is_suspended(&self, shard: ShardId) -> bool {
+        self.inner.shards[shard.index()].is_suspended()
     }
 
     /// The shard of an entity.
@@ -333,6 +343,34 @@ impl<S: Service> Runtime<S> {
         self.inner.batches.subscribe()
     }
 
+    /// How far a consumer has read the logs of this service.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn consumer_places(&self, consumer: &'static str) -> Result<Vec<(ShardId, Seq)>, Failure> {
+        let client = self.inner.database.get().await?;
+        let rows = client.query("SELECT shard, position FROM consumer WHERE name = $1", &[&consumer]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect())
+    }
+
+    /// Notes how far a consumer has read; places only move forward, whoever notes them.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn note_consumer(&self, consumer: &'static str, places: &[(ShardId, Seq)]) -> Result<(), Failure> {
+        let (shards, positions): (Vec<i16>, Vec<i64>) = places.iter().map(|(shard, place)| (shard.as_i16(), *place)).unzip();
+        let client = self.inner.database.get().await?;
+        client
+            .execute(
+                "INSERT INTO consumer (name, shard, position)
+                 SELECT $1, shard, position FROM UNNEST($2::int2[], $3::int8[]) AS r(shard, position) ORDER BY shard
+                 ON CONFLICT (name, shard) DO UPDATE SET position = GREATEST(consumer.position, excluded.position)",
+                &[&consumer, &shards, &positions],
+            )
+            .await?;
+        Ok(())
+    }
+
     /// Applies a slice of a foreign log to one of our shards, once (rule 16).
     ///
     /// # Errors
@@ -351,6 +389,10 @@ impl<S: Service> Runtime<S> {
 }
 
 impl<S: Service> Inner<S> {
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        *self.incarnation.read().expect("no panic under this lock")
+    }
+
     pub(crate) fn shard(&self, id: Uuid) -> &Shard<S> {
         &self.shards[shard_of(id, self.settings.shards).index()]
     }
