@@ -1,1 +1,5 @@
 //! A running Rookery.
+
+pub mod migrate;
+pub mod postgres;
+pub mod testing;
