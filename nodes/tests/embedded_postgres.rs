@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill as kill_process};
+use nix::unistd::{Pid, Uid};
 use rookery::migrate::{self, Database};
 use rookery::postgres::{
     BinariesError, DataDir, DataDirError, EmbeddedPostgres, Major, PostgresError, Search,
@@ -151,7 +153,7 @@ async fn a_server_that_is_killed_says_so_and_restarts_with_its_data() {
     write_one(&postgres).await;
     let config = postgres.config("posts");
 
-    signal("KILL", postgres.id().unwrap());
+    kill(postgres.id().unwrap());
     let status = postgres.exited().await;
     assert!(!status.success());
     postgres.restart().await.unwrap();
@@ -224,15 +226,8 @@ fn this_test() -> Command {
     Command::new(std::env::current_exe().unwrap())
 }
 
-fn signal(name: &str, pid: u32) {
-    assert!(
-        Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(pid.to_string())
-            .status()
-            .unwrap()
-            .success()
-    );
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]
@@ -254,12 +249,12 @@ async fn a_start_right_after_kill_9_finds_everything() {
     postgres.stop().await;
 }
 
-/// A server that has stopped listening to signals is still in the way.
+/// What is left of it: lock files that name a dead process, or a zombie.
 #[tokio::test]
 async fn a_start_recovers_when_the_parent_and_the_server_were_killed() {
     let folder = data_folder();
     let mut parent = Parent::start(folder.path(), &mut this_test());
-    signal("KILL", parent.server);
+    kill(parent.server);
     parent.kill();
     let (_data, postgres) = start(folder.path()).await;
     assert_eq!(kept(&postgres).await, 1);
@@ -424,10 +419,10 @@ async fn a_data_folder_below_a_closed_folder_works() {
     postgres.stop().await;
 }
 
-/// We may be root here, and nobody in particular elsewhere: if we are root, another user is tried as well.
+/// Root also tries it as another user; for anybody else every other test is this one.
 #[tokio::test]
 async fn an_ordinary_user_needs_no_root() {
-    if !nix_is_root() {
+    if !Uid::effective().is_root() {
         println!("skipped: not root, so every other test is this one");
         return;
     }
@@ -464,10 +459,6 @@ async fn an_ordinary_user_needs_no_root() {
     );
     assert_eq!(owner, 65534);
     postgres.stop().await;
-}
-
-fn nix_is_root() -> bool {
-    nix::unistd::Uid::effective().is_root()
 }
 
 #[tokio::test]

@@ -151,7 +151,9 @@ impl EmbeddedPostgres {
         cluster::initialise(&cluster, databases, &binaries, &user).await?;
         let socket_dir = runtime_dir::runtime_dir(&data, &user)
             .map_err(|source| PostgresError::io(&data, source))?;
-        let (process, client) = launch(&data, &cluster, &socket_dir, &binaries, &user).await?;
+        let launched = launch(&data, &cluster, &socket_dir, &binaries, &user).await;
+        let (process, client) =
+            launched.inspect_err(|_| runtime_dir::remove(&data, &socket_dir))?;
         // From here on the value stops the server if anything fails.
         let postgres = EmbeddedPostgres {
             data,
