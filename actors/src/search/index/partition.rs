@@ -277,7 +277,10 @@ impl Partition {
             if known.is_some_and(|known| known > document.version) {
                 continue;
             }
-            writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            // Not for what is new: every deletion is looked up in every segment.
+            if known.is_some() {
+                writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            }
             if !document.deleted {
                 let entry = schema::entry(&schema, &self.reader.fields, document)
                     .map_err(|error| PartitionError::Write(error.into()))?;
