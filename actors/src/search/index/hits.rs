@@ -1,6 +1,7 @@
 //! What is asked of an index and what it answers; pure, so that answers of several partitions can be merged anywhere.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -223,6 +224,13 @@ pub fn merge_suggestions(parts: Vec<Suggestion>, limit: usize) -> Vec<Suggestion
         }
         same
     });
+    // A word that is also a name says nothing more than the name does.
+    let names: BTreeSet<String> = all
+        .iter()
+        .filter(|one| one.kind != SuggestionKind::Word)
+        .map(|one| one.text.clone())
+        .collect();
+    all.retain(|one| one.kind != SuggestionKind::Word || !names.contains(&one.text));
     // Within its kind the most used first, the shortest of equals: it is closest to what was typed.
     all.sort_by_key(|suggestion| {
         (

@@ -92,6 +92,8 @@ pub struct Partition {
     position: Position,
     /// The versions applied since the last commit, which the reader does not see yet.
     uncommitted: HashMap<(Kind, Uuid), u64>,
+    /// How much text went to the writer since it last wrote everything out.
+    queued_bytes: usize,
     /// Whether the committed documents are about to be replaced as a whole.
     resetting: bool,
 }
@@ -142,6 +144,7 @@ impl Partition {
             writer: None,
             position,
             uncommitted: HashMap::new(),
+            queued_bytes: 0,
             resetting: false,
         };
         partition.writer = Some(partition.new_writer()?);
@@ -169,6 +172,7 @@ impl Partition {
         self.note_failure(result)?;
         self.position = position;
         self.uncommitted.clear();
+        self.queued_bytes = 0;
         self.resetting = false;
         Ok(())
     }
@@ -204,6 +208,7 @@ impl Partition {
         // The old writer holds the lock that the new one needs.
         self.writer = None;
         self.uncommitted.clear();
+        self.queued_bytes = 0;
         self.resetting = false;
         let payload = self
             .index
@@ -257,7 +262,7 @@ impl Partition {
     }
 
     fn try_apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
-        let writer = self.writer.as_ref().ok_or(PartitionError::Failed)?;
+        let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
         let schema = self.index.schema();
         for document in newest(batch) {
             let known = match self.uncommitted.get(&(document.kind, document.id)) {
@@ -272,11 +277,15 @@ impl Partition {
             if known.is_some_and(|known| known > document.version) {
                 continue;
             }
-            writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            // Not for what is new: every deletion is looked up in every segment.
+            if known.is_some() {
+                writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            }
             if !document.deleted {
                 let entry = schema::entry(&schema, &self.reader.fields, document)
                     .map_err(|error| PartitionError::Write(error.into()))?;
                 writer.add_document(entry).map_err(PartitionError::Write)?;
+                self.queued_bytes += document.body.len();
             }
             self.uncommitted
                 .insert((document.kind, document.id), document.version);

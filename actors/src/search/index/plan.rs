@@ -47,8 +47,11 @@ const TITLE: f32 = 2.5;
 const EXACT: f32 = 0.5;
 /// A phrase says more than its words.
 const PHRASE: f32 = 2.0;
-/// A word at one edit; at two, half of it. Low enough that the exact word, being rare when we get here, stays above.
-const FUZZY: f32 = 0.25;
+/// A similar word, where the exact one exists: low enough that the exact one, being rare when we get here, stays above.
+const FUZZY_BESIDE_EXACT: f32 = 0.25;
+/// A similar word, where the exact one does not exist: it was meant, so it must hold its own beside the other words of
+/// the query. Still below an exact match, which another partition may have.
+const FUZZY: f32 = 0.4;
 
 type Clauses = Vec<(Occur, Box<dyn Execute>)>;
 
@@ -210,10 +213,13 @@ impl Planner<'_> {
         queries.push(should(self.fields.body, &token.text, EXACT));
         self.stem(&stem, 1.0, queries);
         self.marks.words.insert(token.text.clone());
-        if self.documents_with(&stem)? < FUZZY_BELOW_DOCUMENTS {
-            self.misspelt(&token.text, &stem, queries)?;
+        match self.documents_with(&stem)? {
+            0 => self.misspelt(&token.text, &stem, FUZZY, queries),
+            1..FUZZY_BELOW_DOCUMENTS => {
+                self.misspelt(&token.text, &stem, FUZZY_BESIDE_EXACT, queries)
+            }
+            FUZZY_BELOW_DOCUMENTS.. => Ok(()),
         }
-        Ok(())
     }
 
     fn stem(&mut self, stem: &str, boost: f32, queries: &mut Clauses) {
@@ -232,11 +238,12 @@ impl Planner<'_> {
         Ok(in_titles + in_bodies)
     }
 
-    /// Adds the words that this one may be a misspelling of, in all their forms.
+    /// Adds the words that this one may be a misspelling of, in all their forms; those two edits away at half the boost.
     fn misspelt(
         &mut self,
         word: &str,
         own_stem: &str,
+        boost: f32,
         queries: &mut Clauses,
     ) -> tantivy::Result<()> {
         if self.fuzzy_left == 0 {
@@ -249,7 +256,7 @@ impl Planner<'_> {
                 similar.iter().map(|word| self.stemmer.stem(word)).collect();
             stems.remove(own_stem);
             for stem in &stems {
-                self.stem(stem, FUZZY / f32::from(edits), queries);
+                self.stem(stem, boost / f32::from(edits), queries);
             }
             // What is two edits away is only worth a look if nothing is nearer.
             if !stems.is_empty() {

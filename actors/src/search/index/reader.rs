@@ -13,7 +13,7 @@ use super::hits::{
 };
 use super::plan::{Plan, plan};
 use super::schema::{Fields, VERSION, key, name};
-use super::text::{Shape, Stemmer, tokens};
+use super::text::{Shape, Stemmer, is_stop_word, tokens};
 
 /// How much of a body a summary quotes, in characters.
 const EXCERPT_CHARS_MAX: usize = 200;
@@ -110,7 +110,9 @@ impl PartitionReader {
         {
             let head = typed[..last.start].to_lowercase();
             found.extend(
-                self.complete(&searcher, self.fields.title, &last.text, limit)?
+                // Twice as many as needed, because the most frequent words say the least.
+                self.complete(&searcher, self.fields.title, &last.text, 2 * limit)?
+                    .filter(|(word, _)| !is_stop_word(word))
                     .map(|(word, documents)| Suggestion {
                         text: format!("{head}{word}"),
                         kind: SuggestionKind::Word,

@@ -73,6 +73,18 @@ fn nothing_is_found_before_its_commit() {
     assert_eq!(index.find("rust"), []);
 }
 
+/// More text than the writer's memory between two commits, as in a rebuild.
+#[test]
+fn a_long_way_to_the_commit_is_written_out_in_parts_and_shown_at_once() {
+    let mut index = given([post(100, "", "rust")]);
+    let long = format!("rust{}", " ".repeat(3_000_000));
+    index.apply((1..=8).map(|id| post(id, "", &long)));
+    index.apply([deleted(post(1, "", "rust")), deleted(post(100, "", "rust"))]);
+    assert_eq!(index.find("rust"), [100]);
+    index.index([]);
+    assert_eq!(index.find_sorted("rust"), (2..=8).collect::<Vec<_>>());
+}
+
 #[test]
 fn readers_see_a_commit_as_soon_as_it_returns() {
     let mut index = partition();
