@@ -8,8 +8,4 @@ pub mod ownership;
 pub mod placement;
 pub mod postgres;
 pub mod telemetry;
-//! A running Rookery.
-
-pub mod migrate;
-pub mod postgres;
 pub mod testing;
