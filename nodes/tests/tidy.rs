@@ -188,8 +188,8 @@ fn forbidden_dependencies(
 ) -> impl Iterator<Item = &'static str> {
     let names: BTreeSet<_> = table(manifest, &["dependencies"]).keys().cloned().collect();
     forbidden
-        .to_vec()
-        .into_iter()
+        .iter()
+        .copied()
         .filter(move |name| names.contains(*name))
 }
 
