@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    ids::{CommentId, PostId, UserId},
+    ids::{CommentId, PostId, SessionId, UserId},
     posts::Post,
+    users::Profile,
 };
 
 /// `user.created`, `user.updated`, `user.deleted`
@@ -30,6 +31,46 @@ pub struct UserRecord {
     pub created_at: Timestamp,
     /// The account is gone.
     pub deleted: bool,
+}
+
+impl UserRecord {
+    /// A user as everybody may see them.
+    pub fn of(user: &Profile) -> Self {
+        Self {
+            id: user.id,
+            version: user.version,
+            username: user.username.as_str().to_owned(),
+            display_name: user.display_name.as_str().to_owned(),
+            bio: user.bio.as_str().to_owned(),
+            avatar_url: user.avatar_url.as_ref().map(|url| url.as_str().to_owned()),
+            created_at: user.created_at,
+            deleted: false,
+        }
+    }
+
+    /// A user who is gone: newer than every version of theirs, and without anything about them.
+    pub fn gone(id: UserId, version: i64, created_at: Timestamp) -> Self {
+        let nothing = String::new;
+        Self {
+            id,
+            version,
+            username: nothing(),
+            display_name: nothing(),
+            bio: nothing(),
+            avatar_url: None,
+            created_at,
+            deleted: true,
+        }
+    }
+}
+
+/// `session.closed`; key: the user. The access tokens of the session are no longer good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The session.
+    pub id: SessionId,
+    /// Whose it was.
+    pub user: UserId,
 }
 
 /// `user.followed`, `user.unfollowed`; key: the follower.

@@ -106,6 +106,20 @@ impl Bio {
     }
 }
 
+/// Nothing said.
+impl Default for DisplayName {
+    fn default() -> Self {
+        Self("".into())
+    }
+}
+
+/// Nothing said.
+impl Default for Bio {
+    fn default() -> Self {
+        Self("".into())
+    }
+}
+
 impl AvatarUrl {
     /// Reads an absolute URL. It is only ever handed to browsers, never fetched from here.
     ///

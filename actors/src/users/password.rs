@@ -69,6 +69,11 @@ impl Password {
         Ok(Self(text))
     }
 
+    /// Once more, for a password that is verified and then hashed anew.
+    pub(super) fn again(&self) -> Self {
+        Self(self.0.expose_secret().into())
+    }
+
     fn as_bytes(&self) -> &[u8] {
         self.0.expose_secret().as_bytes()
     }

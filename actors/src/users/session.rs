@@ -28,7 +28,7 @@ pub struct Session {
 }
 
 /// How long sessions live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lifetime {
     /// Without being refreshed.
     pub idle: SignedDuration,
@@ -98,6 +98,24 @@ impl Session {
             generation,
             last_used_at: now.max(self.last_used_at),
             expires_at: lifetime.end(self.created_at, now),
+            ..self.clone()
+        })
+    }
+
+    /// Replaces the token that a rotation reached, because its answer may never have arrived.
+    ///
+    /// Only while nobody has used that token: later on the session belongs to whoever did. Nothing is revoked then,
+    /// for a request that was repeated late is no theft.
+    pub fn reissue(&self, generation: u32, next: TokenHash, now: Timestamp) -> Rotation {
+        if self.is_expired(now) {
+            return Rotation::Expired;
+        }
+        if generation == 0 || generation != self.generation {
+            return Rotation::Unknown;
+        }
+        Rotation::Rotated(Self {
+            refresh_hash: next,
+            last_used_at: now.max(self.last_used_at),
             ..self.clone()
         })
     }
@@ -222,6 +240,25 @@ mod tests {
                 Rotation::Unknown
             );
         }
+    }
+
+    #[test]
+    fn a_lost_answer_is_repeated_with_another_token_as_often_as_needed() {
+        let (first, lost, again) = (token(PHONE, 0), token(PHONE, 1), token(PHONE, 1));
+        let refreshed = rotated(&session(&first), &first, &lost, at(1));
+        for reissued in [&again, &token(PHONE, 1)] {
+            let Rotation::Rotated(session) = refreshed.reissue(1, reissued.hash, at(2)) else { panic!("not reissued") };
+            rotated(&session, reissued, &token(PHONE, 2), at(3));
+            assert_eq!(session.rotate(&lost, again.hash, at(3), lifetime()), Rotation::Unknown);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_used_is_not_repeated() {
+        let (first, second) = (token(PHONE, 0), token(PHONE, 1));
+        let once = rotated(&session(&first), &first, &second, at(1));
+        let twice = rotated(&once, &second, &token(PHONE, 2), at(2));
+        assert_eq!(twice.reissue(1, token(PHONE, 1).hash, at(3)), Rotation::Unknown);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::secret::{ClusterSecret, Purpose, TAG_BYTES, Tagger};
 pub struct RefreshToken(SecretString);
 
 /// What a genuine token says. It is no proof yet that the token still counts: the session knows that.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Presented {
     /// Whose session it is.
     pub user: Uuid,
@@ -122,6 +122,16 @@ impl TokenHash {
     fn of(token: &[u8]) -> Self {
         let hash = digest::digest(&digest::SHA256, token);
         Self(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+
+    /// As it is stored.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// As it was stored; none: these are not the bytes of a hash.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 }
 
