@@ -1,6 +1,13 @@
 //! The comments service on a real Postgres.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use rookery::{
@@ -8,7 +15,7 @@ use rookery::{
     testing::{TestPostgres, TestService},
 };
 use rookery_actors::{
-    comments::{Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope},
+    comments::{Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope, texts::Texts},
     entity::AskError,
     event::{Record, Source, Topic},
     ids::{CommentId, PostId, ShardId, UserId, uuid_v7},
@@ -132,6 +139,46 @@ async fn an_edit_is_seen_by_the_next_read_though_the_old_text_was_at_hand() {
     edit(&comments, &comment, "first").await;
     let seen = comments.get(comment.post_id, comment.id, deadline()).await.unwrap().unwrap();
     assert_eq!((seen.body.unwrap().as_str(), seen.version), ("first", 2));
+    service.stop().await;
+}
+
+/// Without a cache of texts every read is pieced together from memory and SQL.
+#[tokio::test]
+async fn a_read_beside_edits_is_never_older_than_what_was_acknowledged_and_never_torn() {
+    let config = fresh().await;
+    let uncached = CommentService { texts: Texts::new(0), ..CommentService::default() };
+    let service = TestService::start(uncached, config, "n1", Settings::default()).await;
+    let comments = Comments::new(service.runtime.clone());
+    let comment = add(&comments, a_post(), None, "1").await;
+    let acknowledged = AtomicI64::new(1);
+    let writing = async {
+        let mut latest = comment.clone();
+        for version in 2..=100 {
+            latest = edit(&comments, &latest, &version.to_string()).await;
+            acknowledged.store(version, Ordering::SeqCst);
+        }
+    };
+    let reading = async {
+        while acknowledged.load(Ordering::SeqCst) < 100 {
+            let before = acknowledged.load(Ordering::SeqCst);
+            let seen = walk(&comments, whole(comment.post_id, Order::New), 1).await.pop().unwrap();
+            assert!(seen.version >= before, "{} after {before}", seen.version);
+            assert_eq!(seen.body.unwrap().as_str(), seen.version.to_string());
+        }
+    };
+    tokio::join!(writing, reading);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_thread_of_many_thousand_comments_loads_and_pages() {
+    let config = fresh().await;
+    let (service, comments) = service(&config).await;
+    let post = a_post();
+    import(&comments, post, 6_000).await;
+    service.stop().await;
+    let (service, comments) = self::service(&config).await;
+    assert_eq!(walk(&comments, whole(post, Order::Old), 500).await.len(), 6_000);
     service.stop().await;
 }
 
@@ -276,7 +323,7 @@ async fn a_retry_with_its_idempotency_key_writes_one_comment() {
     service.stop().await;
 }
 
-/// Imports a chain of 40 replies under every 100th comment's number, `count` comments in all.
+/// Imports `count` comments; of each hundred the first 40 are a chain of replies.
 async fn import(comments: &Comments, post: PostId, count: usize) {
     let at = Timestamp::from_second(1_700_000_000).unwrap();
     let id = |n: usize| {
@@ -285,7 +332,7 @@ async fn import(comments: &Comments, post: PostId, count: usize) {
         CommentId(uuid_v7(at, rest))
     };
     let imported = |n: usize| {
-        let parent = (n % 100 != 0 && n % 100 < 40).then(|| id(n - 1));
+        let parent = (1..40).contains(&(n % 100)).then(|| id(n - 1));
         Imported { id: id(n), author: ADA, body: body(&format!("comment {n}")), parent, at }
     };
     for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
