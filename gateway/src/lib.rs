@@ -21,6 +21,7 @@ pub mod health;
 pub mod limits;
 pub mod markdown;
 pub mod problem;
+pub mod routes;
 pub mod server;
 
 pub use actor::Gateway;
