@@ -71,6 +71,9 @@ pub trait Service: Send + Sync + 'static + Sized {
     /// Called after every committed change of a loaded or new entity, in order: for read models of this node.
     fn committed(&self, _shard: ShardId, _id: Uuid, _state: Option<&Self::Entity>, _events: &[<Self::Entity as Entity>::Event]) {}
 
+    /// Shards came or went on this node: read models that span shards begin anew.
+    fn shards_changed(&self) {}
+
     /// Takes a projection's note after its commit.
     fn noted(&self, _note: Self::Note) {}
 

@@ -77,10 +77,9 @@ impl RunningBridge {
         *self.lag.borrow()
     }
 
-    /// Waits for its end; the consumer must have stopped.
-    pub async fn ended(self) {
+    /// Ends it, wherever it is: what it was about to do comes again at the next start.
+    pub fn stop(&self) {
         self.task.abort();
-        let _ = self.task.await;
     }
 }
 

@@ -230,6 +230,10 @@ impl Service for PostService {
         }
     }
 
+    fn shards_changed(&self) {
+        self.lists.clear();
+    }
+
     fn noted(&self, note: Author) {
         self.authors.note(note);
     }

@@ -1,4 +1,0 @@
-//! Comments: one thread per post.
-
-pub mod rules;
-pub mod tree;

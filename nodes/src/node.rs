@@ -1,0 +1,282 @@
+//! One running node: the start list is the architecture.
+//!
+//! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, the
+//! bridges end, the committers answer what waits, the shards are given up, the database goes last.
+
+mod health;
+mod revocations;
+mod secret;
+mod services;
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use ractor::Actor;
+use rookery_actors::{
+    comments::Comments,
+    event::{EventLog, Topic},
+    posts::Posts,
+    search::SearchFace,
+    secret::{ClusterSecret, Purpose},
+    supervisor::{ChildSpec, SupervisorRef},
+    users::{
+        Users,
+        keys::SigningKeys,
+        password::{Hasher, HasherConfig},
+        session::Lifetime,
+        token::RefreshTokens,
+    },
+};
+use rookery_gateway::{
+    Gateway, GatewayConfig, Parts,
+    actor::Arguments,
+    auth::{self, Verifier},
+    chain::Edge,
+    routes::{self, Api, Issuer},
+    server,
+};
+
+use self::{
+    health::NodeHealth,
+    services::{Databases, RunningService},
+};
+use crate::{
+    bridge::{Bridge, RunningBridge},
+    config::Config,
+    event_log::EmbeddedLog,
+    postgres::DataDir,
+};
+
+/// A node with all its roles.
+pub struct Node {
+    /// The effective configuration.
+    pub config: Config,
+    /// The faces of the services.
+    pub faces: Faces,
+    /// Where the gateway listens.
+    pub gateway: SocketAddr,
+    /// What the node is made of, for status.
+    pub started: Instant,
+    data: DataDir,
+    tree: SupervisorRef,
+    databases: Databases,
+    users: RunningService,
+    posts: RunningService,
+    comments: RunningService,
+    search: RunningService,
+    bridges: Arc<Vec<NamedBridge>>,
+    revocations: tokio::task::JoinHandle<()>,
+    ports: Vec<tokio::task::JoinHandle<()>>,
+    stop_ports: tokio::sync::watch::Sender<bool>,
+}
+
+/// The public faces of the four services.
+#[derive(Clone)]
+pub struct Faces {
+    /// Accounts, sessions, follows.
+    pub users: Users,
+    /// Posts and lists.
+    pub posts: Posts,
+    /// Comment threads.
+    pub comments: Comments,
+    /// Documents and indexes.
+    pub search: SearchFace,
+}
+
+/// One topic on its way into one service.
+pub struct NamedBridge {
+    /// The publisher's log.
+    pub topic: Topic,
+    /// Who reads it.
+    pub consumer: &'static str,
+    /// The bridge.
+    pub bridge: RunningBridge,
+}
+
+impl Node {
+    /// Starts everything and returns when the gateway answers.
+    ///
+    /// # Errors
+    /// The first thing that could not be started; what was started before it is stopped again.
+    pub async fn start(config: Config, metrics: metrics_exporter_prometheus::PrometheusHandle) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let data = DataDir::lock(&config.data_dir)?;
+        let secret = secret::of(&config, data.path())?;
+        // The socket first: a port in use is found before anything else is started, and nobody is refused later.
+        let listener = Arc::new(server::bind(config.gateway.listen)?);
+        let gateway = listener.local_addr()?;
+
+        let databases = Databases::open(&config, &data).await?;
+        let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
+        let services = services::start(&config, &databases, &tree).await?;
+
+        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::new(
+            Arc::new(services.users.runtime.clone()),
+            Arc::new(services.posts.runtime.clone()),
+            Arc::new(services.comments.runtime.clone()),
+        ));
+        let bridges = Arc::new(bridges(&services, &log));
+        let faces = faces(&config, &secret, &services, data.path()).await?;
+
+        let keys = SigningKeys::load_or_create(services.users.runtime.database(), &secret).await?;
+        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000));
+        let issuer = Arc::new(Issuer::new(config.tokens.issuer.clone(), config.tokens.audience.clone(), config.tokens.access_ttl));
+        let revocations = revocations::start(&services.users.runtime, Arc::clone(&log), Arc::clone(&verifier)).await?;
+        install(&keys, &verifier, &issuer)?;
+
+        let edge = Edge::new(gateway_config(&config), Arc::clone(&verifier));
+        let api = Api::new(
+            faces.users.clone(),
+            faces.posts.clone(),
+            faces.comments.clone(),
+            faces.search.clone(),
+            &secret.derive(Purpose::Cursor),
+            &secret.derive(Purpose::SearchToken),
+            issuer,
+            Arc::clone(&verifier),
+        );
+        let health = Arc::new(NodeHealth::new(started, &services, &bridges, api.services(), tree.clone()));
+        let parts = Parts { api: routes::router(api), health: health.clone(), metrics: metrics.clone() };
+        let router = rookery_gateway::build(&edge, parts)?;
+        let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
+        tree.start_child(ChildSpec::new("gateway", move |supervisor| {
+            let arguments = arguments.clone();
+            async move {
+                let (gateway, _) = Actor::spawn_linked(None, Gateway, arguments, supervisor).await?;
+                Ok(gateway.get_cell())
+            }
+        }))
+        .await?;
+        let (stop_ports, stopped) = tokio::sync::watch::channel(false);
+        let ports = health::ports(&config, &health, &metrics, &stopped)?;
+
+        let services::Started { users, posts, comments, search } = services;
+        Ok(Self {
+            config,
+            faces,
+            gateway,
+            started,
+            data,
+            tree,
+            databases,
+            users: users.erase(),
+            posts: posts.erase(),
+            comments: comments.erase(),
+            search: search.erase(),
+            bridges,
+            revocations,
+            ports,
+            stop_ports,
+        })
+    }
+
+    /// Where the node keeps its files.
+    pub fn data_dir(&self) -> &std::path::Path {
+        self.data.path()
+    }
+
+    /// The bridges, for status.
+    pub fn bridges(&self) -> &Arc<Vec<NamedBridge>> {
+        &self.bridges
+    }
+
+    /// Ends when the private Postgres has died and could not be brought back.
+    pub async fn failed(&self) {
+        self.databases.watch().await;
+    }
+
+    /// Stops in order; what was acknowledged is in the database.
+    pub async fn stop(self) {
+        self.tree.stop().await;
+        self.stop_ports.send_replace(true);
+        self.revocations.abort();
+        for bridge in self.bridges.iter() {
+            bridge.bridge.stop();
+        }
+        for service in [self.search, self.comments, self.posts, self.users] {
+            service.stop().await;
+        }
+        self.faces.search.closed().await;
+        for port in self.ports {
+            port.abort();
+        }
+        self.databases.stop().await;
+        drop(self.data);
+    }
+}
+
+fn bridges(services: &services::Started, log: &Arc<dyn EventLog>) -> Vec<NamedBridge> {
+    let services::Started { users, posts, comments, search } = services;
+    let shards = users.runtime.shards();
+    let mut bridges = Vec::new();
+    macro_rules! bridge {
+        ($($from:ident $topic:ident => $($to:ident),+;)+) => {$($(
+            bridges.push(NamedBridge {
+                topic: Topic::$topic,
+                consumer: stringify!($to),
+                bridge: Bridge::start(
+                    $to.runtime.clone(),
+                    Arc::clone(log),
+                    Arc::new($from.runtime.clone()),
+                    Topic::$topic,
+                    shards,
+                ),
+            });
+        )+)+};
+    }
+    // Who reads whom: names and follows, counts, closed threads, documents.
+    bridge! {
+        users Users => users, posts, comments, search;
+        posts Posts => users, comments, search;
+        comments Comments => users, posts, search;
+    }
+    bridges
+}
+
+async fn faces(
+    config: &Config,
+    secret: &ClusterSecret,
+    services: &services::Started,
+    data: &std::path::Path,
+) -> anyhow::Result<Faces> {
+    let hasher = Hasher::start(HasherConfig::default())?;
+    let tokens = RefreshTokens::new(secret);
+    let idle = jiff::SignedDuration::try_from(config.tokens.refresh_ttl)?;
+    let lifetime = Lifetime { idle, ..Lifetime::default() };
+    let users = Users::new(services.users.runtime.clone(), hasher, tokens, lifetime);
+    let posts = Posts::new(services.posts.runtime.clone());
+    let comments = Comments::new(services.comments.runtime.clone(), posts.clone());
+    let search = SearchFace::open(services.search.runtime.clone(), &data.join("search")).await?;
+    Ok(Faces { users, posts, comments, search })
+}
+
+/// Lets gateways verify with all published keys and sign with the newest that may.
+fn install(keys: &SigningKeys, verifier: &Verifier, issuer: &Issuer) -> anyhow::Result<()> {
+    use secrecy::ExposeSecret;
+    let now = jiff::Timestamp::now();
+    let signer = |key: &rookery_actors::users::keys::SigningKey| {
+        auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())
+    };
+    let published = keys.published(now).map(|key| signer(key).map(|key| key.public())).collect::<Result<Vec<_>, _>>()?;
+    verifier.set_keys(published);
+    let signing = keys.signing(now).ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;
+    issuer.set_key(signer(signing)?);
+    Ok(())
+}
+
+fn gateway_config(config: &Config) -> GatewayConfig {
+    let of = &config.gateway;
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    GatewayConfig {
+        listen: of.listen,
+        body_limit_bytes: of.body_limit_bytes,
+        request_timeout_ms: millis(of.request_timeout),
+        header_timeout_ms: millis(of.header_timeout),
+        connections_max: of.connections_max,
+        requests_max: of.concurrency_max,
+        rate_limits: of.rate_limits,
+        cors_origins: of.cors_origins.iter().map(ToString::to_string).collect(),
+        token_issuer: config.tokens.issuer.clone(),
+        token_audience: config.tokens.audience.clone(),
+        ..GatewayConfig::default()
+    }
+}
