@@ -4,6 +4,7 @@ pub mod bridge;
 pub mod config;
 pub mod event_log;
 pub mod migrate;
+pub mod node;
 pub mod ownership;
 pub mod placement;
 pub mod postgres;

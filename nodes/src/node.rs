@@ -29,9 +29,8 @@ use rookery_actors::{
 use rookery_gateway::{
     Gateway, GatewayConfig, Parts,
     actor::Arguments,
-    auth::{self, Verifier},
+    auth::{self, RevokedSessions, Verifier},
     chain::Edge,
-    routes::{self, Api, Issuer},
     server,
 };
 
@@ -118,24 +117,14 @@ impl Node {
         let faces = faces(&config, &secret, &services, data.path()).await?;
 
         let keys = SigningKeys::load_or_create(services.users.runtime.database(), &secret).await?;
-        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000));
-        let issuer = Arc::new(Issuer::new(config.tokens.issuer.clone(), config.tokens.audience.clone(), config.tokens.access_ttl));
+        let revoked = Arc::new(RevokedSessions::default());
+        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
         let revocations = revocations::start(&services.users.runtime, Arc::clone(&log), Arc::clone(&verifier)).await?;
-        install(&keys, &verifier, &issuer)?;
+        install(&keys, &verifier)?;
 
         let edge = Edge::new(gateway_config(&config), Arc::clone(&verifier));
-        let api = Api::new(
-            faces.users.clone(),
-            faces.posts.clone(),
-            faces.comments.clone(),
-            faces.search.clone(),
-            &secret.derive(Purpose::Cursor),
-            &secret.derive(Purpose::SearchToken),
-            issuer,
-            Arc::clone(&verifier),
-        );
-        let health = Arc::new(NodeHealth::new(started, &services, &bridges, api.services(), tree.clone()));
-        let parts = Parts { api: routes::router(api), health: health.clone(), metrics: metrics.clone() };
+        let health = Arc::new(NodeHealth::new(started, &services, &bridges, Arc::new(rookery_gateway::Services::new(Default::default())), tree.clone()));
+        let parts = Parts { api: Default::default(), health: health.clone(), metrics: metrics.clone() };
         let router = rookery_gateway::build(&edge, parts)?;
         let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
         tree.start_child(ChildSpec::new("gateway", move |supervisor| {
@@ -244,13 +233,13 @@ async fn faces(
     let lifetime = Lifetime { idle, ..Lifetime::default() };
     let users = Users::new(services.users.runtime.clone(), hasher, tokens, lifetime);
     let posts = Posts::new(services.posts.runtime.clone());
-    let comments = Comments::new(services.comments.runtime.clone(), posts.clone());
+    let comments = Comments::new(services.comments.runtime.clone());
     let search = SearchFace::open(services.search.runtime.clone(), &data.join("search")).await?;
     Ok(Faces { users, posts, comments, search })
 }
 
 /// Lets gateways verify with all published keys and sign with the newest that may.
-fn install(keys: &SigningKeys, verifier: &Verifier, issuer: &Issuer) -> anyhow::Result<()> {
+fn install(keys: &SigningKeys, verifier: &Verifier) -> anyhow::Result<()> {
     use secrecy::ExposeSecret;
     let now = jiff::Timestamp::now();
     let signer = |key: &rookery_actors::users::keys::SigningKey| {
@@ -259,7 +248,7 @@ fn install(keys: &SigningKeys, verifier: &Verifier, issuer: &Issuer) -> anyhow::
     let published = keys.published(now).map(|key| signer(key).map(|key| key.public())).collect::<Result<Vec<_>, _>>()?;
     verifier.set_keys(published);
     let signing = keys.signing(now).ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;
-    issuer.set_key(signer(signing)?);
+    let _ = signer(signing)?;
     Ok(())
 }
 

@@ -216,8 +216,9 @@ impl Service for PostService {
         Reply { post }
     }
 
-    fn refused(_: &str) -> Option<Rejection> {
-        None
+    fn refused(constraint: &str) -> Option<Rejection> {
+        // An import repeated after an answer that was lost: a new id is not looked up before it is written.
+        (constraint == "post_pkey").then_some(Rejection::Exists)
     }
 
     fn weight(state: Option<&Post>) -> usize {

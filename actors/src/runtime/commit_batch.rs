@@ -32,6 +32,8 @@ pub struct Unit<S: Service> {
     pub kept: Option<KeptReply>,
     /// Records that could not be applied.
     pub dead: Vec<DeadLetter>,
+    /// Dead letters that it applies after all, and so takes away.
+    pub replayed: Vec<(Source, Seq)>,
     /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
     pub alone: bool,
     pub(crate) shards: u16,
@@ -48,6 +50,7 @@ impl<S: Service> Default for Unit<S> {
             inbox: Vec::new(),
             kept: None,
             dead: Vec::new(),
+            replayed: Vec::new(),
             alone: false,
             shards: 1,
         }
@@ -182,6 +185,11 @@ table! {
      SELECT shard, source, seq, kind, key, payload, reason FROM {rows} ON CONFLICT (shard, source, seq) DO NOTHING"
 }
 
+table! {
+    struct Replayed of ReplayedRow { shard: i16 => "int2", source: String => "text", seq: i64 => "int8" }
+    "DELETE FROM dead_letter d USING {rows} WHERE d.shard = r.shard AND d.source = r.source AND d.seq = r.seq"
+}
+
 /// A shared text as a parameter: a batch copies no payloads.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedText(pub(crate) Arc<str>);
@@ -211,6 +219,7 @@ pub(crate) struct Batch<S: Service> {
     inbox: Inbox,
     idempotency: Idempotency,
     dead: DeadLetters,
+    replayed: Replayed,
 }
 
 /// The records of one unit, with their positions.
@@ -226,6 +235,7 @@ impl<S: Service> Batch<S> {
             inbox: Inbox::default(),
             idempotency: Idempotency::default(),
             dead: DeadLetters::default(),
+            replayed: Replayed::default(),
         }
     }
 
@@ -255,6 +265,9 @@ impl<S: Service> Batch<S> {
                 payload: letter.record.payload.clone().map(SharedText),
                 reason: letter.reason.clone(),
             });
+        }
+        for (source, seq) in &unit.replayed {
+            self.replayed.push(ReplayedRow { shard: number, source: source.to_string(), seq: *seq });
         }
         for record in &records {
             self.outbox.push(OutboxRow {
@@ -295,7 +308,7 @@ impl<S: Service> Batch<S> {
     pub(crate) async fn execute(&self, client: &Client, statement: &Statement) -> Result<u64, tokio_postgres::Error> {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.id, &self.at];
         params.extend(self.outbox.params());
-        for table in log_tables(&self.inbox, &self.idempotency, &self.dead) {
+        for table in log_tables(&self.inbox, &self.idempotency, &self.dead, &self.replayed) {
             params.extend(table.params());
         }
         for table in self.writes.tables() {
@@ -305,16 +318,21 @@ impl<S: Service> Batch<S> {
     }
 }
 
-fn log_tables<'a>(inbox: &'a Inbox, idempotency: &'a Idempotency, dead: &'a DeadLetters) -> [&'a dyn Table; 3] {
-    [inbox, idempotency, dead]
+fn log_tables<'a>(
+    inbox: &'a Inbox,
+    idempotency: &'a Idempotency,
+    dead: &'a DeadLetters,
+    replayed: &'a Replayed,
+) -> [&'a dyn Table; 4] {
+    [inbox, idempotency, dead, replayed]
 }
 
 /// The statement of a service; its text depends on nothing but the service.
 pub(crate) fn statement<S: Service>() -> String {
-    let (inbox, idempotency, dead, outbox) =
-        (Inbox::default(), Idempotency::default(), DeadLetters::default(), Outbox::default());
+    let (inbox, idempotency, outbox) = (Inbox::default(), Idempotency::default(), Outbox::default());
+    let (dead, replayed) = (DeadLetters::default(), Replayed::default());
     let writes = S::Writes::default();
-    let mut tables: Vec<&dyn Table> = log_tables(&inbox, &idempotency, &dead).to_vec();
+    let mut tables: Vec<&dyn Table> = log_tables(&inbox, &idempotency, &dead, &replayed).to_vec();
     tables.extend(writes.tables());
 
     let outbox_first = 3;

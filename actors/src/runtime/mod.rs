@@ -4,6 +4,7 @@ mod activation;
 mod commit_batch;
 mod committer;
 mod database;
+mod dead_letters;
 mod directory;
 mod doubt;
 mod entity_actor;
@@ -31,6 +32,7 @@ use uuid::Uuid;
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
+    dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
@@ -160,6 +162,8 @@ pub(crate) struct Inner<S: Service> {
     pub(crate) supervisor: OnceLock<ActorCell>,
     /// When a commit last worked: a member whose commits fail stops renewing (rule 10).
     pub(crate) commits: committer::Health,
+    /// Held while a dead letter is replayed.
+    pub(crate) replaying: tokio::sync::Mutex<()>,
 }
 
 impl<S: Service> Runtime<S> {
@@ -180,6 +184,7 @@ impl<S: Service> Runtime<S> {
             batches: watch::Sender::new(0),
             supervisor: OnceLock::new(),
             commits: committer::Health::default(),
+            replaying: tokio::sync::Mutex::default(),
             settings,
         };
         Self { inner: Arc::new(inner) }
@@ -385,6 +390,32 @@ impl<S: Service> Runtime<S> {
     /// [`ProjectError::Failed`] when it could not be committed.
     pub async fn bury(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
         project::bury(&self.inner, shard, letter).await
+    }
+
+    /// The dead letters of all shards, the first ones of each source first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
+        dead_letters::list(&self.inner, limit).await
+    }
+
+    /// Applies a dead letter after all and takes it away, in one transaction. False: it is gone already.
+    ///
+    /// # Errors
+    /// As [`Runtime::apply`]; the letter stays.
+    pub async fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
+        dead_letters::replay(&self.inner, shard, source, seq).await
+    }
+
+    /// How far the slowest consumer has read each shard's log, as of its last note; shards that nobody reads are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn slowest_places(&self) -> Result<Vec<(ShardId, Seq)>, Failure> {
+        let client = self.inner.database.get().await?;
+        let rows = client.query("SELECT shard, min(position) FROM consumer GROUP BY shard ORDER BY shard", &[]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{CommitError, DeadLetter, Inner, Unit, committer};
+use super::{CommitError, DeadLetter, Inner, Unit, committer, shard::Shard};
 use crate::{
     entity::Failure,
     event::{Record, Source},
-    ids::{Seq, ShardId, shard_of},
+    ids::{Epoch, Seq, ShardId, shard_of},
     service::{Foreign, Poison, Service},
 };
 
@@ -51,8 +51,7 @@ pub enum ProjectError {
 
 pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
     let state = &inner.shards[shard.index()];
-    let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
-    let epoch = state.tenure().ok_or_else(not_ours)?;
+    let epoch = serving(inner, shard)?;
     let mut unit = Unit::of(inner.settings.shards);
     for part in &slice.parts {
         let applied = state.inbox.lock().expect("no panic under this lock").get(&part.source).copied().unwrap_or(0);
@@ -68,20 +67,22 @@ pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, sli
     if unit.inbox.is_empty() {
         return Ok(());
     }
-    unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
-    unit.touches.sort_unstable();
-    unit.touches.dedup();
     commit(inner, shard, epoch, unit).await
 }
 
 pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
-    let state = &inner.shards[shard.index()];
-    let epoch = state.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME)))?;
+    let epoch = serving(inner, shard)?;
     let unit = Unit { inbox: vec![(letter.source, letter.record.seq)], dead: vec![letter], ..Unit::of(inner.settings.shards) };
     commit(inner, shard, epoch, unit).await
 }
 
-fn project<S: Service>(
+/// The epoch under which the shard is ours.
+pub(crate) fn serving<S: Service>(inner: &Inner<S>, shard: ShardId) -> Result<Epoch, Failure> {
+    let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
+    inner.shards.get(shard.index()).and_then(Shard::tenure).ok_or_else(not_ours)
+}
+
+pub(crate) fn project<S: Service>(
     inner: &Inner<S>,
     shard: ShardId,
     source: Source,
@@ -98,7 +99,16 @@ fn project<S: Service>(
     Ok(())
 }
 
-async fn commit<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, epoch: i64, unit: Unit<S>) -> Result<(), ProjectError> {
+/// Commits what was projected; the entities that it changes do not load meanwhile.
+pub(crate) async fn commit<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: ShardId,
+    epoch: Epoch,
+    mut unit: Unit<S>,
+) -> Result<(), ProjectError> {
+    unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
+    unit.touches.sort_unstable();
+    unit.touches.dedup();
     let submitted = committer::submit(inner, shard, epoch, unit).map_err(Failure::from)?;
     match submitted.await.unwrap_or(Err(CommitError::Unknown)) {
         Ok(_) => Ok(()),

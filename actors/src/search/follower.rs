@@ -17,7 +17,7 @@ use crate::{
 
 /// Between two commits of an index: half of what a write may take until it is found, in the median.
 const COMMIT_EVERY: Duration = Duration::from_millis(150);
-/// Documents in one commit at most; the rest follows in the next, at once.
+/// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 
 /// How far each source can be found in an index.
@@ -43,11 +43,49 @@ impl Visible {
     }
 }
 
+/// How often an index was asked to be built anew, and how often it has been.
+#[derive(Clone, Default)]
+pub(crate) struct Rebuilds(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    wanted: watch::Sender<u64>,
+    done: watch::Sender<u64>,
+}
+
+impl Rebuilds {
+    /// Asks for one and waits for its end; the old index serves meanwhile.
+    pub(crate) async fn one(&self) {
+        let mut number = 0;
+        self.0.wanted.send_modify(|wanted| {
+            *wanted += 1;
+            number = *wanted;
+        });
+        // The sender lives as long as we do.
+        let _ = self.0.done.subscribe().wait_for(|done| *done >= number).await;
+    }
+
+    fn wanted(&self) -> Option<u64> {
+        let wanted = *self.0.wanted.borrow();
+        (wanted > *self.0.done.borrow()).then_some(wanted)
+    }
+
+    fn done(&self, number: u64) {
+        self.0.done.send_replace(number);
+    }
+
+    async fn asked(&self) {
+        let done = *self.0.done.borrow();
+        let _ = self.0.wanted.subscribe().wait_for(|wanted| *wanted > done).await;
+    }
+}
+
 pub(crate) struct Follower {
     runtime: Runtime<SearchService>,
     shard: ShardId,
     partition: Option<Partition>,
     visible: Visible,
+    rebuilds: Rebuilds,
 }
 
 /// Why a step of following failed.
@@ -62,8 +100,14 @@ enum FollowError {
 }
 
 impl Follower {
-    pub(crate) fn new(runtime: Runtime<SearchService>, shard: ShardId, partition: Partition, visible: Visible) -> Self {
-        Self { runtime, shard, partition: Some(partition), visible }
+    pub(crate) fn new(
+        runtime: Runtime<SearchService>,
+        shard: ShardId,
+        partition: Partition,
+        visible: Visible,
+        rebuilds: Rebuilds,
+    ) -> Self {
+        Self { runtime, shard, partition: Some(partition), visible, rebuilds }
     }
 
     /// Follows until the runtime stops, then closes the index.
@@ -76,7 +120,13 @@ impl Follower {
                 Ok(Step::CaughtUp) => {
                     tokio::time::sleep_until(began + COMMIT_EVERY).await;
                     // A tick even without news: the shard may have opened, or the stop may have come.
-                    let _ = tokio::time::timeout(Duration::from_millis(500), batches.changed()).await;
+                    let news = async {
+                        tokio::select! {
+                            _ = batches.changed() => {}
+                            () = self.rebuilds.asked() => {}
+                        }
+                    };
+                    let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
                 }
                 Err(error) => {
                     tracing::warn!(shard.id = %self.shard, %error, "an index cannot follow, it tries again");
@@ -93,16 +143,20 @@ impl Follower {
     async fn step(&mut self) -> Result<Step, FollowError> {
         // First how far the shard has come, then its documents: so they contain all that the positions promise.
         let Some((head, positions)) = self.runtime.reached(self.shard) else { return Ok(Step::CaughtUp) };
+        if let Some(number) = self.rebuilds.wanted() {
+            self.rebuild(head, &positions).await?;
+            self.visible.publish(positions);
+            self.rebuilds.done(number);
+            return Ok(Step::CaughtUp);
+        }
         let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
         let applied = Seq::try_from(applied).unwrap_or(Seq::MAX);
         let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
-        let more = documents.len() as i64 == DOCUMENTS_MAX;
+        let more = documents.len() as i64 >= DOCUMENTS_MAX;
         if !documents.is_empty() {
             let last = documents.last().map_or(0, |(seq, _)| *seq);
-            // A full page may end within a record's documents: that record comes again, whole, with the next page.
-            let applied_seq = if more { last - 1 } else { last.max(head.unsigned_abs()) };
-            let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
-            self.index(documents, Position { applied_seq, sources }).await?;
+            let applied_seq = if more { last } else { last.max(head.unsigned_abs()) };
+            self.index(documents, position(applied_seq, &positions)).await?;
         }
         if !more {
             self.visible.publish(positions);
@@ -114,7 +168,8 @@ impl Follower {
         let client = self.runtime.database().get().await?;
         let rows = client
             .query(
-                "SELECT seq, doc FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+                // With ties: a page ends with a whole record, however many documents came with it.
+                "SELECT seq, doc FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES",
                 &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX],
             )
             .await?;
@@ -126,10 +181,37 @@ impl Follower {
         rows.iter().map(parse).collect()
     }
 
+    /// Builds the index from nothing and commits it in one piece, so that nobody ever finds half of it.
+    async fn rebuild(&mut self, head: Seq, positions: &HashMap<Source, Seq>) -> Result<(), FollowError> {
+        tracing::info!(shard.id = %self.shard, "building an index anew");
+        self.with_partition(Partition::reset).await?;
+        let mut applied: Seq = 0;
+        loop {
+            let documents = self.documents(applied).await?;
+            let more = documents.len() as i64 >= DOCUMENTS_MAX;
+            let last = documents.last().map_or(0, |(seq, _)| seq.cast_signed());
+            self.with_partition(move |partition| partition.apply(&documents)).await?;
+            if !more {
+                let applied_seq = last.max(head).unsigned_abs();
+                let position = position(applied_seq, positions);
+                return self.with_partition(move |partition| partition.commit(position)).await;
+            }
+            applied = last;
+        }
+    }
+
     async fn index(&mut self, documents: Vec<(u64, Document)>, position: Position) -> Result<(), FollowError> {
+        self.with_partition(move |partition| partition.apply(&documents).and_then(|()| partition.commit(position))).await
+    }
+
+    /// Writes on a thread that may block.
+    async fn with_partition(
+        &mut self,
+        write: impl FnOnce(&mut Partition) -> Result<(), PartitionError> + Send + 'static,
+    ) -> Result<(), FollowError> {
         let mut partition = self.partition.take().ok_or(FollowError::Panicked)?;
         let (partition, result) = spawn_blocking(move || {
-            let result = partition.apply(&documents).and_then(|()| partition.commit(position));
+            let result = write(&mut partition);
             (partition, result)
         })
         .await
@@ -149,6 +231,11 @@ impl Follower {
             self.partition = Some(partition);
         }
     }
+}
+
+fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
+    let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
+    Position { applied_seq, sources }
 }
 
 enum Step {

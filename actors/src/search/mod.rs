@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub use self::service::SearchService;
 use self::{
-    follower::{Follower, Visible},
+    follower::{Follower, Rebuilds, Visible},
     index::{Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions},
     service::home,
 };
@@ -39,6 +39,7 @@ pub struct SearchFace {
 struct Replica {
     reader: PartitionReader,
     visible: Visible,
+    rebuilds: Rebuilds,
     follower: JoinHandle<()>,
 }
 
@@ -78,8 +79,9 @@ impl SearchFace {
             let partition = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
             let visible = Visible::default();
             let reader = partition.reader();
-            let follower = Follower::new(runtime.clone(), shard, partition, visible.clone());
-            replicas.push(Replica { reader, visible, follower: tokio::spawn(follower.run()) });
+            let rebuilds = Rebuilds::default();
+            let follower = Follower::new(runtime.clone(), shard, partition, visible.clone(), rebuilds.clone());
+            replicas.push(Replica { reader, visible, rebuilds, follower: tokio::spawn(follower.run()) });
         }
         Ok(Self { runtime, replicas: Arc::new(replicas) })
     }
@@ -162,6 +164,31 @@ impl SearchFace {
             self.runtime.commit(shard, unit).await?;
         }
         Ok(())
+    }
+
+    /// The documents of one kind after an id, in the order of ids, those that only say that a thing is gone included: for
+    /// whoever looks for what should not be there.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn documents(&self, kind: index::Kind, after: Option<Uuid>, limit: usize) -> Result<Vec<index::Document>, Failure> {
+        let after = after.unwrap_or_else(Uuid::nil);
+        let count = i64::try_from(limit).expect("a page is short");
+        let client = self.runtime.database().get().await?;
+        let rows = client
+            .query("SELECT doc FROM documents WHERE type = $1 AND id > $2 ORDER BY id LIMIT $3", &[&kind.as_str(), &after, &count])
+            .await?;
+        let parse = |row: &tokio_postgres::Row| {
+            serde_json::from_str(row.get(0))
+                .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))
+        };
+        rows.iter().map(parse).collect()
+    }
+
+    /// Builds this node's indexes anew from the documents, and waits until they are. The old ones serve meanwhile; what is
+    /// written meanwhile is found afterwards.
+    pub async fn rebuild(&self) {
+        join_all(self.replicas.iter().map(|replica| replica.rebuilds.one())).await;
     }
 
     /// How many documents can be found here.

@@ -39,7 +39,8 @@ impl Entity for NoEntity {
 }
 
 table! {
-    /// Documents to store; an older version never replaces a newer one (rule 20).
+    /// Documents to store; an older version never replaces a newer one (rule 20). The same one does: a rebuild may make
+    /// another document of it than the build before.
     pub(crate) struct DocumentRows of DocumentRow {
         shard: i16 => "int2", seq: i64 => "int8", kind: String => "text", id: Uuid => "uuid", version: i64 => "int8",
         doc: String => "text",
@@ -47,7 +48,7 @@ table! {
     "INSERT INTO documents (shard, seq, type, id, version, doc) \
      SELECT DISTINCT ON (kind, id) shard, seq, kind, id, version, doc FROM {rows} ORDER BY kind, id, version DESC \
      ON CONFLICT (type, id) DO UPDATE SET shard = excluded.shard, seq = excluded.seq, version = excluded.version, \
-     doc = excluded.doc WHERE documents.version < excluded.version"
+     doc = excluded.doc WHERE documents.version <= excluded.version"
 }
 
 /// What a batch of the search service writes.

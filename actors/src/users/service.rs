@@ -151,15 +151,24 @@ table! {
     "DELETE FROM follow f USING {rows} WHERE f.follower = r.follower AND f.followee = r.followee"
 }
 
+// A statement may not both add and delete a row, and a slice may hold both of one pair: each of the next two is given
+// every record, and takes the pairs whose last one is its own.
 table! {
-    /// Who follows a user, by the log, in order: the last record of a pair counts.
+    /// Who begins to follow a user, by the log.
     pub(crate) struct FollowerRows of FollowerRow {
-        nr: i64 => "int8", followee: Uuid => "uuid", follower: Uuid => "uuid", at: Timestamp => "timestamptz", on: bool => "bool",
+        nr: i64 => "int8", followee: Uuid => "uuid", follower: Uuid => "uuid", at: Timestamp => "timestamptz", active: bool => "bool",
     }
-    "MERGE INTO follower f USING (SELECT DISTINCT ON (followee, follower) followee, follower, at, \"on\" \
-     FROM {rows} ORDER BY followee, follower, nr DESC) r ON f.followee = r.followee AND f.follower = r.follower \
-     WHEN MATCHED AND NOT r.\"on\" THEN DELETE \
-     WHEN NOT MATCHED AND r.\"on\" THEN INSERT (followee, follower, at) VALUES (r.followee, r.follower, r.at)"
+    "INSERT INTO follower (followee, follower, at) SELECT followee, follower, at FROM (SELECT DISTINCT ON (followee, follower) \
+     followee, follower, at, active FROM {rows} ORDER BY followee, follower, nr DESC) last WHERE active ON CONFLICT DO NOTHING"
+}
+
+table! {
+    /// Who ends to follow a user, by the log.
+    pub(crate) struct UnfollowerRows of UnfollowerRow {
+        nr: i64 => "int8", followee: Uuid => "uuid", follower: Uuid => "uuid", active: bool => "bool",
+    }
+    "DELETE FROM follower f USING (SELECT DISTINCT ON (followee, follower) followee, follower, active FROM {rows} \
+     ORDER BY followee, follower, nr DESC) last WHERE NOT last.active AND f.followee = last.followee AND f.follower = last.follower"
 }
 
 table! {
@@ -179,7 +188,7 @@ tables! {
     pub struct Writes {
         users: UserRows, edits: EditRows, passwords: PasswordRows, roles: RoleRows, gone: GoneRows, departed: DepartedRows,
         swept: SweptRows, sessions: SessionRows, closed: ClosedRows, follows: FollowRows, unfollows: UnfollowRows,
-        followers: FollowerRows, counts: CountRows,
+        followers: FollowerRows, unfollowers: UnfollowerRows, counts: CountRows,
     }
 }
 
@@ -309,10 +318,11 @@ impl Service for UserService {
             "comment.deleted" => Counts { comments: -1, ..Counts::default() },
             kind @ ("user.followed" | "user.unfollowed") => {
                 let FollowRecord { follower, followee, at } = foreign.parse()?;
-                let on = kind == "user.followed";
-                let nr = foreign.record.seq;
-                unit.writes.followers.push(FollowerRow { nr, followee: followee.0, follower: follower.0, at, on });
-                Counts { followers: if on { 1 } else { -1 }, ..Counts::default() }
+                let active = kind == "user.followed";
+                let (nr, follower, followee) = (foreign.record.seq, follower.0, followee.0);
+                unit.writes.followers.push(FollowerRow { nr, followee, follower, at, active });
+                unit.writes.unfollowers.push(UnfollowerRow { nr, followee, follower, active });
+                Counts { followers: if active { 1 } else { -1 }, ..Counts::default() }
             }
             _ => return Ok(()),
         };

@@ -11,8 +11,9 @@ use futures_util::future::{BoxFuture, FutureExt, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
 use rookery_actors::{runtime::Runtime, service::Service, supervisor::SupervisorRef};
 use rookery_gateway::{
-    Services,
+    GatewayConfig, Services,
     health::{self, Health, Probe, Report, Status},
+    server::Limits,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -142,9 +143,10 @@ pub(super) fn ports(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let router = health::router(health.clone(), metrics.clone());
         let mut stopped = stopped.clone();
+        let limits = Limits::from(&GatewayConfig::default());
         let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
         ports.push(tokio::spawn(async move {
-            if let Err(error) = rookery_gateway::server::serve(listener, router, Default::default(), stop).await {
+            if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await {
                 tracing::error!(%error, "a health port ended");
             }
         }));

@@ -1,0 +1,118 @@
+//! A whole node in this process: services, bridges, index and gateway over a private Postgres.
+
+use std::{path::Path, time::Duration};
+
+use jiff::Timestamp;
+use rookery::{config::Config, node::Node};
+use rookery_actors::{
+    comments::{self, CommentBody},
+    event::Topic,
+    posts::{
+        Draft,
+        rules::{Body, Tags, Title},
+    },
+    runtime::Context,
+    search::{SearchToken, index},
+    users::{NewUser, names::{Email, Username}, password::Password},
+};
+use tokio::time::Instant;
+
+fn soon() -> Context {
+    Context::within(Duration::from_secs(10))
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn config(data: &Path) -> Config {
+    let mut config = Config::default();
+    config.data_dir = data.to_owned();
+    let free = "127.0.0.1:0".parse().unwrap();
+    config.gateway.listen = free;
+    for service in [
+        &mut config.services.users,
+        &mut config.services.posts,
+        &mut config.services.comments,
+        &mut config.services.search,
+    ] {
+        service.listen = free;
+    }
+    config
+}
+
+async fn start(data: &Path) -> Node {
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    Node::start(config(data), metrics).await.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let faces = node.faces.clone();
+
+    let ada = NewUser {
+        username: Username::parse("ada").unwrap(),
+        email: Email::parse("ada@example.org").unwrap(),
+        password: Password::parse("correct horse battery".to_owned()).unwrap(),
+        user_agent: None,
+    };
+    let ada = faces.users.register(ada, soon()).await.unwrap().reply.account.profile.id;
+    let draft = Draft {
+        author: ada,
+        title: Title::parse("On the Analytical Engine").unwrap(),
+        body: Body::parse("It weaves algebraic patterns.").unwrap(),
+        tags: Tags::parse(&["engines"]).unwrap(),
+        at: Timestamp::now(),
+    };
+    let accepted = faces.posts.publish(draft, soon()).await.unwrap();
+    let post = accepted.reply.post.unwrap();
+    let token = SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key: post.id.0 };
+    assert!(faces.search.visible(token, Duration::from_secs(5)).await, "a post is found within seconds");
+    let query = index::Search { query: index::Query::parse("weaving algebra").unwrap(), ..index::Search::default() };
+    assert_eq!(faces.search.search(query.clone(), deadline()).await.unwrap().hits.items[0].id, post.id.0);
+
+    let draft = comments::Draft {
+        post: post.id,
+        author: ada,
+        body: CommentBody::parse("As the loom weaves flowers.").unwrap(),
+        parent: None,
+        at: Timestamp::now(),
+    };
+    faces.comments.add(draft, soon()).await.unwrap();
+    eventually("the comment count", async || {
+        let post = faces.posts.get(post.id, deadline()).await.unwrap().unwrap();
+        (post.comment_count == 1).then_some(())
+    })
+    .await;
+    eventually("the author's counts", async || {
+        let ada = faces.users.get(ada, deadline()).await.unwrap().unwrap();
+        (ada.post_count == 1 && ada.comment_count == 1).then_some(())
+    })
+    .await;
+    eventually("the author's name", async || faces.posts.authors([ada]).await.unwrap().remove(&ada)).await;
+    node.stop().await;
+
+    let node = start(folder.path()).await;
+    let found = eventually("the post after a restart", async || {
+        let answer = node.faces.search.search(query.clone(), deadline()).await.unwrap();
+        answer.hits.items.first().map(|hit| hit.id)
+    })
+    .await;
+    assert_eq!(found, post.id.0);
+    let again = node.faces.posts.get(post.id, deadline()).await.unwrap().unwrap();
+    assert_eq!((again.title, again.comment_count), (post.title, 1));
+    node.stop().await;
+}
