@@ -43,21 +43,21 @@ where
 /// Reads a body that has to be JSON, within the limits of size and time.
 pub(crate) async fn receive(request: Request<Body>) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
-        let config = &context::of(&parts)?.edge.config;
-        if !is_json(&parts.headers) {
-            return Err(Problem::new(
-                &problem::UNSUPPORTED_MEDIA_TYPE,
-                "the body has to be application/json",
-            ));
-        }
-        let read = read(
-            body,
-            config.body_limit_bytes,
-            declared_length(&parts.headers),
-        );
-        let bytes = tokio::time::timeout(Duration::from_millis(config.body_timeout_ms), read)
-            .await
-            .map_err(|_| Problem::new(&problem::TOO_SLOW, "the body did not arrive in time"))??;
+    let config = &context::of(&parts)?.edge.config;
+    if !is_json(&parts.headers) {
+        return Err(Problem::new(
+            &problem::UNSUPPORTED_MEDIA_TYPE,
+            "the body has to be application/json",
+        ));
+    }
+    let read = read(
+        body,
+        config.body_limit_bytes,
+        declared_length(&parts.headers),
+    );
+    let bytes = tokio::time::timeout(Duration::from_millis(config.body_timeout_ms), read)
+        .await
+        .map_err(|_| Problem::new(&problem::TOO_SLOW, "the body did not arrive in time"))??;
     Ok((parts, bytes))
 }
 
@@ -68,7 +68,9 @@ impl<T: Serialize> IntoResponse for Json<T> {
 }
 
 /// Parses and validates a body.
-pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(
+    bytes: &[u8],
+) -> Result<T, Problem> {
     let text = str::from_utf8(bytes).map_err(|error| {
         Problem::new(
             &problem::MALFORMED_JSON,

@@ -207,7 +207,9 @@ mod tests {
             calls.set(calls.get() + 1);
             async { Err::<(), _>("down") }
         };
-        let _ = services.call(Service::Posts, soon(), |_| repeatable, ask).await;
+        let _ = services
+            .call(Service::Posts, soon(), |_| repeatable, ask)
+            .await;
         calls.get()
     }
 
@@ -226,9 +228,12 @@ mod tests {
         let services = Services::new(Policy::default());
         for _ in 0..30 {
             let _ = services
-                .call(Service::Posts, soon(), |_| false, || async {
-                    Err::<(), _>("down")
-                })
+                .call(
+                    Service::Posts,
+                    soon(),
+                    |_| false,
+                    || async { Err::<(), _>("down") },
+                )
                 .await;
         }
         assert_eq!(
@@ -236,7 +241,12 @@ mod tests {
             Position::Open
         );
         let answer = services
-            .call(Service::Users, soon(), |_: &&str| false, || async { Ok::<_, &str>(1) })
+            .call(
+                Service::Users,
+                soon(),
+                |_: &&str| false,
+                || async { Ok::<_, &str>(1) },
+            )
             .await;
         assert_eq!(answer.ok(), Some(1));
     }

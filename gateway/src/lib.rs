@@ -18,6 +18,7 @@ pub mod cursor;
 pub mod docs;
 pub mod extract;
 pub mod health;
+pub mod issuer;
 pub mod limits;
 pub mod markdown;
 pub mod problem;

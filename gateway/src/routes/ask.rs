@@ -1,5 +1,6 @@
 //! Asking a service: behind its breaker, repeated only where that is safe, with every failure a problem.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ impl Api {
     {
         let answer = self.ask(service, context, Twice::Safe, || {
             let asked = ask(context.deadline.into());
-            async move { asked.await.map_err(AskError::Failed) }
+            async move { asked.await.map_err(AskError::<Infallible>::Failed) }
         });
         match answer.await? {
             Ok(value) => Ok(value),
@@ -130,7 +131,6 @@ fn is_outage(failure: &Failure) -> bool {
         Failure::Unavailable(_) | Failure::Unknown(_) | Failure::Expired
     )
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -37,6 +37,27 @@ impl<'a> From<&'a Author> for AuthorView<'a> {
     }
 }
 
+/// The same, for answers that outlive what they were made of.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = AuthorName)]
+pub(crate) struct AuthorName {
+    id: Uuid,
+    username: String,
+    display_name: String,
+    avatar_url: Option<String>,
+}
+
+impl From<&Author> for AuthorName {
+    fn from(author: &Author) -> Self {
+        Self {
+            id: author.id.0,
+            username: author.username.clone(),
+            display_name: author.display_name.clone(),
+            avatar_url: author.avatar_url.clone(),
+        }
+    }
+}
+
 /// The authors of one answer; who deleted their account is not among them.
 #[derive(Debug, Default)]
 pub(crate) struct Known(HashMap<UserId, Arc<Author>>);
@@ -60,15 +81,26 @@ impl Api {
         ids.dedup();
         let mut known = match service {
             Service::Comments => {
-                self.read(service, context, |_| self.comments.authors(ids.iter().copied())).await?
+                self.read(service, context, |_| {
+                    self.comments.authors(ids.iter().copied())
+                })
+                .await?
             }
             _ => {
-                self.read(Service::Posts, context, |_| self.posts.authors(ids.iter().copied())).await?
+                self.read(Service::Posts, context, |_| {
+                    self.posts.authors(ids.iter().copied())
+                })
+                .await?
             }
         };
-        let missing: Vec<UserId> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
+        let missing: Vec<UserId> = ids
+            .into_iter()
+            .filter(|id| !known.contains_key(id))
+            .collect();
         let asked = missing.iter().map(|id| {
-            self.read(Service::Users, context, |deadline| self.users.author(*id, deadline))
+            self.read(Service::Users, context, |deadline| {
+                self.users.author(*id, deadline)
+            })
         });
         for author in join_all(asked).await {
             if let Some(author) = author? {

@@ -2,6 +2,8 @@
 
 use rookery_actors::invalid::Invalid;
 
+use serde::Deserialize;
+
 use crate::problem::{FieldError, Problem};
 
 /// Collects what is wrong with the fields of one body.
@@ -50,7 +52,7 @@ impl Fields {
 /// A field that may be absent, null or a value: where null takes the value away.
 pub(crate) fn nullable<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where
-    T: serde::Deserialize<'de>,
+    T: Deserialize<'de>,
     D: serde::Deserializer<'de>,
 {
     Option::deserialize(deserializer).map(Some)
@@ -68,7 +70,14 @@ mod tests {
         fields.take("title", Title::parse(""));
         fields.take("tags", Tags::parse(&["NO"]));
         let problem = fields.check().unwrap_err();
-        let named: Vec<_> = problem.errors.iter().map(|error| (error.field.as_str(), &*error.code)).collect();
-        assert_eq!(named, [("title", "too_short"), ("tags", "invalid_characters")]);
+        let named: Vec<_> = problem
+            .errors
+            .iter()
+            .map(|error| (error.field.as_str(), &*error.code))
+            .collect();
+        assert_eq!(
+            named,
+            [("title", "too_short"), ("tags", "invalid_characters")]
+        );
     }
 }

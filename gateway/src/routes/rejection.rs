@@ -43,21 +43,36 @@ impl From<users::Rejection> for Problem {
 pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
     let name = service.name();
     let problem = match failure {
-        Failure::KeyReused => return Problem::new(&problem::IDEMPOTENCY_CONFLICT, failure.to_string()),
-        Failure::Unavailable(_) => Problem::unavailable(format!("the {name} service is not available"), 1),
-        Failure::Overloaded(_) => Problem::unavailable(format!("the {name} service has more to do than it can"), 1),
-        Failure::Crashed => Problem::unavailable(format!("the {name} service failed on this request"), 1),
+        Failure::KeyReused => {
+            return Problem::new(&problem::IDEMPOTENCY_CONFLICT, failure.to_string());
+        }
+        Failure::Unavailable(_) => {
+            Problem::unavailable(format!("the {name} service is not available"), 1)
+        }
+        Failure::Overloaded(_) => {
+            Problem::unavailable(format!("the {name} service has more to do than it can"), 1)
+        }
+        Failure::Crashed => {
+            Problem::unavailable(format!("the {name} service failed on this request"), 1)
+        }
         // As long as the supervisor isolates it at least.
         Failure::Isolated => Problem::unavailable("it is isolated after repeated failures", 5),
-        Failure::Expired => Problem::new(&problem::DEADLINE, format!("the {name} service did not answer in time")),
-        Failure::Unknown(_) => Problem::new(&problem::DEADLINE, "whether it was done is not known yet"),
+        Failure::Expired => Problem::new(
+            &problem::DEADLINE,
+            format!("the {name} service did not answer in time"),
+        ),
+        Failure::Unknown(_) => {
+            Problem::new(&problem::DEADLINE, "whether it was done is not known yet")
+        }
     };
     match failure {
         // Load says nothing new line by line; it is in the metrics.
         Failure::Overloaded(_) | Failure::Expired => {
             tracing::debug!(service = name, error = %failure, "the {name} service could not answer");
         }
-        _ => tracing::warn!(service = name, error = %failure, "the {name} service could not answer"),
+        _ => {
+            tracing::warn!(service = name, error = %failure, "the {name} service could not answer")
+        }
     }
     problem
 }
@@ -104,14 +119,20 @@ mod tests {
         for failure in failures {
             let response = failed(Service::Posts, &failure).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-            assert!(response.headers().contains_key(header::RETRY_AFTER), "{failure:?}");
+            assert!(
+                response.headers().contains_key(header::RETRY_AFTER),
+                "{failure:?}"
+            );
         }
         assert_eq!(status(failed(Service::Posts, &Failure::KeyReused)), 409);
     }
 
     #[test]
     fn what_failed_inside_is_not_told() {
-        let problem = failed(Service::Posts, &Failure::Unavailable("password=hunter2".into()));
+        let problem = failed(
+            Service::Posts,
+            &Failure::Unavailable("password=hunter2".into()),
+        );
         assert!(!format!("{problem:?}").contains("hunter2"));
     }
 }
