@@ -20,6 +20,8 @@ use tokio::{
 
 /// Payload asked for at a time, in bytes: what is applied together.
 const FETCH_BYTES: usize = 4 << 20;
+/// After news were carried: more gather meanwhile, and share their commits. A tenth of what search may take.
+const LINGER: Duration = Duration::from_millis(50);
 /// Longest wait for news; the bridge looks around at least this often.
 const FETCH_WAIT: Duration = Duration::from_secs(1);
 /// Between two notes of how far we came; a restart repeats at most this much, harmlessly.
@@ -104,7 +106,10 @@ impl<S: Service> Bridge<S> {
         loop {
             match self.log.fetch(self.topic, &self.positions, FETCH_BYTES, FETCH_WAIT).await {
                 Ok(fetched) if fetched.is_empty() => drop(caught_up.send_replace(Instant::now())),
-                Ok(fetched) => self.carry(fetched).await,
+                Ok(fetched) => {
+                    self.carry(fetched).await;
+                    sleep(LINGER).await;
+                }
                 Err(error @ LogError::OutOfRange { .. }) => {
                     tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log: rebuild from state with `rookery reindex`");
                     sleep(Duration::from_secs(10)).await;

@@ -4,6 +4,7 @@
 //! bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
 mod health;
+mod janitor;
 mod revocations;
 mod secret;
 mod services;
@@ -135,6 +136,10 @@ impl Node {
             }
         }))
         .await?;
+        janitor::start(services.users.runtime.clone(), vec!["users", "posts", "comments", "search"], false);
+        janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], false);
+        janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], false);
+        janitor::start(services.search.runtime.clone(), Vec::new(), false);
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
         let ports = health::ports(&config, &health, &metrics, &stopped)?;
 

@@ -239,14 +239,14 @@ impl Entity for Thread {
                 if *body == before.body {
                     return Ok(vec![]);
                 }
-                let text = Text { body: body.clone(), updated_at: *at, ..before.clone() };
+                let text = Text { body: body.clone(), updated_at: stored(*at), ..before.clone() };
                 Ok(vec![Event::Edited { id: *comment, text }])
             }
             Command::Delete { comment, by, moderator, if_version, at } => {
                 let info = live(tree, *comment)?;
                 let text = may_change(&info, facts, *by, *moderator, *if_version)?.clone();
                 let left = tree.deletion(comment.0).map_err(unfound)?;
-                Ok(vec![Event::Deleted { id: *comment, text, at: *at, left }])
+                Ok(vec![Event::Deleted { id: *comment, text, at: stored(*at), left }])
             }
             Command::Like { comment, user, on } => {
                 live(tree, *comment)?;
@@ -310,8 +310,14 @@ fn may_change<'a>(
 }
 
 fn added(id: CommentId, author: UserId, body: &CommentBody, parent: Option<CommentId>, depth: u8, at: Timestamp) -> Event {
+    let at = stored(at);
     let text = Text { author, body: body.clone(), created_at: at, updated_at: at };
     Event::Added { id, parent, depth, text }
+}
+
+/// To the precision that Postgres keeps, so that a comment reads the same from memory and from its row.
+fn stored(at: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(at.as_microsecond()).expect("a timestamp in range stays in range")
 }
 
 /// A parent may be in the thread already, or come in the same import.
@@ -348,3 +354,6 @@ fn unfound(rejection: tree::Rejection) -> Rejection {
         tree::Rejection::Taken { .. } => Rejection::Exists,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -258,18 +258,17 @@ impl Comments {
     /// A page of a thread, in tree order: from memory, and what is written in the comments from there too unless it
     /// was not read for long. None: the post is gone, or the comment below which the page was to be.
     ///
+    /// Whether the post was ever there is for the caller to ask, as with [`Comments::add`]: the thread of any id is empty.
+    ///
     /// # Errors
     /// When it cannot be read now.
     pub async fn page(&self, place: &Place, limit: NonZeroUsize, deadline: Instant) -> Result<Option<Page<Place>>, Failure> {
         let Scope { post, parent, .. } = place.scope;
         let query = place.query(limit);
         let page = self
-            .view(post, deadline, |thread| match thread {
-                None => Some(tree::Tree::default().page(&query)),
-                Some(thread) => {
-                    let tree = thread.tree()?;
-                    parent.is_none_or(|parent| tree.get(parent.0).is_some()).then(|| tree.page(&query))
-                }
+            .view(post, deadline, |thread| {
+                let tree = thread?.tree()?;
+                parent.is_none_or(|parent| tree.get(parent.0).is_some()).then(|| tree.page(&query))
             })
             .await?;
         let Some(page) = page else { return Ok(None) };

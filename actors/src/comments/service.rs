@@ -153,7 +153,15 @@ impl Service for CommentService {
                 (_, thread) => *thread = None,
             }
         }
-        Ok(threads.into_iter().map(|(post, comments)| (post, comments.map_or(Thread::Closed, |comments| open(post, comments)))).collect())
+        let mut found = HashMap::with_capacity(threads.len());
+        for (post, comments) in threads {
+            let thread = match comments {
+                None => Thread::Closed,
+                Some(comments) => Thread::Open(planted(post, comments).await),
+            };
+            found.insert(post, thread);
+        }
+        Ok(found)
     }
 
     fn need(&self, _: Uuid, state: Option<&Thread>, command: &Command) -> Option<Need> {
@@ -308,12 +316,19 @@ fn skeleton(row: &Row) -> Result<Option<tree::Row>, LoadError> {
     Ok(Some(tree::Row { id, parent: row.get(2), like_count: count(3)?, version: count(4)?, deleted: row.get(5) }))
 }
 
-fn open(post: Uuid, comments: Vec<tree::Row>) -> Thread {
-    let loaded = Tree::load(comments);
+/// More rows than this are sorted on a thread of their own: it takes milliseconds, in which nobody else would be served.
+const ROWS_AT_ONCE: usize = 5_000;
+
+async fn planted(post: Uuid, comments: Vec<tree::Row>) -> Tree {
+    let loaded = if comments.len() <= ROWS_AT_ONCE {
+        Tree::load(comments)
+    } else {
+        tokio::task::spawn_blocking(|| Tree::load(comments)).await.expect("any rows make a tree")
+    };
     if !loaded.left_out.is_empty() {
         tracing::error!(post.id = %post, count = loaded.left_out.len(), "comments of post {post} have no place in its thread");
     }
-    Thread::Open(loaded.tree)
+    loaded.tree
 }
 
 fn text(written: Written) -> Option<Text> {

@@ -157,7 +157,6 @@ fn revive<S: Service>(inner: &Arc<Inner<S>>, shard: &Shard<S>, id: Uuid, epoch: 
     let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
     let cell = Arc::new(Cell::new(id, epoch, readiness));
     cell.used_s.store(coarse_now(), Ordering::Relaxed);
-    cell.weight.store(ACTOR_BYTES, Ordering::Relaxed);
     let actor = EntityActor::new(Arc::clone(inner), Arc::clone(&cell));
     let (actor, _) = ActorRuntime::spawn_linked_instant(None, actor, (), supervisor)
         .map_err(|error| Failure::Unavailable(format!("cannot start an entity: {error}")))?;
@@ -188,6 +187,6 @@ pub(crate) fn remove<S: Service>(inner: &Inner<S>, shard: &Shard<S>, cell: &Arc<
         if let Some(actor) = cell.actor.get() {
             by_actor.remove(&actor.get_id());
         }
-        inner.memory.forget((1, cell.weight.load(Ordering::Relaxed)));
+        inner.memory.forget((1, cell.write_off()));
     }
 }

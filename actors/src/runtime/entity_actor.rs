@@ -1,6 +1,6 @@
 //! The actor around every entity, written once: decide, commit, publish the committed view, reply.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::oneshot, time::Instant};
@@ -167,8 +167,9 @@ impl<S: Service> EntityActor<S> {
     }
 
     fn weigh(&self, weight: usize) {
-        let before = self.cell.weight.swap(weight, Ordering::Relaxed);
-        self.inner.memory.resize(before, weight);
+        if let Some(before) = self.cell.reweigh(weight) {
+            self.inner.memory.resize(before, weight);
+        }
     }
 
     async fn execute(

@@ -10,7 +10,9 @@ use std::{
 
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
-use super::{BootTime, Inner, activation};
+use uuid::Uuid;
+
+use super::{BootTime, Inner, activation, shard::Cell};
 use crate::service::Service;
 
 /// An idle actor's channels and its cell, in bytes (PITFALLS: about 11 KB), besides its state.
@@ -54,6 +56,12 @@ impl Memory {
     fn is_over(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > self.bytes_max
     }
+
+    /// What must go, once there is too much: down to nine tenths of the cap.
+    fn excess(&self) -> usize {
+        let kept = self.bytes_max - self.bytes_max / 10;
+        if self.is_over() { self.bytes.load(Ordering::Relaxed).saturating_sub(kept) } else { 0 }
+    }
 }
 
 /// Seconds on the boot-time clock: coarse, and cheap to keep per entity.
@@ -77,29 +85,30 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     });
 }
 
-/// One pass over the shards. When over the cap, every pass takes the older half of what it sees until the cap
-/// is met with a tenth to spare, so that passes stay rare.
+/// One pass over the shards: what is idle goes, and when there is too much, the older half of what it sees until
+/// enough is on its way out for a tenth to spare, so that passes stay rare.
 async fn sweep<S: Service>(inner: &Inner<S>) {
     let idle_s = u32::try_from(inner.settings.passivate_after.as_secs()).unwrap_or(u32::MAX);
     let now = coarse_now();
-    let target = inner.memory.bytes_max - inner.memory.bytes_max / 10;
-    let crowded = inner.memory.is_over();
+    let mut excess = inner.memory.excess();
     for shard in &inner.shards {
         if shard.tenure().is_none() {
             continue;
         }
-        let mut ages: Vec<(u32, uuid::Uuid)> = {
+        let mut ages: Vec<(u32, Uuid, usize)> = {
             let entities = shard.entities.read().expect("no panic under this lock");
-            entities.live.values().map(|cell| (now.saturating_sub(cell.used_s.load(Ordering::Relaxed)), cell.id)).collect()
+            let age = |cell: &Arc<Cell<S>>| now.saturating_sub(cell.used_s.load(Ordering::Relaxed));
+            entities.live.values().map(|cell| (age(cell), cell.id, cell.weight())).collect()
         };
         ages.sort_unstable_by(|a, b| b.cmp(a));
         let half = ages.len().div_ceil(2);
-        for (n, (age, id)) in ages.into_iter().enumerate() {
-            let squeeze = crowded && n < half && inner.memory.bytes.load(Ordering::Relaxed) > target;
-            if age < idle_s && !squeeze {
+        for (n, (age, id, weight)) in ages.into_iter().enumerate() {
+            let squeezed = n < half && excess > 0;
+            if age < idle_s && !squeezed {
                 break;
             }
             activation::passivate(shard, id);
+            excess = excess.saturating_sub(weight);
         }
         tokio::task::yield_now().await;
     }

@@ -77,7 +77,9 @@ pub(crate) struct Cell<S: Service> {
     pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
     pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) used_s: AtomicU32,
-    pub(crate) weight: AtomicUsize,
+    weight: AtomicUsize,
+    /// Out of the map, and off the books: what its actor still finishes weighs nothing any more.
+    gone: AtomicBool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,8 +98,25 @@ impl<S: Service> Cell<S> {
             actor: OnceLock::new(),
             ready: watch::Sender::new(ready),
             used_s: AtomicU32::new(0),
-            weight: AtomicUsize::new(0),
+            weight: AtomicUsize::new(super::memory::ACTOR_BYTES),
+            gone: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn weight(&self) -> usize {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Notes a new weight; the one before, unless the cell is off the books.
+    pub(crate) fn reweigh(&self, weight: usize) -> Option<usize> {
+        let before = self.weight.swap(weight, Ordering::Relaxed);
+        (!self.gone.load(Ordering::Relaxed)).then_some(before)
+    }
+
+    /// Takes it off the books; its last weight.
+    pub(crate) fn write_off(&self) -> usize {
+        self.gone.store(true, Ordering::Relaxed);
+        self.weight()
     }
 
     /// Applies committed events and tells the node's read models.
@@ -194,7 +213,7 @@ impl<S: Service> Shard<S> {
         entities.crashes.clear();
         let mut gone = (0, 0);
         for (_, cell) in entities.live.drain() {
-            gone = (gone.0 + 1, gone.1 + cell.weight.load(Ordering::Relaxed));
+            gone = (gone.0 + 1, gone.1 + cell.write_off());
             if let Some(actor) = cell.actor.get() {
                 actor.stop(Some("the shard moved".to_owned()));
             }
