@@ -10,7 +10,7 @@ pub mod service;
 pub mod session;
 pub mod token;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -259,6 +259,17 @@ impl Users {
             });
         }
         Ok(records)
+    }
+
+    /// Which of these accounts exist: in one question, without loading them.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn which_exist(&self, ids: &[UserId]) -> Result<HashSet<UserId>, Failure> {
+        let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let client = self.runtime.database().get().await?;
+        let rows = client.query("SELECT id FROM app_user WHERE id = ANY($1) AND NOT deleted", &[&wanted]).await?;
+        Ok(rows.iter().map(|row| UserId(row.get(0))).collect())
     }
 
     /// Makes the account of an imported author: without a password, so nobody can log in to it until it gets one. Doing so
