@@ -11,6 +11,7 @@ mod services;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
+use anyhow::Context;
 use ractor::Actor;
 use rookery_actors::{
     comments::Comments,
@@ -40,6 +41,7 @@ use self::{
     services::{Databases, RunningService},
 };
 use crate::{
+    admin::{About, Admin, AdminPort},
     bridge::{Bridge, RunningBridge},
     config::Config,
     event_log::EmbeddedLog,
@@ -67,6 +69,7 @@ pub struct Node {
     revocations: tokio::task::JoinHandle<()>,
     ports: Vec<tokio::task::JoinHandle<()>>,
     stop_ports: tokio::sync::watch::Sender<bool>,
+    admin: AdminPort,
 }
 
 /// The public faces of the four services.
@@ -143,6 +146,20 @@ impl Node {
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
         let ports = health::ports(&config, &health, &metrics, &stopped)?;
 
+        let about = About {
+            name: config.node.name.as_str().to_owned(),
+            roles: config.node.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+            gateway,
+            started,
+        };
+        let keys_changed = Box::new(move |keys: &SigningKeys| {
+            if let Err(error) = install(keys, &verifier) {
+                tracing::error!(error = format!("{error:#}"), "new signing keys cannot be used");
+            }
+        });
+        let admin = Admin::new(about, faces.clone(), Arc::clone(&bridges), secret.clone(), keys_changed);
+        let admin = AdminPort::open(admin, data.path()).context("cannot open the admin port in the data folder")?;
+
         let services::Started { users, posts, comments, search } = services;
         Ok(Self {
             config,
@@ -160,6 +177,7 @@ impl Node {
             revocations,
             ports,
             stop_ports,
+            admin,
         })
     }
 
@@ -180,6 +198,7 @@ impl Node {
 
     /// Stops in order; what was acknowledged is in the database.
     pub async fn stop(self) {
+        self.admin.close();
         self.tree.stop().await;
         self.stop_ports.send_replace(true);
         self.revocations.abort();
