@@ -17,6 +17,8 @@ pub enum Purpose {
     SearchToken,
     /// Refresh tokens of sessions.
     RefreshToken,
+    /// Hashes of requests, kept with idempotency keys: a request may hold a password, and a bare hash of it could be guessed.
+    RequestHash,
     /// Signing keys at rest.
     Sealing,
     /// The handshake between nodes.
@@ -195,6 +197,7 @@ impl Purpose {
             Self::Cursor => "rookery/cursor/v1",
             Self::SearchToken => "rookery/search-token/v1",
             Self::RefreshToken => "rookery/refresh-token/v1",
+            Self::RequestHash => "rookery/request-hash/v1",
             Self::Sealing => "rookery/sealing/v1",
             Self::Link => "rookery/link/v1",
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::FromRequest;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -34,24 +35,30 @@ where
     type Rejection = Problem;
 
     async fn from_request(request: Request<Body>, _: &S) -> Result<Self, Problem> {
-        let (parts, body) = request.into_parts();
-        let config = &context::of(&parts)?.edge.config;
-        if !is_json(&parts.headers) {
-            return Err(Problem::new(
-                &problem::UNSUPPORTED_MEDIA_TYPE,
-                "the body has to be application/json",
-            ));
-        }
-        let read = read(
-            body,
-            config.body_limit_bytes,
-            declared_length(&parts.headers),
-        );
-        let bytes = tokio::time::timeout(Duration::from_millis(config.body_timeout_ms), read)
-            .await
-            .map_err(|_| Problem::new(&problem::TOO_SLOW, "the body did not arrive in time"))??;
+        let (_, bytes) = receive(request).await?;
         parse(&bytes).map(Self)
     }
+}
+
+/// Reads a body that has to be JSON, within the limits of size and time.
+pub(crate) async fn receive(request: Request<Body>) -> Result<(Parts, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    let config = &context::of(&parts)?.edge.config;
+    if !is_json(&parts.headers) {
+        return Err(Problem::new(
+            &problem::UNSUPPORTED_MEDIA_TYPE,
+            "the body has to be application/json",
+        ));
+    }
+    let read = read(
+        body,
+        config.body_limit_bytes,
+        declared_length(&parts.headers),
+    );
+    let bytes = tokio::time::timeout(Duration::from_millis(config.body_timeout_ms), read)
+        .await
+        .map_err(|_| Problem::new(&problem::TOO_SLOW, "the body did not arrive in time"))??;
+    Ok((parts, bytes))
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -61,7 +68,9 @@ impl<T: Serialize> IntoResponse for Json<T> {
 }
 
 /// Parses and validates a body.
-fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(
+    bytes: &[u8],
+) -> Result<T, Problem> {
     let text = str::from_utf8(bytes).map_err(|error| {
         Problem::new(
             &problem::MALFORMED_JSON,

@@ -114,16 +114,16 @@ impl Services {
 
     /// Calls a service.
     ///
-    /// `ask` returns `Err` only for failures; a rejection is an answer. An idempotent call that fails is tried a second
-    /// time, if the budget and the deadline allow it.
+    /// `ask` returns `Err` only for failures of the service; a rejection is an answer. A call whose failure is
+    /// `repeatable` is tried a second time, if the budget and the deadline allow it.
     ///
     /// # Errors
     /// [`CallError`]: cut off, too late, or the failure.
     pub async fn call<T, E, F>(
         &self,
         service: Service,
-        idempotent: bool,
         deadline: Instant,
+        repeatable: impl Fn(&E) -> bool,
         mut ask: impl FnMut() -> F,
     ) -> Result<T, CallError<E>>
     where
@@ -150,8 +150,8 @@ impl Services {
                 }
                 Ok(Err(error)) => {
                     report.outcome = Outcome::Failed;
-                    let again = idempotent
-                        && !retried
+                    let again = !retried
+                        && repeatable(&error)
                         && self.with(service, |guard, _| guard.budget.withdraw());
                     if !again {
                         return Err(CallError::Failed(error));
@@ -200,14 +200,16 @@ mod tests {
         Instant::now() + Duration::from_secs(5)
     }
 
-    async fn calls(idempotent: bool) -> u32 {
+    async fn calls(repeatable: bool) -> u32 {
         let services = Services::new(Policy::default());
         let calls = Cell::new(0);
         let ask = || {
             calls.set(calls.get() + 1);
             async { Err::<(), _>("down") }
         };
-        let _ = services.call(Service::Posts, idempotent, soon(), ask).await;
+        let _ = services
+            .call(Service::Posts, soon(), |_| repeatable, ask)
+            .await;
         calls.get()
     }
 
@@ -226,9 +228,12 @@ mod tests {
         let services = Services::new(Policy::default());
         for _ in 0..30 {
             let _ = services
-                .call(Service::Posts, false, soon(), || async {
-                    Err::<(), _>("down")
-                })
+                .call(
+                    Service::Posts,
+                    soon(),
+                    |_| false,
+                    || async { Err::<(), _>("down") },
+                )
                 .await;
         }
         assert_eq!(
@@ -236,7 +241,12 @@ mod tests {
             Position::Open
         );
         let answer = services
-            .call(Service::Users, false, soon(), || async { Ok::<_, &str>(1) })
+            .call(
+                Service::Users,
+                soon(),
+                |_: &&str| false,
+                || async { Ok::<_, &str>(1) },
+            )
             .await;
         assert_eq!(answer.ok(), Some(1));
     }
@@ -247,8 +257,8 @@ mod tests {
         let answer = services
             .call(
                 Service::Posts,
-                true,
                 Instant::now() + Duration::from_millis(10),
+                |_| true,
                 std::future::pending::<Result<(), &str>>,
             )
             .await;

@@ -160,6 +160,15 @@ pub enum IfMatch {
 }
 
 impl IfMatch {
+    /// The version as services compare it.
+    pub fn version(self) -> Option<i64> {
+        match self {
+            Self::Any => None,
+            // One that we never gave matches nothing.
+            Self::Version(version) => Some(i64::try_from(version).unwrap_or(i64::MAX)),
+        }
+    }
+
     /// # Errors
     /// A 412 if `current` is another version.
     pub fn check(self, current: u64) -> Result<(), Problem> {

@@ -18,9 +18,11 @@ pub mod cursor;
 pub mod docs;
 pub mod extract;
 pub mod health;
+pub mod issuer;
 pub mod limits;
 pub mod markdown;
 pub mod problem;
+pub mod routes;
 pub mod server;
 
 pub use actor::Gateway;

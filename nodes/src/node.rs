@@ -143,6 +143,7 @@ impl Node {
         janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], false);
         janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], false);
         janitor::start(services.search.runtime.clone(), Vec::new(), false);
+        janitor::sweep(faces.users.clone());
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
         let ports = health::ports(&config, &health, &metrics, &stopped)?;
 

@@ -314,7 +314,7 @@ impl<S: Service> Runtime<S> {
     /// Why it was not committed.
     pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
         let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
-        committer::submit(&self.inner, shard, epoch, unit)?.await.unwrap_or_else(|_| Err(CommitError::Unavailable("shutting down".into())))
+        committer::landed(committer::submit(&self.inner, shard, epoch, unit)?).await
     }
 
     /// Reads a shard's log after `position`; the tail in memory, what is older from SQL.

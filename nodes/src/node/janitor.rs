@@ -5,8 +5,9 @@ use std::time::Duration;
 use rookery_actors::{
     runtime::{Retention, Runtime},
     service::Service,
+    users::Users,
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 const EVERY: Duration = Duration::from_secs(60);
 
@@ -26,6 +27,18 @@ pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str
                 Ok(0) => {}
                 Ok(rows) => tracing::debug!(service.name = S::NAME, rows, "trimmed the log"),
                 Err(failure) => tracing::warn!(service.name = S::NAME, %failure, "the log could not be trimmed"),
+            }
+        }
+    })
+}
+
+/// Takes the edges of deleted accounts apart, a few hundred at a time.
+pub(super) fn sweep(users: Users) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while !users.runtime().is_stopped() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            if let Err(failure) = users.sweep_departed(Instant::now() + EVERY).await {
+                tracing::warn!(%failure, "the edges of deleted accounts must wait");
             }
         }
     })

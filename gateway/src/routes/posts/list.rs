@@ -1,0 +1,213 @@
+use axum::extract::State;
+use axum::response::Response;
+use rookery_actors::ids::UserId;
+use rookery_actors::posts::rules::Tag;
+use rookery_actors::posts::{Filter, Key, Page, Post, Sort};
+use rookery_actors::users::names::Username;
+use serde::Deserialize;
+
+use super::PostList;
+use crate::auth::Claims;
+use crate::call::Service;
+use crate::context::Context;
+use crate::extract::{MaybeUser, Query};
+use crate::problem::Problem;
+use crate::routes::page::{bad_query, page_size};
+use crate::routes::{Api, SharedApi, render};
+
+/// The longest way along an author's posts in search of a tag, in steps of [`STEP`], before a page ends early.
+const STEPS_MAX: usize = 5;
+/// Posts that are looked at together.
+const STEP: usize = 100;
+
+/// Which posts.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[garde(allow_unvalidated)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListQuery {
+    /// `new` (default): newest first. `top`: most likes, then newest. `hot`: `log10(max(likes, 1)) + created_at_seconds / 45000`.
+    #[param(value_type = Option<String>, pattern = "^(new|top|hot)$")]
+    sort: Option<Sort>,
+    /// Only with this tag.
+    #[param(example = "rust")]
+    tag: Option<String>,
+    /// Only by the user of this name.
+    author: Option<String>,
+    /// Items on the page, 20 unless asked otherwise.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List posts
+#[utoipa::path(
+    get,
+    path = "/api/v1/posts",
+    tag = "Posts",
+    operation_id = "list_posts",
+    params(ListQuery),
+    responses((status = 200, description = "A page of posts.", body = PostList)),
+    security((), ("bearer" = []))
+)]
+pub(crate) async fn handle(
+    State(api): State<SharedApi>,
+    context: Context,
+    MaybeUser(user): MaybeUser,
+    Query(asked): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let tag = asked
+        .tag
+        .as_deref()
+        .map(|tag| Tag::parse(tag).map_err(|invalid| bad_query("tag", invalid)));
+    let tag = tag.transpose()?;
+    let list = match asked.author.as_deref() {
+        None => Some(List { author: None, tag }),
+        Some(name) => {
+            let name = Username::parse(name).map_err(|invalid| bad_query("author", invalid))?;
+            let author = api.user_id(&context, &name).await?;
+            author.map(|author| List {
+                author: Some(author),
+                tag,
+            })
+        }
+    };
+    let Some(list) = list else {
+        // Nobody has that name, and nobody has written nothing.
+        return Ok(render::list(std::iter::empty(), None));
+    };
+    let sort = asked.sort.unwrap_or_default();
+    api.posts_of(
+        &context,
+        user.as_deref(),
+        &list,
+        sort,
+        page_size(asked.limit),
+        asked.cursor.as_deref(),
+    )
+    .await
+}
+
+/// A page of an author's posts, the newest first.
+pub(crate) async fn by_author(
+    api: &Api,
+    context: &Context,
+    user: Option<&Claims>,
+    author: UserId,
+    limit: usize,
+    cursor: Option<&str>,
+) -> Result<Response, Problem> {
+    let list = List {
+        author: Some(author),
+        tag: None,
+    };
+    api.posts_of(context, user, &list, Sort::New, limit, cursor)
+        .await
+}
+
+/// What a list is narrowed to.
+#[derive(Debug)]
+struct List {
+    author: Option<UserId>,
+    tag: Option<Tag>,
+}
+
+impl List {
+    /// Names the list and its parameters: a cursor of one opens in no other.
+    fn scope(&self, sort: Sort) -> String {
+        let author = self
+            .author
+            .map(|author| author.to_string())
+            .unwrap_or_default();
+        let tag = self.tag.as_ref().map_or("", Tag::as_str);
+        format!("posts {sort:?} {author} {tag}")
+    }
+}
+
+impl Api {
+    async fn posts_of(
+        &self,
+        context: &Context,
+        user: Option<&Claims>,
+        list: &List,
+        sort: Sort,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Response, Problem> {
+        let scope = list.scope(sort);
+        let after: Option<Key> = cursor
+            .map(|cursor| self.cursors.open(&scope, cursor))
+            .transpose()?;
+        let page = match (list.author, &list.tag) {
+            (None, None) => {
+                self.posts_page(context, sort, &Filter::All, after, limit)
+                    .await?
+            }
+            (None, Some(tag)) => {
+                let filter = Filter::Tag(tag.as_str().to_owned());
+                self.posts_page(context, sort, &filter, after, limit)
+                    .await?
+            }
+            (Some(author), None) => {
+                self.posts_page(context, sort, &Filter::Author(author), after, limit)
+                    .await?
+            }
+            (Some(author), Some(tag)) => {
+                self.tagged_posts_of(context, sort, author, tag, after, limit)
+                    .await?
+            }
+        };
+        let next = page.next.map(|key| self.cursors.seal(&scope, &key));
+        self.post_list(context, user, &page.items, next).await
+    }
+
+    async fn posts_page(
+        &self,
+        context: &Context,
+        sort: Sort,
+        filter: &Filter,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Page<Post, Key>, Problem> {
+        self.read(Service::Posts, context, |deadline| {
+            self.posts.list(sort, filter, after, limit, deadline)
+        })
+        .await
+    }
+
+    /// An author's posts are few: they are looked through for the tag. After a long way without enough of them the page
+    /// ends early, with a cursor.
+    async fn tagged_posts_of(
+        &self,
+        context: &Context,
+        sort: Sort,
+        author: UserId,
+        tag: &Tag,
+        mut after: Option<Key>,
+        limit: usize,
+    ) -> Result<Page<Post, Key>, Problem> {
+        let mut items: Vec<Post> = Vec::new();
+        for _ in 0..STEPS_MAX {
+            let step = self
+                .posts_page(context, sort, &Filter::Author(author), after, STEP)
+                .await?;
+            items.extend(
+                step.items
+                    .into_iter()
+                    .filter(|post| post.tags.contains(tag.as_str())),
+            );
+            if items.len() > limit {
+                items.truncate(limit);
+                let next = items.last().map(|post| sort.key(post));
+                return Ok(Page { items, next });
+            }
+            after = step.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        Ok(Page { items, next: after })
+    }
+}

@@ -1,0 +1,138 @@
+//! The one place that knows which status a service's no, or its failure, becomes.
+
+use rookery_actors::entity::Failure;
+use rookery_actors::{posts, users};
+
+use crate::call::Service;
+use crate::problem::{self, Problem};
+
+impl From<posts::Rejection> for Problem {
+    fn from(rejection: posts::Rejection) -> Self {
+        use posts::Rejection::{Exists, NotAuthor, NotFound, VersionMismatch};
+        let kind = match rejection {
+            NotFound => &problem::NOT_FOUND,
+            Exists => &problem::CONFLICT,
+            NotAuthor => &problem::FORBIDDEN,
+            VersionMismatch { .. } => &problem::PRECONDITION_FAILED,
+        };
+        Self::new(kind, rejection.to_string())
+    }
+}
+
+impl From<users::Rejection> for Problem {
+    fn from(rejection: users::Rejection) -> Self {
+        use users::Rejection::{
+            CannotFollowSelf, EmailTaken, Exists, InvalidToken, NoSuchSession, NotFound,
+            SessionExpired, TokenReused, UsernameTaken, VersionMismatch, WrongCredentials,
+        };
+        let kind = match rejection {
+            NotFound | NoSuchSession => &problem::NOT_FOUND,
+            Exists | UsernameTaken | EmailTaken => &problem::CONFLICT,
+            VersionMismatch { .. } => &problem::PRECONDITION_FAILED,
+            WrongCredentials => &problem::INVALID_CREDENTIALS,
+            InvalidToken | TokenReused | SessionExpired => &problem::UNAUTHENTICATED,
+            CannotFollowSelf => {
+                return Self::field("username", "yourself", rejection.to_string());
+            }
+        };
+        Self::new(kind, rejection.to_string())
+    }
+}
+
+/// A failure as a 503 that says when to come back; what exactly failed is for the log, not for the client.
+pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
+    let name = service.name();
+    let problem = match failure {
+        Failure::KeyReused => {
+            return Problem::new(&problem::IDEMPOTENCY_CONFLICT, failure.to_string());
+        }
+        Failure::Unavailable(_) => {
+            Problem::unavailable(format!("the {name} service is not available"), 1)
+        }
+        Failure::Overloaded(_) => {
+            Problem::unavailable(format!("the {name} service has more to do than it can"), 1)
+        }
+        Failure::Crashed => {
+            Problem::unavailable(format!("the {name} service failed on this request"), 1)
+        }
+        // As long as the supervisor isolates it at least.
+        Failure::Isolated => Problem::unavailable("it is isolated after repeated failures", 5),
+        Failure::Expired => Problem::new(
+            &problem::DEADLINE,
+            format!("the {name} service did not answer in time"),
+        ),
+        Failure::Unknown(_) => {
+            Problem::new(&problem::DEADLINE, "whether it was done is not known yet")
+        }
+    };
+    match failure {
+        // Load says nothing new line by line; it is in the metrics.
+        Failure::Overloaded(_) | Failure::Expired => {
+            tracing::debug!(service = name, error = %failure, "the {name} service could not answer");
+        }
+        _ => {
+            tracing::warn!(service = name, error = %failure, "the {name} service could not answer")
+        }
+    }
+    problem
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{StatusCode, header};
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    fn status(problem: impl Into<Problem>) -> u16 {
+        problem.into().kind.status.as_u16()
+    }
+
+    #[test]
+    fn a_post_says_no_with_the_contracts_statuses() {
+        use posts::Rejection::{NotAuthor, NotFound, VersionMismatch};
+        assert_eq!(status(NotFound), 404);
+        assert_eq!(status(NotAuthor), 403);
+        assert_eq!(status(VersionMismatch { version: 2 }), 412);
+    }
+
+    #[test]
+    fn a_user_says_no_with_the_contracts_statuses() {
+        use users::Rejection::{
+            CannotFollowSelf, EmailTaken, NotFound, TokenReused, UsernameTaken, WrongCredentials,
+        };
+        assert_eq!((status(UsernameTaken), status(EmailTaken)), (409, 409));
+        assert_eq!((status(WrongCredentials), status(TokenReused)), (401, 401));
+        assert_eq!((status(NotFound), status(CannotFollowSelf)), (404, 422));
+    }
+
+    #[test]
+    fn every_failure_but_a_reused_key_is_a_503_that_says_when_to_come_back() {
+        let failures = [
+            Failure::Unavailable(String::new()),
+            Failure::Overloaded(String::new()),
+            Failure::Expired,
+            Failure::Unknown(String::new()),
+            Failure::Crashed,
+            Failure::Isolated,
+        ];
+        for failure in failures {
+            let response = failed(Service::Posts, &failure).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(
+                response.headers().contains_key(header::RETRY_AFTER),
+                "{failure:?}"
+            );
+        }
+        assert_eq!(status(failed(Service::Posts, &Failure::KeyReused)), 409);
+    }
+
+    #[test]
+    fn what_failed_inside_is_not_told() {
+        let problem = failed(
+            Service::Posts,
+            &Failure::Unavailable("password=hunter2".into()),
+        );
+        assert!(!format!("{problem:?}").contains("hunter2"));
+    }
+}

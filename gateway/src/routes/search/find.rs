@@ -1,0 +1,313 @@
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use jiff::Timestamp;
+use rookery_actors::posts::rules::Tag;
+use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort};
+use rookery_actors::users::names::Username;
+use serde::{Deserialize, Serialize};
+
+use super::items::FoundView;
+use crate::call::Service;
+use crate::context::Context;
+use crate::cursor::Cursors;
+use crate::extract::{Json, Query};
+use crate::problem::{self, Problem};
+use crate::routes::page::{bad_query, page_size};
+use crate::routes::{Api, SharedApi};
+
+/// How long a search may take before what has not answered is left out.
+const SEARCH_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a search waits for a write to become searchable.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What to look for.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[garde(allow_unvalidated)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct SearchQuery {
+    /// Words, `"phrases"`, `-not`, `prefix*`; at most 512 bytes. Without any, everything matches, the newest first.
+    #[serde(default)]
+    #[param(example = "\"analytical engine\" -steam")]
+    q: String,
+    /// `posts`, `users`, `comments`, comma-separated; all unless asked otherwise.
+    #[serde(rename = "type")]
+    #[param(example = "posts,comments")]
+    kinds: Option<String>,
+    /// Only by the user of this name.
+    author: Option<String>,
+    /// Only posts with this tag.
+    tag: Option<String>,
+    /// Only what was created at this time or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    from: Option<Timestamp>,
+    /// Only what was created before this time.
+    #[param(value_type = Option<String>, format = DateTime)]
+    to: Option<Timestamp>,
+    /// `relevance` (default): the best first. `new`: the newest first.
+    #[param(value_type = Option<String>, pattern = "^(relevance|new)$")]
+    sort: Option<Sort>,
+    /// Items on the page, 20 unless asked otherwise.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// A page of what was found.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct SearchResult {
+    /// In order; what was deleted since it was indexed is left out.
+    items: Vec<FoundView>,
+    /// How many match on all pages together.
+    total: u64,
+    took_ms: u64,
+    /// Whether a part of the index could not answer in time.
+    partial: bool,
+    next_cursor: Option<String>,
+}
+
+/// Search posts, users and comments
+///
+/// Tolerant of typos; any of the words may match, the best first.
+#[utoipa::path(
+    get,
+    path = "/api/v1/search",
+    tag = "Search",
+    operation_id = "search",
+    params(
+        SearchQuery,
+        ("x-search-after" = Option<String>, Header,
+            description = "`x-search-token` of a write: the search waits up to 2 s until it is searchable."),
+    ),
+    responses((status = 200, description = "A page of what was found.", body = SearchResult))
+)]
+pub(crate) async fn handle(
+    State(api): State<SharedApi>,
+    context: Context,
+    headers: HeaderMap,
+    Query(asked): Query<SearchQuery>,
+) -> Result<Json<SearchResult>, Problem> {
+    let scope = asked.scope();
+    let search = asked.search(&api.cursors, &scope)?;
+    let author = asked.author.as_deref().map(Username::parse).transpose();
+    let author = author.map_err(|invalid| bad_query("author", invalid))?;
+    api.wait_for(&context, &headers).await?;
+    let search = match author {
+        None => search,
+        Some(name) => match api.user_id(&context, &name).await? {
+            Some(id) => Search {
+                author: Some(id.0),
+                ..search
+            },
+            None => return Ok(Json(SearchResult::nothing())),
+        },
+    };
+    let found = api.find(&context, search).await?;
+    let last = found.hits.items.last().filter(|_| found.hits.more);
+    let next_cursor = last.map(|hit| api.cursors.seal(&scope, &hit.cursor));
+    let total = found.hits.total;
+    Ok(Json(SearchResult {
+        items: api.found(&context, found.hits.items).await?,
+        total,
+        took_ms: u64::try_from(found.took.as_millis()).unwrap_or(u64::MAX),
+        partial: found.partial,
+        next_cursor,
+    }))
+}
+
+impl SearchQuery {
+    /// Names the search and its filters: a cursor of one opens in no other.
+    fn scope(&self) -> String {
+        let Self {
+            q,
+            kinds,
+            author,
+            tag,
+            from,
+            to,
+            sort,
+            ..
+        } = self;
+        format!("search {:?}", (q, kinds, author, tag, from, to, sort))
+    }
+
+    /// The search, but for its author, whom only users knows.
+    fn search(&self, cursors: &Cursors, scope: &str) -> Result<Search, Problem> {
+        let wrong = |detail: String| Problem::new(&problem::INVALID_QUERY, detail);
+        let query = Words::parse(&self.q).map_err(|error| wrong(format!("q: {error}")))?;
+        let tag = self.tag.as_deref().map(Tag::parse).transpose();
+        let after: Option<Cursor> = self
+            .cursor
+            .as_deref()
+            .map(|cursor| cursors.open(scope, cursor))
+            .transpose()?;
+        Ok(Search {
+            query,
+            kinds: self
+                .kinds
+                .as_deref()
+                .map(kinds)
+                .transpose()?
+                .unwrap_or_default(),
+            tag: tag
+                .map_err(|invalid| bad_query("tag", invalid))?
+                .map(|tag| tag.as_str().to_owned()),
+            from: self.from,
+            to: self.to,
+            sort: self.sort.unwrap_or_default(),
+            limit: page_size(self.limit),
+            after,
+            ..Search::default()
+        })
+    }
+}
+
+impl SearchResult {
+    fn nothing() -> Self {
+        Self {
+            items: Vec::new(),
+            total: 0,
+            took_ms: 0,
+            partial: false,
+            next_cursor: None,
+        }
+    }
+}
+
+fn kinds(text: &str) -> Result<Vec<Kind>, Problem> {
+    let kind = |name: &str| match name.trim() {
+        "posts" => Ok(Kind::Post),
+        "users" => Ok(Kind::User),
+        "comments" => Ok(Kind::Comment),
+        _ => Err(Problem::new(
+            &problem::INVALID_QUERY,
+            "type may be posts, users and comments, comma-separated",
+        )),
+    };
+    text.split(',').map(kind).collect()
+}
+
+impl Api {
+    /// Waits until the write that the client names is searchable, or for long enough.
+    async fn wait_for(&self, context: &Context, headers: &HeaderMap) -> Result<(), Problem> {
+        let Some(token) = headers.get("x-search-after") else {
+            return Ok(());
+        };
+        let write = self.open_search_token(token.to_str().unwrap_or_default())?;
+        let left = context.deadline.saturating_duration_since(Instant::now());
+        // Not in time is no error: the answer is what can be found by now.
+        let _visible = self.search.visible(write, WAIT_MAX.min(left)).await;
+        Ok(())
+    }
+
+    async fn find(
+        &self,
+        context: &Context,
+        search: Search,
+    ) -> Result<rookery_actors::search::Answer, Problem> {
+        let deadline = context.deadline.min(Instant::now() + SEARCH_TIME_MAX);
+        let called = self.services.call(
+            Service::Search,
+            context.deadline,
+            |_| true,
+            || {
+                let asked = self.search.search(search.clone(), deadline.into());
+                async move {
+                    match asked.await {
+                        // The client's, not the index's fault.
+                        Err(SearchError::Cursor) => Ok(Err(Problem::new(
+                            &problem::INVALID_CURSOR,
+                            "the cursor is of another order",
+                        ))),
+                        Err(error) => Err(error),
+                        Ok(answer) => Ok(Ok(answer)),
+                    }
+                }
+            },
+        );
+        called.await.map_err(|error| {
+            error.into_problem(|error| {
+                tracing::warn!(service = "search", error = %error, "the search service could not answer");
+                Problem::unavailable("the search service is not available", 1)
+            })
+        })?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &str) -> Result<Search, Problem> {
+        let uri = format!("/search?{query}").parse().unwrap();
+        let axum::extract::Query(asked) =
+            axum::extract::Query::<SearchQuery>::try_from_uri(&uri).unwrap();
+        asked.search(&Cursors::new(&[7; 32]), &asked.scope())
+    }
+
+    #[test]
+    fn the_filters_of_the_contract_are_understood() {
+        let search = asked(
+            "q=engine&type=posts,comments&tag=rust&from=2026-01-01T00:00:00Z&sort=new&limit=5",
+        )
+        .unwrap();
+        assert_eq!(search.kinds, [Kind::Post, Kind::Comment]);
+        assert_eq!(
+            (search.tag.as_deref(), search.sort, search.limit),
+            (Some("rust"), Sort::New, 5)
+        );
+    }
+
+    #[test]
+    fn a_query_of_more_than_512_bytes_is_a_400() {
+        let problem = asked(&format!("q={}", "a".repeat(513))).unwrap_err();
+        assert_eq!(problem.kind, &problem::INVALID_QUERY);
+    }
+
+    #[test]
+    fn an_unknown_type_is_a_400() {
+        assert_eq!(
+            asked("q=a&type=posts,tags").unwrap_err().kind,
+            &problem::INVALID_QUERY
+        );
+    }
+
+    #[test]
+    fn a_cursor_of_another_search_is_a_400() {
+        let cursors = Cursors::new(&[7; 32]);
+        let of = |q: &str| SearchQuery {
+            q: q.into(),
+            kinds: None,
+            author: None,
+            tag: None,
+            from: None,
+            to: None,
+            sort: None,
+            limit: None,
+            cursor: None,
+        };
+        let place = Cursor {
+            sort: Sort::New,
+            key: 1,
+            id: uuid::Uuid::nil(),
+        };
+        let cursor = Some(cursors.seal(&of("a").scope(), &place));
+        let other = SearchQuery {
+            cursor: cursor.clone(),
+            ..of("b")
+        };
+        assert_eq!(
+            other.search(&cursors, &other.scope()).unwrap_err().kind,
+            &problem::INVALID_CURSOR
+        );
+        let same = SearchQuery { cursor, ..of("a") };
+        assert_eq!(
+            same.search(&cursors, &same.scope()).unwrap().after,
+            Some(place)
+        );
+    }
+}
