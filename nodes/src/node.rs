@@ -100,7 +100,10 @@ impl Node {
     ///
     /// # Errors
     /// The first thing that could not be started; what was started before it is stopped again.
-    pub async fn start(config: Config, metrics: metrics_exporter_prometheus::PrometheusHandle) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        metrics: metrics_exporter_prometheus::PrometheusHandle,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let data = DataDir::lock(&config.data_dir)?;
         let secret = secret::of(&config, data.path())?;
@@ -122,26 +125,64 @@ impl Node {
 
         let keys = SigningKeys::load_or_create(services.users.runtime.database(), &secret).await?;
         let revoked = Arc::new(RevokedSessions::default());
-        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
-        let revocations = revocations::start(&services.users.runtime, Arc::clone(&log), Arc::clone(&verifier)).await?;
+        let verifier = Arc::new(Verifier::new(
+            &config.tokens.issuer,
+            &config.tokens.audience,
+            10_000,
+            revoked,
+        ));
+        let revocations = revocations::start(
+            &services.users.runtime,
+            Arc::clone(&log),
+            Arc::clone(&verifier),
+        )
+        .await?;
         install(&keys, &verifier)?;
 
         let edge = Edge::new(gateway_config(&config), Arc::clone(&verifier));
-        let health = Arc::new(NodeHealth::new(started, &services, &bridges, Arc::new(rookery_gateway::Services::new(Default::default())), tree.clone()));
-        let parts = Parts { api: Default::default(), health: health.clone(), metrics: metrics.clone() };
+        let health = Arc::new(NodeHealth::new(
+            started,
+            &services,
+            &bridges,
+            Arc::new(rookery_gateway::Services::new(Default::default())),
+            tree.clone(),
+        ));
+        let parts = Parts {
+            api: Default::default(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+        };
         let router = rookery_gateway::build(&edge, parts)?;
-        let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
+        let arguments = Arguments {
+            listener,
+            router,
+            edge,
+            metrics: metrics.clone(),
+        };
         tree.start_child(ChildSpec::new("gateway", move |supervisor| {
             let arguments = arguments.clone();
             async move {
-                let (gateway, _) = Actor::spawn_linked(None, Gateway, arguments, supervisor).await?;
+                let (gateway, _) =
+                    Actor::spawn_linked(None, Gateway, arguments, supervisor).await?;
                 Ok(gateway.get_cell())
             }
         }))
         .await?;
-        janitor::start(services.users.runtime.clone(), vec!["users", "posts", "comments", "search"], false);
-        janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], false);
-        janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], false);
+        janitor::start(
+            services.users.runtime.clone(),
+            vec!["users", "posts", "comments", "search"],
+            false,
+        );
+        janitor::start(
+            services.posts.runtime.clone(),
+            vec!["users", "comments", "search"],
+            false,
+        );
+        janitor::start(
+            services.comments.runtime.clone(),
+            vec!["users", "posts", "search"],
+            false,
+        );
         janitor::start(services.search.runtime.clone(), Vec::new(), false);
         janitor::sweep(faces.users.clone());
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
@@ -149,19 +190,39 @@ impl Node {
 
         let about = About {
             name: config.node.name.as_str().to_owned(),
-            roles: config.node.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+            roles: config
+                .node
+                .roles
+                .iter()
+                .map(|role| role.as_str().to_owned())
+                .collect(),
             gateway,
             started,
         };
         let keys_changed = Box::new(move |keys: &SigningKeys| {
             if let Err(error) = install(keys, &verifier) {
-                tracing::error!(error = format!("{error:#}"), "new signing keys cannot be used");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "new signing keys cannot be used"
+                );
             }
         });
-        let admin = Admin::new(about, faces.clone(), Arc::clone(&bridges), secret.clone(), keys_changed);
-        let admin = AdminPort::open(admin, data.path()).context("cannot open the admin port in the data folder")?;
+        let admin = Admin::new(
+            about,
+            faces.clone(),
+            Arc::clone(&bridges),
+            secret.clone(),
+            keys_changed,
+        );
+        let admin = AdminPort::open(admin, data.path())
+            .context("cannot open the admin port in the data folder")?;
 
-        let services::Started { users, posts, comments, search } = services;
+        let services::Started {
+            users,
+            posts,
+            comments,
+            search,
+        } = services;
         Ok(Self {
             config,
             faces,
@@ -219,7 +280,12 @@ impl Node {
 }
 
 fn bridges(services: &services::Started, log: &Arc<dyn EventLog>) -> Vec<NamedBridge> {
-    let services::Started { users, posts, comments, search } = services;
+    let services::Started {
+        users,
+        posts,
+        comments,
+        search,
+    } = services;
     let shards = users.runtime.shards();
     let mut bridges = Vec::new();
     macro_rules! bridge {
@@ -255,12 +321,20 @@ async fn faces(
     let hasher = Hasher::start(HasherConfig::default())?;
     let tokens = RefreshTokens::new(secret);
     let idle = jiff::SignedDuration::try_from(config.tokens.refresh_ttl)?;
-    let lifetime = Lifetime { idle, ..Lifetime::default() };
+    let lifetime = Lifetime {
+        idle,
+        ..Lifetime::default()
+    };
     let users = Users::new(services.users.runtime.clone(), hasher, tokens, lifetime);
     let posts = Posts::new(services.posts.runtime.clone());
     let comments = Comments::new(services.comments.runtime.clone());
     let search = SearchFace::open(services.search.runtime.clone(), &data.join("search")).await?;
-    Ok(Faces { users, posts, comments, search })
+    Ok(Faces {
+        users,
+        posts,
+        comments,
+        search,
+    })
 }
 
 /// Lets gateways verify with all published keys and sign with the newest that may.
@@ -270,16 +344,22 @@ fn install(keys: &SigningKeys, verifier: &Verifier) -> anyhow::Result<()> {
     let signer = |key: &rookery_actors::users::keys::SigningKey| {
         auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())
     };
-    let published = keys.published(now).map(|key| signer(key).map(|key| key.public())).collect::<Result<Vec<_>, _>>()?;
+    let published = keys
+        .published(now)
+        .map(|key| signer(key).map(|key| key.public()))
+        .collect::<Result<Vec<_>, _>>()?;
     verifier.set_keys(published);
-    let signing = keys.signing(now).ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;
+    let signing = keys
+        .signing(now)
+        .ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;
     let _ = signer(signing)?;
     Ok(())
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
     let of = &config.gateway;
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     GatewayConfig {
         listen: of.listen,
         body_limit_bytes: of.body_limit_bytes,
