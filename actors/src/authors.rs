@@ -42,7 +42,10 @@ impl Author {
     /// When the payload is not a user.
     pub(crate) fn of(foreign: &Foreign<'_>) -> Result<Option<Self>, Poison> {
         let about_user = foreign.source.topic == Topic::Users
-            && matches!(&*foreign.record.kind, "user.created" | "user.updated" | "user.deleted");
+            && matches!(
+                &*foreign.record.kind,
+                "user.created" | "user.updated" | "user.deleted"
+            );
         about_user.then(|| foreign.parse()).transpose()
     }
 }
@@ -89,10 +92,17 @@ impl Authors {
     /// A cache of at most about `bytes_max`.
     pub fn new(bytes_max: u64) -> Self {
         let weigh = |_: &UserId, author: &Arc<Author>| {
-            let texts = author.username.len() + author.display_name.len() + author.avatar_url.as_ref().map_or(0, String::len);
+            let texts = author.username.len()
+                + author.display_name.len()
+                + author.avatar_url.as_ref().map_or(0, String::len);
             u32::try_from(texts + 200).unwrap_or(u32::MAX)
         };
-        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+        Self {
+            cache: Cache::builder()
+                .max_capacity(bytes_max)
+                .weigher(weigh)
+                .build(),
+        }
     }
 
     /// Takes note of a newer version; an older one changes nothing.
@@ -114,7 +124,11 @@ impl Authors {
     ///
     /// # Errors
     /// When the table must be asked and does not answer.
-    pub async fn resolve(&self, database: &Database, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+    pub async fn resolve(
+        &self,
+        database: &Database,
+        ids: impl IntoIterator<Item = UserId>,
+    ) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
         let (mut found, mut missing) = (HashMap::new(), Vec::new());
         for id in ids {
             match self.cache.get(&id) {

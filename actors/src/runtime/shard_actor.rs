@@ -35,10 +35,22 @@ pub(crate) async fn open<S: Service>(
     granted: Granted,
     inbox: Vec<(Source, Seq)>,
 ) -> Result<(), ractor::SpawnErr> {
-    let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
-    let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
+    let service = inner
+        .supervisor
+        .get()
+        .expect("shards open after the runtime has started")
+        .clone();
+    let actor = ShardActor {
+        inner: Arc::downgrade(inner),
+        shard: granted.shard,
+    };
     let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
-    inner.shards[granted.shard.index()].open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
+    inner.shards[granted.shard.index()].open(
+        granted.epoch,
+        granted.seq,
+        inbox,
+        supervisor.get_cell(),
+    );
     Ok(())
 }
 
@@ -51,7 +63,12 @@ impl<S: Service> Actor for ShardActor<S> {
         Ok(())
     }
 
-    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, event: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Silence>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(who, error) = event
             && let Some(inner) = self.inner.upgrade()
         {
@@ -62,11 +79,18 @@ impl<S: Service> Actor for ShardActor<S> {
 }
 
 /// The entity comes back when it is next asked for, from its committed state, unless it does this too often.
-fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: &ActorProcessingErr) {
+fn failed<S: Service>(
+    inner: &Inner<S>,
+    shard: ShardId,
+    who: &ActorCell,
+    error: &ActorProcessingErr,
+) {
     let state = &inner.shards[shard.index()];
     let (id, cell) = {
         let entities = state.entities.read().expect("no panic under this lock");
-        let Some(id) = entities.by_actor.get(&who.get_id()).copied() else { return };
+        let Some(id) = entities.by_actor.get(&who.get_id()).copied() else {
+            return;
+        };
         (id, entities.live.get(&id).cloned())
     };
     if let Some(cell) = cell {
@@ -79,7 +103,10 @@ fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: 
         isolated: false,
     });
     metrics::counter!("rookery_entity_failures_total", "service" => S::NAME).increment(1);
-    match crashes.history.decide(BootTime::now().since_boot(), Cause::Failed, rand::random()) {
+    match crashes
+        .history
+        .decide(BootTime::now().since_boot(), Cause::Failed, rand::random())
+    {
         Verdict::Restart { after } => {
             tracing::warn!(service.name = S::NAME, entity.id = %id, shard.id = %shard, %error, "an entity failed, it restarts");
             crashes.until = Instant::now() + after;

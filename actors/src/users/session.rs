@@ -247,9 +247,14 @@ mod tests {
         let (first, lost, again) = (token(PHONE, 0), token(PHONE, 1), token(PHONE, 1));
         let refreshed = rotated(&session(&first), &first, &lost, at(1));
         for reissued in [&again, &token(PHONE, 1)] {
-            let Rotation::Rotated(session) = refreshed.reissue(1, reissued.hash, at(2)) else { panic!("not reissued") };
+            let Rotation::Rotated(session) = refreshed.reissue(1, reissued.hash, at(2)) else {
+                panic!("not reissued")
+            };
             rotated(&session, reissued, &token(PHONE, 2), at(3));
-            assert_eq!(session.rotate(&lost, again.hash, at(3), lifetime()), Rotation::Unknown);
+            assert_eq!(
+                session.rotate(&lost, again.hash, at(3), lifetime()),
+                Rotation::Unknown
+            );
         }
     }
 
@@ -258,7 +263,10 @@ mod tests {
         let (first, second) = (token(PHONE, 0), token(PHONE, 1));
         let once = rotated(&session(&first), &first, &second, at(1));
         let twice = rotated(&once, &second, &token(PHONE, 2), at(2));
-        assert_eq!(twice.reissue(1, token(PHONE, 1).hash, at(3)), Rotation::Unknown);
+        assert_eq!(
+            twice.reissue(1, token(PHONE, 1).hash, at(3)),
+            Rotation::Unknown
+        );
     }
 
     #[test]

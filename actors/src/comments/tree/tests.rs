@@ -54,10 +54,7 @@ impl Model {
 
     /// Marks the comment and sweeps until no tombstone is left without something below it.
     fn delete(&mut self, id: Uuid) {
-        let row = self
-            .0
-            .get_mut(&id)
-            .expect("only what is there is deleted");
+        let row = self.0.get_mut(&id).expect("only what is there is deleted");
         row.deleted = true;
         row.version += 1;
         while let Some(bare) = self
