@@ -1,11 +1,12 @@
-//! Lets the services forget what nobody needs any more, once a minute.
+//! What has to be looked at once a minute: logs to trim, edges of deleted accounts, signing keys that come of age.
 
 use std::time::Duration;
 
 use rookery_actors::{
     runtime::{Retention, Runtime},
+    secret::ClusterSecret,
     service::Service,
-    users::Users,
+    users::{UserService, Users, keys::SigningKeys},
 };
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -39,6 +40,23 @@ pub(super) fn sweep(users: Users) -> JoinHandle<()> {
             tokio::time::sleep(Duration::from_secs(5)).await;
             if let Err(failure) = users.sweep_departed(Instant::now() + EVERY).await {
                 tracing::warn!(%failure, "the edges of deleted accounts must wait");
+            }
+        }
+    })
+}
+
+/// Signs and verifies with the keys that are due: a rotated key is published before it signs, and longer than it did.
+pub(super) fn follow_keys(
+    users: Runtime<UserService>,
+    secret: ClusterSecret,
+    install: impl Fn(&SigningKeys) + Send + 'static,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while !users.is_stopped() {
+            tokio::time::sleep(EVERY).await;
+            match SigningKeys::load_or_create(users.database(), &secret).await {
+                Ok(keys) => install(&keys),
+                Err(error) => tracing::warn!(%error, "the signing keys could not be read"),
             }
         }
     })
