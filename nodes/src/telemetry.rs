@@ -124,6 +124,8 @@ fn bearable(metadata: &Metadata<'_>) -> bool {
     let library = metadata.target().split("::").next().unwrap_or_default();
     match library {
         "ractor" | "ractor_cluster" => metadata.is_event() && *metadata.level() <= Level::INFO,
+        // Three lines for every migration of every database, each start: `rookery migrate` prints what it did.
+        "refinery_core" => *metadata.level() <= Level::WARN,
         _ => true,
     }
 }
