@@ -42,10 +42,7 @@ impl Author {
     /// When the payload is not a user.
     pub(crate) fn of(foreign: &Foreign<'_>) -> Result<Option<Self>, Poison> {
         let about_user = foreign.source.topic == Topic::Users
-            && matches!(
-                &*foreign.record.kind,
-                "user.created" | "user.updated" | "user.deleted"
-            );
+            && matches!(&*foreign.record.kind, "user.created" | "user.updated" | "user.deleted");
         about_user.then(|| foreign.parse()).transpose()
     }
 }
@@ -92,17 +89,10 @@ impl Authors {
     /// A cache of at most about `bytes_max`.
     pub fn new(bytes_max: u64) -> Self {
         let weigh = |_: &UserId, author: &Arc<Author>| {
-            let texts = author.username.len()
-                + author.display_name.len()
-                + author.avatar_url.as_ref().map_or(0, String::len);
+            let texts = author.username.len() + author.display_name.len() + author.avatar_url.as_ref().map_or(0, String::len);
             u32::try_from(texts + 200).unwrap_or(u32::MAX)
         };
-        Self {
-            cache: Cache::builder()
-                .max_capacity(bytes_max)
-                .weigher(weigh)
-                .build(),
-        }
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
     /// Takes note of a newer version; an older one changes nothing.
@@ -141,7 +131,10 @@ impl Authors {
             missing.dedup();
             let client = database.get().await?;
             let rows = client
-                .query("SELECT id, version, username, display_name, avatar_url, deleted FROM author WHERE id = ANY($1)", &[&missing])
+                .query(
+                    "SELECT id, version, username, display_name, avatar_url, deleted FROM author WHERE id = ANY($1)",
+                    &[&missing],
+                )
                 .await?;
             for row in rows {
                 let author = Author {

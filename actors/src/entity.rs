@@ -20,11 +20,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// The rejection, when the rules say no.
-    fn decide(
-        state: Option<&Self>,
-        command: &Self::Command,
-        facts: &Self::Facts,
-    ) -> Result<Vec<Self::Event>, Self::Rejection>;
+    fn decide(state: Option<&Self>, command: &Self::Command, facts: &Self::Facts) -> Result<Vec<Self::Event>, Self::Rejection>;
 
     /// Applies one committed event.
     fn evolve(state: &mut Option<Self>, event: &Self::Event);

@@ -65,14 +65,8 @@ impl std::str::FromStr for Source {
     fn from_str(text: &str) -> Result<Self, UnknownSource> {
         let unknown = || UnknownSource(text.to_owned());
         let (service, shard) = text.split_once('/').ok_or_else(unknown)?;
-        let topic = Topic::ALL
-            .into_iter()
-            .find(|topic| topic.service() == service)
-            .ok_or_else(unknown)?;
-        Ok(Self {
-            topic,
-            shard: ShardId(shard.parse().map_err(|_| unknown())?),
-        })
+        let topic = Topic::ALL.into_iter().find(|topic| topic.service() == service).ok_or_else(unknown)?;
+        Ok(Self { topic, shard: ShardId(shard.parse().map_err(|_| unknown())?) })
     }
 }
 

@@ -117,12 +117,7 @@ impl PostRecord {
             author: post.author,
             title: post.title.as_str().to_owned(),
             body: post.body.as_str().to_owned(),
-            tags: post
-                .tags
-                .as_slice()
-                .iter()
-                .map(|tag| tag.as_str().to_owned())
-                .collect(),
+            tags: post.tags.as_slice().iter().map(|tag| tag.as_str().to_owned()).collect(),
             created_at: post.created_at,
             updated_at: post.updated_at,
             version: post.version,

@@ -33,19 +33,10 @@ pub trait Service: Send + Sync + 'static + Sized {
     type Need: Send;
 
     /// The committed states of these entities; absent ones are left out.
-    fn load(
-        &self,
-        client: &Client,
-        ids: &[Uuid],
-    ) -> impl Future<Output = Result<HashMap<Uuid, Self::Entity>, LoadError>> + Send;
+    fn load(&self, client: &Client, ids: &[Uuid]) -> impl Future<Output = Result<HashMap<Uuid, Self::Entity>, LoadError>> + Send;
 
     /// What `decide` needs beyond the state, if anything.
-    fn need(
-        &self,
-        id: Uuid,
-        state: Option<&Self::Entity>,
-        command: &<Self::Entity as Entity>::Command,
-    ) -> Option<Self::Need>;
+    fn need(&self, id: Uuid, state: Option<&Self::Entity>, command: &<Self::Entity as Entity>::Command) -> Option<Self::Need>;
 
     /// Asks SQL for it.
     fn look_up(
@@ -69,11 +60,7 @@ pub trait Service: Send + Sync + 'static + Sized {
     );
 
     /// The answer, from the state after the events and the events themselves.
-    fn reply(
-        id: Uuid,
-        state: Option<&Self::Entity>,
-        events: &[<Self::Entity as Entity>::Event],
-    ) -> Self::Reply;
+    fn reply(id: Uuid, state: Option<&Self::Entity>, events: &[<Self::Entity as Entity>::Event]) -> Self::Reply;
 
     /// A rejection for a row that another's unique row kept out, named by its constraint.
     fn refused(constraint: &str) -> Option<<Self::Entity as Entity>::Rejection>;
@@ -82,14 +69,7 @@ pub trait Service: Send + Sync + 'static + Sized {
     fn weight(state: Option<&Self::Entity>) -> usize;
 
     /// Called after every committed change of a loaded or new entity, in order: for read models of this node.
-    fn committed(
-        &self,
-        _shard: ShardId,
-        _id: Uuid,
-        _state: Option<&Self::Entity>,
-        _events: &[<Self::Entity as Entity>::Event],
-    ) {
-    }
+    fn committed(&self, _shard: ShardId, _id: Uuid, _state: Option<&Self::Entity>, _events: &[<Self::Entity as Entity>::Event]) {}
 
     /// Shards came or went on this node: read models that span shards begin anew.
     fn shards_changed(&self) {}
@@ -119,13 +99,8 @@ impl Foreign<'_> {
     /// # Errors
     /// [`Poison`] when it does not parse: it never will.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Poison> {
-        let payload = self
-            .record
-            .payload
-            .as_deref()
-            .ok_or_else(|| Poison("the record has no payload".to_owned()))?;
-        serde_json::from_str(payload)
-            .map_err(|error| Poison(format!("the payload does not parse: {error}")))
+        let payload = self.record.payload.as_deref().ok_or_else(|| Poison("the record has no payload".to_owned()))?;
+        serde_json::from_str(payload).map_err(|error| Poison(format!("the payload does not parse: {error}")))
     }
 }
 
@@ -149,9 +124,7 @@ impl From<LoadError> for crate::entity::Failure {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Database(error) => error.into(),
-            LoadError::Corrupt(reason) => {
-                Self::Unavailable(format!("a stored row does not parse: {reason}"))
-            }
+            LoadError::Corrupt(reason) => Self::Unavailable(format!("a stored row does not parse: {reason}")),
         }
     }
 }

@@ -34,11 +34,8 @@ pub(crate) fn parts(tables: &[&dyn Table], first: usize) -> Vec<String> {
         .enumerate()
         .map(|(n, table)| {
             let columns = table.columns();
-            let types: Vec<String> = columns
-                .iter()
-                .enumerate()
-                .map(|(i, (_, kind))| format!("${}::{kind}[]", next + i))
-                .collect();
+            let types: Vec<String> =
+                columns.iter().enumerate().map(|(i, (_, kind))| format!("${}::{kind}[]", next + i)).collect();
             let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
             next += columns.len();
             let rows = format!("UNNEST({}) AS r({})", types.join(", "), names.join(", "));

@@ -40,26 +40,19 @@ fn rules(c: &mut Criterion) {
     group.bench_function("decide and evolve a publication", |b| {
         b.iter(|| {
             let mut state = None;
-            for event in Post::decide(None, black_box(&command), &Facts::default())
-                .expect("it may be published")
-            {
+            for event in Post::decide(None, black_box(&command), &Facts::default()).expect("it may be published") {
                 Post::evolve(&mut state, &event);
             }
             state
         });
     });
-    let like = Command::Like {
-        user: UserId(Uuid::from_u128(3)),
-        on: true,
-    };
+    let like = Command::Like { user: UserId(Uuid::from_u128(3)), on: true };
     let post = published();
     group.bench_function("decide and evolve a like", |b| {
         b.iter_batched(
             || post.clone(),
             |mut state| {
-                for event in Post::decide(state.as_ref(), black_box(&like), &Facts::default())
-                    .expect("it may be liked")
-                {
+                for event in Post::decide(state.as_ref(), black_box(&like), &Facts::default()).expect("it may be liked") {
                     Post::evolve(&mut state, &event);
                 }
                 state

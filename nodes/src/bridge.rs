@@ -34,29 +34,17 @@ const TRIES: usize = 3;
 /// Where a bridge keeps its place: the publishing service's register of consumers.
 pub trait Places: Send + Sync + 'static {
     /// The places of a consumer, for all source shards that it has ever read.
-    fn places(&self, consumer: &'static str)
-    -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>>;
+    fn places(&self, consumer: &'static str) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>>;
     /// Moves places forward.
-    fn note<'a>(
-        &'a self,
-        consumer: &'static str,
-        places: &'a [(ShardId, Seq)],
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 impl<S: Service> Places for Runtime<S> {
-    fn places(
-        &self,
-        consumer: &'static str,
-    ) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>> {
+    fn places(&self, consumer: &'static str) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>> {
         Box::pin(Runtime::consumer_places(self, consumer))
     }
 
-    fn note<'a>(
-        &'a self,
-        consumer: &'static str,
-        places: &'a [(ShardId, Seq)],
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(Runtime::note_consumer(self, consumer, places))
     }
 }
@@ -98,33 +86,17 @@ impl<S: Service> Bridge<S> {
         topic: Topic,
         source_shards: u16,
     ) -> RunningBridge {
-        let positions: Vec<_> = (0..source_shards)
-            .map(|shard| (ShardId(shard), 0))
-            .collect();
+        let positions: Vec<_> = (0..source_shards).map(|shard| (ShardId(shard), 0)).collect();
         let (caught_up, lag) = watch::channel(Instant::now());
-        let bridge = Self {
-            consumer,
-            log,
-            places,
-            topic,
-            noted: positions.clone(),
-            positions,
-        };
-        RunningBridge {
-            task: tokio::spawn(bridge.run(caught_up)),
-            lag,
-        }
+        let bridge = Self { consumer, log, places, topic, noted: positions.clone(), positions };
+        RunningBridge { task: tokio::spawn(bridge.run(caught_up)), lag }
     }
 
     async fn run(mut self, caught_up: watch::Sender<Instant>) {
         self.find_place().await;
         let mut noted_at = Instant::now();
         loop {
-            match self
-                .log
-                .fetch(self.topic, &self.positions, FETCH_BYTES, FETCH_WAIT)
-                .await
-            {
+            match self.log.fetch(self.topic, &self.positions, FETCH_BYTES, FETCH_WAIT).await {
                 Ok(fetched) if fetched.is_empty() => drop(caught_up.send_replace(Instant::now())),
                 Ok(fetched) => {
                     self.carry(fetched).await;
@@ -165,13 +137,8 @@ impl<S: Service> Bridge<S> {
     }
 
     async fn note(&mut self) {
-        let moved: Vec<_> = self
-            .positions
-            .iter()
-            .zip(&self.noted)
-            .filter(|(now, noted)| now != noted)
-            .map(|(now, _)| *now)
-            .collect();
+        let moved: Vec<_> =
+            self.positions.iter().zip(&self.noted).filter(|(now, noted)| now != noted).map(|(now, _)| *now).collect();
         if !moved.is_empty() && self.places.note(S::NAME, &moved).await.is_ok() {
             self.noted.clone_from(&self.positions);
         }
@@ -185,12 +152,7 @@ impl<S: Service> Bridge<S> {
                 slices.entry(target).or_default().parts.push(part);
             }
         }
-        join_all(
-            slices
-                .iter()
-                .map(|(target, slice)| self.deliver(*target, slice)),
-        )
-        .await;
+        join_all(slices.iter().map(|(target, slice)| self.deliver(*target, slice))).await;
         for Fetched { shard, records } in fetched {
             if let Some(last) = records.last() {
                 self.positions[shard.index()].1 = last.seq;
@@ -200,36 +162,18 @@ impl<S: Service> Bridge<S> {
 
     /// What the records of one source mean to each target.
     fn slice(&self, shard: ShardId, records: &[Arc<Record>]) -> HashMap<ShardId, SlicePart> {
-        let source = Source {
-            topic: self.topic,
-            shard,
-        };
+        let source = Source { topic: self.topic, shard };
         let position = records.last().map_or(0, |last| last.seq);
         let mut parts: HashMap<ShardId, SlicePart> = HashMap::new();
         for record in records.iter().filter(|record| !record.is_internal()) {
-            let targets = match self
-                .consumer
-                .service()
-                .concerns(&Foreign { source, record })
-            {
-                Ok(ids) => ids
-                    .into_iter()
-                    .map(|id| shard_of(id, self.consumer.shards()))
-                    .collect(),
+            let targets = match self.consumer.service().concerns(&Foreign { source, record }) {
+                Ok(ids) => ids.into_iter().map(|id| shard_of(id, self.consumer.shards())).collect(),
                 // Nobody can say whom it concerns: the shard of its key buries it.
                 Err(_) => vec![shard_of(record.key, self.consumer.shards())],
             };
             for target in targets {
-                let part = parts.entry(target).or_insert_with(|| SlicePart {
-                    source,
-                    position,
-                    records: Vec::new(),
-                });
-                if part
-                    .records
-                    .last()
-                    .is_none_or(|last| last.seq != record.seq)
-                {
+                let part = parts.entry(target).or_insert_with(|| SlicePart { source, position, records: Vec::new() });
+                if part.records.last().is_none_or(|last| last.seq != record.seq) {
                     part.records.push(Arc::clone(record));
                 }
             }
@@ -259,14 +203,8 @@ impl<S: Service> Bridge<S> {
 
     async fn deliver_singly(&self, target: ShardId, part: &SlicePart) {
         for record in &part.records {
-            let single = SlicePart {
-                source: part.source,
-                position: record.seq,
-                records: vec![Arc::clone(record)],
-            };
-            let slice = Slice {
-                parts: vec![single],
-            };
+            let single = SlicePart { source: part.source, position: record.seq, records: vec![Arc::clone(record)] };
+            let slice = Slice { parts: vec![single] };
             let mut tries = 0;
             loop {
                 let reason = match self.consumer.apply(target, &slice).await {
@@ -283,11 +221,7 @@ impl<S: Service> Bridge<S> {
                     continue;
                 }
                 tracing::error!(consumer = S::NAME, source = %part.source, seq = record.seq, reason, "a record goes to the dead letters");
-                let letter = DeadLetter {
-                    source: part.source,
-                    record: Arc::clone(record),
-                    reason,
-                };
+                let letter = DeadLetter { source: part.source, record: Arc::clone(record), reason };
                 while let Err(error) = self.consumer.bury(target, letter.clone()).await {
                     tracing::warn!(consumer = S::NAME, %error, "a dead letter must wait");
                     sleep(RETRY_AFTER).await;

@@ -19,12 +19,7 @@ pub trait LogSource: Send + Sync + 'static {
     /// The last committed position of a shard that is served here.
     fn head(&self, shard: ShardId) -> Option<Seq>;
     /// The records of a shard after a position.
-    fn log_after(
-        &self,
-        shard: ShardId,
-        position: Seq,
-        bytes_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Arc<Record>>, Failure>>;
+    fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Arc<Record>>, Failure>>;
     /// Wakes whenever a batch was committed.
     fn batches(&self) -> watch::Receiver<u64>;
 }
@@ -38,12 +33,7 @@ impl<S: Service> LogSource for Runtime<S> {
         Runtime::head(self, shard)
     }
 
-    fn log_after(
-        &self,
-        shard: ShardId,
-        position: Seq,
-        bytes_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Arc<Record>>, Failure>> {
+    fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Arc<Record>>, Failure>> {
         Runtime::log_after(self, shard, position, bytes_max).boxed()
     }
 
@@ -61,16 +51,8 @@ pub struct EmbeddedLog {
 
 impl EmbeddedLog {
     /// A log over the three services that publish.
-    pub fn new(
-        users: Arc<dyn LogSource>,
-        posts: Arc<dyn LogSource>,
-        comments: Arc<dyn LogSource>,
-    ) -> Self {
-        Self {
-            users,
-            posts,
-            comments,
-        }
+    pub fn new(users: Arc<dyn LogSource>, posts: Arc<dyn LogSource>, comments: Arc<dyn LogSource>) -> Self {
+        Self { users, posts, comments }
     }
 
     fn source(&self, topic: Topic) -> &dyn LogSource {
@@ -81,12 +63,7 @@ impl EmbeddedLog {
         }
     }
 
-    async fn read(
-        &self,
-        topic: Topic,
-        positions: &[(ShardId, Seq)],
-        bytes_max: usize,
-    ) -> Result<Vec<Fetched>, LogError> {
+    async fn read(&self, topic: Topic, positions: &[(ShardId, Seq)], bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
         let source = self.source(topic);
         let behind: Vec<(ShardId, Seq)> = positions
             .iter()
@@ -103,10 +80,7 @@ impl EmbeddedLog {
         });
         let mut fetched = Vec::new();
         for read in join_all(reads).await {
-            let read = read.map_err(|failure: Failure| LogError::Unavailable {
-                topic,
-                reason: failure.to_string(),
-            })?;
+            let read = read.map_err(|failure: Failure| LogError::Unavailable { topic, reason: failure.to_string() })?;
             if !read.records.is_empty() {
                 fetched.push(read);
             }
@@ -133,11 +107,8 @@ impl EventLog for EmbeddedLog {
                     return Ok(fetched);
                 }
                 let timeout = tokio::time::sleep_until(deadline).boxed();
-                let (news, ..) = select_all([
-                    timeout.map(|()| false).boxed(),
-                    batches.changed().map(|woken| woken.is_ok()).boxed(),
-                ])
-                .await;
+                let (news, ..) =
+                    select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
                 if !news {
                     return Ok(Vec::new());
                 }

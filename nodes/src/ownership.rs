@@ -63,17 +63,8 @@ impl Ownership {
         };
         member.directory.prepare(member.runtime.shards()).await?;
         if alone {
-            for former in member
-                .directory
-                .members()
-                .await?
-                .into_iter()
-                .filter(|former| former.node == node)
-            {
-                member
-                    .directory
-                    .declare_dead(former.incarnation, None)
-                    .await?;
+            for former in member.directory.members().await?.into_iter().filter(|former| former.node == node) {
+                member.directory.declare_dead(former.incarnation, None).await?;
             }
         }
         member.join().await?;
@@ -145,11 +136,7 @@ impl<S: Service> Member<S> {
         for (shard, ..) in self.runtime.owned() {
             self.runtime.close(shard);
         }
-        if let Err(error) = self
-            .directory
-            .declare_dead(self.runtime.incarnation(), None)
-            .await
-        {
+        if let Err(error) = self.directory.declare_dead(self.runtime.incarnation(), None).await {
             tracing::debug!(service.name = S::NAME, %error, "could not sign off; the lease runs out by itself");
         }
     }
@@ -163,17 +150,12 @@ impl<S: Service> Member<S> {
     }
 
     async fn join(&mut self) -> Result<(), DirectoryError> {
-        self.directory
-            .join(self.runtime.incarnation(), &self.node)
-            .await
+        self.directory.join(self.runtime.incarnation(), &self.node).await
     }
 
     /// Dead in this database, alive as a process: comes back as somebody else (rule 7).
     async fn rejoin(&mut self) -> Result<(), DirectoryError> {
-        tracing::warn!(
-            service.name = S::NAME,
-            "declared dead, rejoining under a new incarnation"
-        );
+        tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
         for (shard, ..) in self.runtime.owned() {
             self.runtime.close(shard);
         }
@@ -186,16 +168,10 @@ impl<S: Service> Member<S> {
     async fn renew(&mut self) -> Result<(), DirectoryError> {
         // A member that cannot commit must not keep others from serving (rule 10).
         if !self.runtime.commits_work(self.lease.ttl * 2) {
-            tracing::warn!(
-                service.name = S::NAME,
-                "commits have not worked for two leases, not renewing"
-            );
+            tracing::warn!(service.name = S::NAME, "commits have not worked for two leases, not renewing");
             return Ok(());
         }
-        let sent = self
-            .directory
-            .renew(self.runtime.incarnation(), self.lease.ttl)
-            .await?;
+        let sent = self.directory.renew(self.runtime.incarnation(), self.lease.ttl).await?;
         self.runtime.lease().renewed(sent, self.lease.ttl);
         self.renewed = Instant::now();
         Ok(())
@@ -213,10 +189,7 @@ impl<S: Service> Member<S> {
         Ok(())
     }
 
-    async fn bury_the_silent(
-        &mut self,
-        members: Vec<MemberRow>,
-    ) -> Result<Vec<MemberRow>, DirectoryError> {
+    async fn bury_the_silent(&mut self, members: Vec<MemberRow>) -> Result<Vec<MemberRow>, DirectoryError> {
         let patience = self.lease.ttl.mul_f64(1.1);
         // A poll that came late tells nothing about the time before it.
         let gap_max = self.lease.renew_every * 2;
@@ -234,26 +207,15 @@ impl<S: Service> Member<S> {
                 (sighting.renewed, sighting.silent) = (member.renewed, Duration::ZERO);
             }
             sighting.last_look = now;
-            let silent =
-                sighting.silent >= patience && member.incarnation != self.runtime.incarnation();
-            if silent
-                && self
-                    .directory
-                    .declare_dead(member.incarnation, Some(member.renewed))
-                    .await?
-            {
-                tracing::warn!(
-                    service.name = S::NAME,
-                    node.id = member.node,
-                    "a member fell silent, it is dead"
-                );
+            let silent = sighting.silent >= patience && member.incarnation != self.runtime.incarnation();
+            if silent && self.directory.declare_dead(member.incarnation, Some(member.renewed)).await? {
+                tracing::warn!(service.name = S::NAME, node.id = member.node, "a member fell silent, it is dead");
                 continue;
             }
             living.push(member);
         }
         let known: HashSet<Incarnation> = living.iter().map(|member| member.incarnation).collect();
-        self.seen
-            .retain(|incarnation, _| known.contains(incarnation));
+        self.seen.retain(|incarnation, _| known.contains(incarnation));
         Ok(living)
     }
 
@@ -279,29 +241,17 @@ impl<S: Service> Member<S> {
         }
     }
 
-    async fn take_orphans(
-        &mut self,
-        living: &[MemberRow],
-        shards: &[ShardRow],
-    ) -> Result<(), DirectoryError> {
+    async fn take_orphans(&mut self, living: &[MemberRow], shards: &[ShardRow]) -> Result<(), DirectoryError> {
         let me = self.runtime.incarnation();
         let alive: HashSet<Incarnation> = living.iter().map(|member| member.incarnation).collect();
-        let served: HashSet<ShardId> = self
-            .runtime
-            .owned()
-            .into_iter()
-            .map(|(shard, ..)| shard)
-            .collect();
+        let served: HashSet<ShardId> = self.runtime.owned().into_iter().map(|(shard, ..)| shard).collect();
         let mine = |row: &&ShardRow| {
-            placement::owner(row.id, living.iter().map(|member| member.node.as_str()))
-                == Some(self.node.as_str())
+            placement::owner(row.id, living.iter().map(|member| member.node.as_str())) == Some(self.node.as_str())
         };
         let orphaned = |row: &&ShardRow| match row.owner {
             None => true,
             // Ours, but not served: a start that died between the takeover and the opening.
-            Some(owner) if owner == me => {
-                !served.contains(&row.id) && !self.runtime.is_suspended(row.id)
-            }
+            Some(owner) if owner == me => !served.contains(&row.id) && !self.runtime.is_suspended(row.id),
             Some(owner) => !alive.contains(&owner),
         };
         let mut by_owner: HashMap<Option<Incarnation>, Vec<ShardRow>> = HashMap::new();
@@ -339,13 +289,7 @@ impl<S: Service> Member<S> {
         }
         // Heads of lists may have been read while shards were missing.
         (self.changed)();
-        tracing::info!(
-            service.name = S::NAME,
-            shards = granted.len(),
-            "serving {} more shards of {}",
-            granted.len(),
-            S::NAME
-        );
+        tracing::info!(service.name = S::NAME, shards = granted.len(), "serving {} more shards of {}", granted.len(), S::NAME);
         Ok(())
     }
 }

@@ -16,8 +16,7 @@ use rookery::{
 };
 use rookery_actors::{
     comments::{
-        Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place,
-        Rejection, Scope, texts::Texts,
+        Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope, texts::Texts,
     },
     entity::AskError,
     event::{Record, Source, Topic},
@@ -44,75 +43,31 @@ fn body(text: &str) -> CommentBody {
 }
 
 async fn service(config: &tokio_postgres::Config) -> (TestService<CommentService>, Comments) {
-    let service = TestService::start(
-        CommentService::default(),
-        config.clone(),
-        "n1",
-        Settings::default(),
-    )
-    .await;
+    let service = TestService::start(CommentService::default(), config.clone(), "n1", Settings::default()).await;
     let comments = Comments::new(service.runtime.clone());
     (service, comments)
 }
 
 async fn fresh() -> tokio_postgres::Config {
-    TestPostgres::shared()
-        .fresh_database(Database::Comments)
-        .await
+    TestPostgres::shared().fresh_database(Database::Comments).await
 }
 
 fn draft(post: PostId, parent: Option<CommentId>, text: &str) -> Draft {
-    Draft {
-        post,
-        author: ADA,
-        body: body(text),
-        parent,
-        at: Timestamp::now(),
-    }
+    Draft { post, author: ADA, body: body(text), parent, at: Timestamp::now() }
 }
 
 async fn add(comments: &Comments, post: PostId, parent: Option<CommentId>, text: &str) -> Comment {
-    comments
-        .add(draft(post, parent, text), soon())
-        .await
-        .unwrap()
-        .reply
-        .comment
-        .unwrap()
+    comments.add(draft(post, parent, text), soon()).await.unwrap().reply.comment.unwrap()
 }
 
 async fn edit(comments: &Comments, comment: &Comment, text: &str) -> Comment {
-    let change = Change {
-        body: body(text),
-        if_version: Some(comment.version),
-    };
-    let edited = comments
-        .edit(
-            comment.post_id,
-            comment.id,
-            ADA,
-            change,
-            Timestamp::now(),
-            soon(),
-        )
-        .await
-        .unwrap();
+    let change = Change { body: body(text), if_version: Some(comment.version) };
+    let edited = comments.edit(comment.post_id, comment.id, ADA, change, Timestamp::now(), soon()).await.unwrap();
     edited.reply.comment.unwrap()
 }
 
 async fn delete(comments: &Comments, comment: &Comment) {
-    comments
-        .delete(
-            comment.post_id,
-            comment.id,
-            ADA,
-            false,
-            None,
-            Timestamp::now(),
-            soon(),
-        )
-        .await
-        .unwrap();
+    comments.delete(comment.post_id, comment.id, ADA, false, None, Timestamp::now(), soon()).await.unwrap();
 }
 
 fn a_post() -> PostId {
@@ -120,12 +75,7 @@ fn a_post() -> PostId {
 }
 
 fn whole(post: PostId, order: Order) -> Place {
-    Place::start(Scope {
-        post,
-        order,
-        parent: None,
-        depth: None,
-    })
+    Place::start(Scope { post, order, parent: None, depth: None })
 }
 
 /// All pages of a walk, the cursor travelling as text.
@@ -133,25 +83,16 @@ async fn walk(comments: &Comments, from: Place, limit: usize) -> Vec<Comment> {
     let limit = NonZeroUsize::new(limit).unwrap();
     let (mut place, mut seen) = (Some(from), Vec::new());
     while let Some(here) = place {
-        let page = comments
-            .page(&here, limit, deadline())
-            .await
-            .unwrap()
-            .expect("the thread is open");
+        let page = comments.page(&here, limit, deadline()).await.unwrap().expect("the thread is open");
         seen.extend(page.items);
-        place = page
-            .next
-            .map(|next| serde_json::from_str(&serde_json::to_string(&next).unwrap()).unwrap());
+        place = page.next.map(|next| serde_json::from_str(&serde_json::to_string(&next).unwrap()).unwrap());
     }
     seen
 }
 
 /// Tells the service, as the posts' log does, that a post is gone; or of a user, as the users' log does.
 async fn hear(comments: &Comments, topic: Topic, kind: &str, key: Uuid, payload: &str) {
-    let source = Source {
-        topic,
-        shard: ShardId(0),
-    };
+    let source = Source { topic, shard: ShardId(0) };
     let record = Record {
         seq: 1,
         epoch: 1,
@@ -161,35 +102,15 @@ async fn hear(comments: &Comments, topic: Topic, kind: &str, key: Uuid, payload:
         traceparent: None,
         at: Timestamp::now(),
     };
-    let slice = Slice {
-        parts: vec![SlicePart {
-            source,
-            position: 1,
-            records: vec![Arc::new(record)],
-        }],
-    };
-    comments
-        .runtime()
-        .apply(comments.runtime().shard_of(key), &slice)
-        .await
-        .unwrap();
+    let slice = Slice { parts: vec![SlicePart { source, position: 1, records: vec![Arc::new(record)] }] };
+    comments.runtime().apply(comments.runtime().shard_of(key), &slice).await.unwrap();
 }
 
 /// The kinds of the records of a post's thread with what they carry.
 async fn log(comments: &Comments, post: PostId) -> Vec<(String, serde_json::Value)> {
-    let records = comments
-        .runtime()
-        .log_after(comments.runtime().shard_of(post.0), 0, usize::MAX)
-        .await
-        .unwrap();
+    let records = comments.runtime().log_after(comments.runtime().shard_of(post.0), 0, usize::MAX).await.unwrap();
     let ours = records.iter().filter(|record| record.key == post.0);
-    ours.map(|record| {
-        (
-            record.kind.to_string(),
-            serde_json::from_str(record.payload.as_ref().unwrap()).unwrap(),
-        )
-    })
-    .collect()
+    ours.map(|record| (record.kind.to_string(), serde_json::from_str(record.payload.as_ref().unwrap()).unwrap())).collect()
 }
 
 #[tokio::test]
@@ -200,18 +121,12 @@ async fn a_thread_reads_the_same_after_a_restart() {
     let first = add(&comments, post, None, "first").await;
     let reply = add(&comments, post, Some(first.id), "reply").await;
     edit(&comments, &reply, "a better reply").await;
-    comments
-        .like(post, first.id, BOB, true, soon())
-        .await
-        .unwrap();
+    comments.like(post, first.id, BOB, true, soon()).await.unwrap();
     let before = walk(&comments, whole(post, Order::Old), 1).await;
     service.stop().await;
 
     let (service, comments) = self::service(&config).await;
-    let bodies: Vec<&str> = before
-        .iter()
-        .map(|comment| comment.body.as_ref().unwrap().as_str())
-        .collect();
+    let bodies: Vec<&str> = before.iter().map(|comment| comment.body.as_ref().unwrap().as_str()).collect();
     assert_eq!(bodies, ["first", "a better reply"]);
     assert_eq!(walk(&comments, whole(post, Order::Old), 1).await, before);
     service.stop().await;
@@ -222,16 +137,9 @@ async fn an_edit_is_seen_by_the_next_read_though_the_old_text_was_at_hand() {
     let config = fresh().await;
     let (service, comments) = service(&config).await;
     let comment = add(&comments, a_post(), None, "frist").await;
-    comments
-        .get(comment.post_id, comment.id, deadline())
-        .await
-        .unwrap();
+    comments.get(comment.post_id, comment.id, deadline()).await.unwrap();
     edit(&comments, &comment, "first").await;
-    let seen = comments
-        .get(comment.post_id, comment.id, deadline())
-        .await
-        .unwrap()
-        .unwrap();
+    let seen = comments.get(comment.post_id, comment.id, deadline()).await.unwrap().unwrap();
     assert_eq!((seen.body.unwrap().as_str(), seen.version), ("first", 2));
     service.stop().await;
 }
@@ -240,10 +148,7 @@ async fn an_edit_is_seen_by_the_next_read_though_the_old_text_was_at_hand() {
 #[tokio::test]
 async fn a_read_beside_edits_is_never_older_than_what_was_acknowledged_and_never_torn() {
     let config = fresh().await;
-    let uncached = CommentService {
-        texts: Texts::new(0),
-        ..CommentService::default()
-    };
+    let uncached = CommentService { texts: Texts::new(0), ..CommentService::default() };
     let service = TestService::start(uncached, config, "n1", Settings::default()).await;
     let comments = Comments::new(service.runtime.clone());
     let comment = add(&comments, a_post(), None, "1").await;
@@ -258,10 +163,7 @@ async fn a_read_beside_edits_is_never_older_than_what_was_acknowledged_and_never
     let reading = async {
         while acknowledged.load(Ordering::SeqCst) < 100 {
             let before = acknowledged.load(Ordering::SeqCst);
-            let seen = walk(&comments, whole(comment.post_id, Order::New), 1)
-                .await
-                .pop()
-                .unwrap();
+            let seen = walk(&comments, whole(comment.post_id, Order::New), 1).await.pop().unwrap();
             assert!(seen.version >= before, "{} after {before}", seen.version);
             assert_eq!(seen.body.unwrap().as_str(), seen.version.to_string());
         }
@@ -278,10 +180,7 @@ async fn a_thread_of_many_thousand_comments_loads_and_pages() {
     import(&comments, post, 6_000).await;
     service.stop().await;
     let (service, comments) = self::service(&config).await;
-    assert_eq!(
-        walk(&comments, whole(post, Order::Old), 500).await.len(),
-        6_000
-    );
+    assert_eq!(walk(&comments, whole(post, Order::Old), 500).await.len(), 6_000);
     service.stop().await;
 }
 
@@ -302,31 +201,11 @@ async fn a_tombstone_has_no_author_and_no_body_and_goes_with_its_last_reply() {
     let first = add(&comments, post, None, "first").await;
     let reply = add(&comments, post, Some(first.id), "reply").await;
     delete(&comments, &first).await;
-    let tombstone = comments
-        .get(post, first.id, deadline())
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        (
-            tombstone.author,
-            tombstone.body,
-            tombstone.deleted,
-            tombstone.reply_count
-        ),
-        (None, None, true, 1)
-    );
+    let tombstone = comments.get(post, first.id, deadline()).await.unwrap().unwrap();
+    assert_eq!((tombstone.author, tombstone.body, tombstone.deleted, tombstone.reply_count), (None, None, true, 1));
     delete(&comments, &reply).await;
-    assert!(
-        walk(&comments, whole(post, Order::New), 10)
-            .await
-            .is_empty()
-    );
-    let count = sql(&config)
-        .await
-        .query_one("SELECT count(*) FROM comment", &[])
-        .await
-        .unwrap();
+    assert!(walk(&comments, whole(post, Order::New), 10).await.is_empty());
+    let count = sql(&config).await.query_one("SELECT count(*) FROM comment", &[]).await.unwrap();
     assert_eq!(count.get::<_, i64>(0), 0);
     service.stop().await;
 }
@@ -346,17 +225,7 @@ async fn every_deletion_is_told_once_with_its_author_and_without_its_text() {
         .filter(|(kind, _)| kind == "comment.deleted")
         .map(|(_, payload)| serde_json::from_value(payload).unwrap())
         .collect();
-    let told: Vec<_> = gone
-        .iter()
-        .map(|record| {
-            (
-                record.id,
-                record.author,
-                record.body.as_str(),
-                record.version,
-            )
-        })
-        .collect();
+    let told: Vec<_> = gone.iter().map(|record| (record.id, record.author, record.body.as_str(), record.version)).collect();
     assert_eq!(told, [(first.id, ADA, "", 2), (reply.id, ADA, "", 2)]);
     service.stop().await;
 }
@@ -367,30 +236,14 @@ async fn likes_count_once_per_user_and_survive_a_restart() {
     let (service, comments) = service(&config).await;
     let comment = add(&comments, a_post(), None, "first").await;
     for user in [ADA, BOB, BOB] {
-        comments
-            .like(comment.post_id, comment.id, user, true, soon())
-            .await
-            .unwrap();
+        comments.like(comment.post_id, comment.id, user, true, soon()).await.unwrap();
     }
-    comments
-        .like(comment.post_id, comment.id, ADA, false, soon())
-        .await
-        .unwrap();
+    comments.like(comment.post_id, comment.id, ADA, false, soon()).await.unwrap();
     service.stop().await;
     let (service, comments) = self::service(&config).await;
-    let comment = comments
-        .get(comment.post_id, comment.id, deadline())
-        .await
-        .unwrap()
-        .unwrap();
+    let comment = comments.get(comment.post_id, comment.id, deadline()).await.unwrap().unwrap();
     assert_eq!(comment.like_count, 1);
-    assert!(
-        comments
-            .liked(BOB, std::slice::from_ref(&comment))
-            .await
-            .unwrap()
-            .contains(&comment.id)
-    );
+    assert!(comments.liked(BOB, std::slice::from_ref(&comment)).await.unwrap().contains(&comment.id));
     assert!(comments.liked(ADA, &[comment]).await.unwrap().is_empty());
     service.stop().await;
 }
@@ -406,32 +259,13 @@ async fn a_deleted_post_closes_its_thread_for_good() {
     }
     let refused = |comments: Comments| async move {
         for post in [commented, silent] {
-            let late = comments
-                .add(draft(post, None, "late"), soon())
-                .await
-                .unwrap_err();
+            let late = comments.add(draft(post, None, "late"), soon()).await.unwrap_err();
             assert_eq!(late, AskError::Rejected(Rejection::Closed));
         }
-        let page = comments
-            .page(&whole(commented, Order::New), NonZeroUsize::MIN, deadline())
-            .await
-            .unwrap();
+        let page = comments.page(&whole(commented, Order::New), NonZeroUsize::MIN, deadline()).await.unwrap();
         assert!(page.is_none());
-        assert_eq!(
-            comments
-                .get(commented, comment.id, deadline())
-                .await
-                .unwrap(),
-            None
-        );
-        assert!(
-            comments
-                .by_author(ADA, None, 10)
-                .await
-                .unwrap()
-                .items
-                .is_empty()
-        );
+        assert_eq!(comments.get(commented, comment.id, deadline()).await.unwrap(), None);
+        assert!(comments.by_author(ADA, None, 10).await.unwrap().items.is_empty());
         assert!(comments.export(None, 10).await.unwrap().is_empty());
     };
     refused(comments).await;
@@ -457,10 +291,7 @@ async fn a_users_comments_come_newest_first_from_all_threads() {
     assert_eq!(ids, [reply.id, second.id, first.id]);
     // What SQL tells is what memory tells.
     let told = items.last().unwrap();
-    assert_eq!(
-        (told.reply_count, told.depth, told.body.clone()),
-        (1, 0, first.body)
-    );
+    assert_eq!((told.reply_count, told.depth, told.body.clone()), (1, 0, first.body));
     service.stop().await;
 }
 
@@ -471,16 +302,10 @@ async fn names_of_authors_follow_the_users_log() {
     let ada = r#"{"id":"00000000-0000-0000-0000-000000000001","version":1,"username":"ada","display_name":"Ada",
         "bio":"","avatar_url":null,"created_at":"2026-01-01T00:00:00Z","deleted":false}"#;
     hear(&comments, Topic::Users, "user.created", ADA.0, ada).await;
-    assert_eq!(
-        comments.authors([ADA, BOB]).await.unwrap()[&ADA].username,
-        "ada"
-    );
+    assert_eq!(comments.authors([ADA, BOB]).await.unwrap()[&ADA].username, "ada");
     service.stop().await;
     let (service, comments) = self::service(&config).await;
-    assert_eq!(
-        comments.authors([ADA]).await.unwrap()[&ADA].display_name,
-        "Ada"
-    );
+    assert_eq!(comments.authors([ADA]).await.unwrap()[&ADA].display_name, "Ada");
     service.stop().await;
 }
 
@@ -490,19 +315,11 @@ async fn a_retry_with_its_idempotency_key_writes_one_comment() {
     let (service, comments) = service(&config).await;
     let post = a_post();
     let keyed = || {
-        let key = IdempotencyKey {
-            key: "ada:/comments:1".into(),
-            request_hash: [1; 32],
-        };
-        Context {
-            idempotency: Some(key),
-            ..soon()
-        }
+        let key = IdempotencyKey { key: "ada:/comments:1".into(), request_hash: [1; 32] };
+        Context { idempotency: Some(key), ..soon() }
     };
-    let (first, second) = tokio::join!(
-        comments.add(draft(post, None, "once"), keyed()),
-        comments.add(draft(post, None, "once"), keyed())
-    );
+    let (first, second) =
+        tokio::join!(comments.add(draft(post, None, "once"), keyed()), comments.add(draft(post, None, "once"), keyed()));
     assert_eq!(first.unwrap().reply, second.unwrap().reply);
     assert_eq!(walk(&comments, whole(post, Order::New), 10).await.len(), 1);
     service.stop().await;
@@ -518,19 +335,10 @@ async fn import(comments: &Comments, post: PostId, count: usize) {
     };
     let imported = |n: usize| {
         let parent = (1..40).contains(&(n % 100)).then(|| id(n - 1));
-        Imported {
-            id: id(n),
-            author: ADA,
-            body: body(&format!("comment {n}")),
-            parent,
-            at,
-        }
+        Imported { id: id(n), author: ADA, body: body(&format!("comment {n}")), parent, at }
     };
     for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
-        comments
-            .import(post, chunk.iter().map(|n| imported(*n)).collect(), soon())
-            .await
-            .unwrap();
+        comments.import(post, chunk.iter().map(|n| imported(*n)).collect(), soon()).await.unwrap();
     }
 }
 
@@ -541,11 +349,7 @@ async fn pages_walk_through_everything_once_in_every_order() {
     let post = a_post();
     import(&comments, post, 1_000).await;
     for order in [Order::New, Order::Old, Order::Top] {
-        let mut ids: Vec<CommentId> = walk(&comments, whole(post, order), 37)
-            .await
-            .iter()
-            .map(|comment| comment.id)
-            .collect();
+        let mut ids: Vec<CommentId> = walk(&comments, whole(post, order), 37).await.iter().map(|comment| comment.id).collect();
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), 1_000, "{order:?}");

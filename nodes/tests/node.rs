@@ -34,24 +34,17 @@ fn config(data: &Path) -> Config {
     config.data_dir = data.to_owned();
     let free = "127.0.0.1:0".parse().unwrap();
     config.gateway.listen = free;
-    for service in [
-        &mut config.services.users,
-        &mut config.services.posts,
-        &mut config.services.comments,
-        &mut config.services.search,
-    ] {
+    for service in
+        [&mut config.services.users, &mut config.services.posts, &mut config.services.comments, &mut config.services.search]
+    {
         service.listen = free;
     }
     config
 }
 
 async fn start(data: &Path) -> Node {
-    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new()
-        .build_recorder()
-        .handle();
-    Node::start(config(data), metrics)
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}"))
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    Node::start(config(data), metrics).await.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -60,10 +53,7 @@ async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> 
         if let Some(found) = look().await {
             return found;
         }
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "{what} did not come"
-        );
+        assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -80,15 +70,7 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
         password: Password::parse("correct horse battery".to_owned()).unwrap(),
         user_agent: None,
     };
-    let ada = faces
-        .users
-        .register(ada, soon())
-        .await
-        .unwrap()
-        .reply
-        .account
-        .profile
-        .id;
+    let ada = faces.users.register(ada, soon()).await.unwrap().reply.account.profile.id;
     let draft = Draft {
         author: ada,
         title: Title::parse("On the Analytical Engine").unwrap(),
@@ -98,31 +80,10 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
     };
     let accepted = faces.posts.publish(draft, soon()).await.unwrap();
     let post = accepted.reply.post.unwrap();
-    let token = SearchToken {
-        topic: Topic::Posts,
-        shard: accepted.shard,
-        seq: accepted.seq,
-        key: post.id.0,
-    };
-    assert!(
-        faces.search.visible(token, Duration::from_secs(5)).await,
-        "a post is found within seconds"
-    );
-    let query = index::Search {
-        query: index::Query::parse("weaving algebra").unwrap(),
-        ..index::Search::default()
-    };
-    assert_eq!(
-        faces
-            .search
-            .search(query.clone(), deadline())
-            .await
-            .unwrap()
-            .hits
-            .items[0]
-            .id,
-        post.id.0
-    );
+    let token = SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key: post.id.0 };
+    assert!(faces.search.visible(token, Duration::from_secs(5)).await, "a post is found within seconds");
+    let query = index::Search { query: index::Query::parse("weaving algebra").unwrap(), ..index::Search::default() };
+    assert_eq!(faces.search.search(query.clone(), deadline()).await.unwrap().hits.items[0].id, post.id.0);
 
     let draft = comments::Draft {
         post: post.id,
@@ -142,31 +103,17 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
         (ada.post_count == 1 && ada.comment_count == 1).then_some(())
     })
     .await;
-    eventually("the author's name", async || {
-        faces.posts.authors([ada]).await.unwrap().remove(&ada)
-    })
-    .await;
+    eventually("the author's name", async || faces.posts.authors([ada]).await.unwrap().remove(&ada)).await;
     node.stop().await;
 
     let node = start(folder.path()).await;
     let found = eventually("the post after a restart", async || {
-        let answer = node
-            .faces
-            .search
-            .search(query.clone(), deadline())
-            .await
-            .unwrap();
+        let answer = node.faces.search.search(query.clone(), deadline()).await.unwrap();
         answer.hits.items.first().map(|hit| hit.id)
     })
     .await;
     assert_eq!(found, post.id.0);
-    let again = node
-        .faces
-        .posts
-        .get(post.id, deadline())
-        .await
-        .unwrap()
-        .unwrap();
+    let again = node.faces.posts.get(post.id, deadline()).await.unwrap().unwrap();
     assert_eq!((again.title, again.comment_count), (post.title, 1));
     node.stop().await;
 }

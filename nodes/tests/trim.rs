@@ -18,12 +18,7 @@ use rookery_actors::{
 use uuid::Uuid;
 
 fn retention(consumers: &[&'static str]) -> Retention {
-    Retention {
-        consumers: consumers.to_vec(),
-        relayed: false,
-        records: Duration::ZERO,
-        idempotency: Duration::ZERO,
-    }
+    Retention { consumers: consumers.to_vec(), relayed: false, records: Duration::ZERO, idempotency: Duration::ZERO }
 }
 
 async fn sql(config: &tokio_postgres::Config) -> tokio_postgres::Client {
@@ -32,13 +27,8 @@ async fn sql(config: &tokio_postgres::Config) -> tokio_postgres::Client {
     client
 }
 
-async fn filled(
-    config: &tokio_postgres::Config,
-) -> (TestService<PostService>, Vec<(ShardId, Seq)>) {
-    let settings = Settings {
-        shards: 4,
-        ..Settings::default()
-    };
+async fn filled(config: &tokio_postgres::Config) -> (TestService<PostService>, Vec<(ShardId, Seq)>) {
+    let settings = Settings { shards: 4, ..Settings::default() };
     let service = TestService::start(PostService::default(), config.clone(), "n1", settings).await;
     let posts = Posts::new(service.runtime.clone());
     for n in 0..40 {
@@ -49,17 +39,9 @@ async fn filled(
             tags: Tags::default(),
             at: Timestamp::now(),
         };
-        posts
-            .publish(draft, Context::within(Duration::from_secs(10)))
-            .await
-            .unwrap();
+        posts.publish(draft, Context::within(Duration::from_secs(10))).await.unwrap();
     }
-    let heads = service
-        .runtime
-        .owned()
-        .into_iter()
-        .map(|(shard, _, head)| (shard, head))
-        .collect();
+    let heads = service.runtime.owned().into_iter().map(|(shard, _, head)| (shard, head)).collect();
     (service, heads)
 }
 
@@ -67,19 +49,8 @@ async fn filled(
 async fn nothing_goes_while_a_reader_has_not_come() {
     let config = TestPostgres::shared().fresh_database(Database::Posts).await;
     let (service, heads) = filled(&config).await;
-    service
-        .runtime
-        .note_consumer("search", &heads)
-        .await
-        .unwrap();
-    assert_eq!(
-        service
-            .runtime
-            .trim(&retention(&["search", "users"]))
-            .await
-            .unwrap(),
-        0
-    );
+    service.runtime.note_consumer("search", &heads).await.unwrap();
+    assert_eq!(service.runtime.trim(&retention(&["search", "users"])).await.unwrap(), 0);
     service.stop().await;
 }
 
@@ -87,39 +58,18 @@ async fn nothing_goes_while_a_reader_has_not_come() {
 async fn what_all_have_read_goes_but_epoch_records_and_last_rows_stay_and_the_count_goes_on() {
     let config = TestPostgres::shared().fresh_database(Database::Posts).await;
     let (service, heads) = filled(&config).await;
-    service
-        .runtime
-        .note_consumer("search", &heads)
-        .await
-        .unwrap();
+    service.runtime.note_consumer("search", &heads).await.unwrap();
     assert!(service.runtime.trim(&retention(&["search"])).await.unwrap() > 0);
     service.stop().await;
 
     let client = sql(&config).await;
-    let row = client
-        .query_one(
-            "SELECT count(*) FILTER (WHERE type = 'epoch'), count(*) FROM outbox",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert_eq!(
-        (row.get::<_, i64>(0), row.get::<_, i64>(1)),
-        (4, 8),
-        "four shards: an epoch record and a last row each"
-    );
+    let row = client.query_one("SELECT count(*) FILTER (WHERE type = 'epoch'), count(*) FROM outbox", &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (4, 8), "four shards: an epoch record and a last row each");
 
-    let settings = Settings {
-        shards: 4,
-        ..Settings::default()
-    };
+    let settings = Settings { shards: 4, ..Settings::default() };
     let service = TestService::start(PostService::default(), config.clone(), "n2", settings).await;
     for ((shard, _, head), (before, old_head)) in service.runtime.owned().into_iter().zip(heads) {
-        assert_eq!(
-            (shard, head),
-            (before, old_head + 1),
-            "the epoch record follows what was there"
-        );
+        assert_eq!((shard, head), (before, old_head + 1), "the epoch record follows what was there");
     }
     service.stop().await;
 }

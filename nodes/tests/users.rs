@@ -40,13 +40,7 @@ fn deadline() -> Instant {
 }
 
 fn keyed(key: &str) -> Context {
-    Context {
-        idempotency: Some(IdempotencyKey {
-            key: key.into(),
-            request_hash: [1; 32],
-        }),
-        ..soon()
-    }
+    Context { idempotency: Some(IdempotencyKey { key: key.into(), request_hash: [1; 32] }), ..soon() }
 }
 
 fn secret() -> ClusterSecret {
@@ -74,25 +68,10 @@ impl World {
     }
 
     async fn on(config: Config) -> Self {
-        let service = TestService::start(
-            UserService::default(),
-            config.clone(),
-            "n1",
-            Settings::default(),
-        )
-        .await;
+        let service = TestService::start(UserService::default(), config.clone(), "n1", Settings::default()).await;
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
-        let users = Users::new(
-            service.runtime.clone(),
-            hasher,
-            RefreshTokens::new(&secret()),
-            Lifetime::default(),
-        );
-        Self {
-            config,
-            service,
-            users,
-        }
+        let users = Users::new(service.runtime.clone(), hasher, RefreshTokens::new(&secret()), Lifetime::default());
+        Self { config, service, users }
     }
 
     /// The same database, in a service that remembers nothing.
@@ -119,10 +98,7 @@ impl World {
     }
 
     async fn sign_up(&self, name: &str) -> LoggedIn {
-        self.try_sign_up(name, &format!("{name}@example.org"), soon())
-            .await
-            .unwrap()
-            .reply
+        self.try_sign_up(name, &format!("{name}@example.org"), soon()).await.unwrap().reply
     }
 
     async fn log_in(&self, login: &str, with: &str) -> Result<LoggedIn, Rejection> {
@@ -130,49 +106,24 @@ impl World {
     }
 
     async fn refresh(&self, token: &LoggedIn, context: Context) -> Result<LoggedIn, Rejection> {
-        rejection(
-            self.users
-                .refresh(token.refresh_token.expose(), context)
-                .await,
-        )
+        rejection(self.users.refresh(token.refresh_token.expose(), context).await)
     }
 
     /// Carries the users' own log to the users.
     fn bridged(&self) -> RunningBridge {
         let runtime = Arc::new(self.service.runtime.clone());
         let log = EmbeddedLog::new(runtime.clone(), runtime.clone(), runtime.clone());
-        Bridge::start(
-            (*runtime).clone(),
-            Arc::new(log),
-            runtime,
-            Topic::Users,
-            Settings::default().shards,
-        )
+        Bridge::start((*runtime).clone(), Arc::new(log), runtime, Topic::Users, Settings::default().shards)
     }
 
     async fn follower_count(&self, name: &str) -> i64 {
-        self.users
-            .by_username(&named(name), deadline())
-            .await
-            .unwrap()
-            .unwrap()
-            .follower_count
+        self.users.by_username(&named(name), deadline()).await.unwrap().unwrap().follower_count
     }
 
     /// The log, as far as it is of one type.
     async fn log<T: serde::de::DeserializeOwned>(&self, kind: &str) -> Vec<T> {
-        let rows = self
-            .sql()
-            .await
-            .query(
-                "SELECT payload FROM outbox WHERE type = $1 ORDER BY at, seq",
-                &[&kind],
-            )
-            .await
-            .unwrap();
-        rows.iter()
-            .map(|row| serde_json::from_str(row.get(0)).unwrap())
-            .collect()
+        let rows = self.sql().await.query("SELECT payload FROM outbox WHERE type = $1 ORDER BY at, seq", &[&kind]).await.unwrap();
+        rows.iter().map(|row| serde_json::from_str(row.get(0)).unwrap()).collect()
     }
 }
 
@@ -198,57 +149,21 @@ async fn an_account_is_the_same_after_a_restart() {
     let world = World::new().await;
     let ada = world.sign_up("ada").await.account;
     let bio = Some(Bio::parse("Mathematician.").unwrap());
-    let edited = world
-        .users
-        .edit(
-            ada.profile.id,
-            Changes {
-                bio,
-                ..Changes::default()
-            },
-            soon(),
-        )
-        .await
-        .unwrap()
-        .reply;
-    world
-        .users
-        .set_role(&named("ada"), Role::Moderator, true, soon())
-        .await
-        .unwrap();
-    let before = world
-        .users
-        .account(ada.profile.id, deadline())
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        (before.profile.bio.as_str(), before.profile.version),
-        ("Mathematician.", edited.profile.version)
-    );
+    let edited = world.users.edit(ada.profile.id, Changes { bio, ..Changes::default() }, soon()).await.unwrap().reply;
+    world.users.set_role(&named("ada"), Role::Moderator, true, soon()).await.unwrap();
+    let before = world.users.account(ada.profile.id, deadline()).await.unwrap().unwrap();
+    assert_eq!((before.profile.bio.as_str(), before.profile.version), ("Mathematician.", edited.profile.version));
     let world = world.restarted().await;
-    assert_eq!(
-        world
-            .users
-            .account(ada.profile.id, deadline())
-            .await
-            .unwrap(),
-        Some(before)
-    );
+    assert_eq!(world.users.account(ada.profile.id, deadline()).await.unwrap(), Some(before));
     world.service.stop().await;
 }
 
 #[tokio::test]
 async fn a_name_and_an_address_are_given_once_even_to_two_at_once() {
     let world = World::new().await;
-    let (one, two) = tokio::join!(
-        world.try_sign_up("ada", "a@example.org", soon()),
-        world.try_sign_up("ada", "b@example.org", soon())
-    );
-    let mut refused: Vec<_> = [one, two]
-        .into_iter()
-        .filter_map(|asked| rejection(asked).err())
-        .collect();
+    let (one, two) =
+        tokio::join!(world.try_sign_up("ada", "a@example.org", soon()), world.try_sign_up("ada", "b@example.org", soon()));
+    let mut refused: Vec<_> = [one, two].into_iter().filter_map(|asked| rejection(asked).err()).collect();
     assert_eq!(refused.pop(), Some(Rejection::UsernameTaken));
     assert!(refused.is_empty());
     world.sign_up("bob").await;
@@ -262,23 +177,10 @@ async fn one_logs_in_by_name_or_address_in_any_case_and_with_the_right_password_
     let world = World::new().await;
     let ada = world.sign_up("ada").await.account.profile.id;
     for login in ["ada", "ADA", "Ada@Example.org"] {
-        assert_eq!(
-            world
-                .log_in(login, PASSWORD)
-                .await
-                .unwrap()
-                .account
-                .profile
-                .id,
-            ada
-        );
+        assert_eq!(world.log_in(login, PASSWORD).await.unwrap().account.profile.id, ada);
     }
     for login in ["ada", "eve", "eve@example.org", "not a name", ""] {
-        assert_eq!(
-            world.log_in(login, "another password").await.unwrap_err(),
-            Rejection::WrongCredentials,
-            "{login:?}"
-        );
+        assert_eq!(world.log_in(login, "another password").await.unwrap_err(), Rejection::WrongCredentials, "{login:?}");
     }
     world.service.stop().await;
 }
@@ -286,26 +188,12 @@ async fn one_logs_in_by_name_or_address_in_any_case_and_with_the_right_password_
 #[tokio::test]
 async fn a_retried_register_makes_one_account_and_a_session_that_works() {
     let world = World::new().await;
-    let first = world
-        .try_sign_up("ada", "ada@example.org", keyed("register"))
-        .await
-        .unwrap()
-        .reply;
-    let retried = world
-        .try_sign_up("ada", "ada@example.org", keyed("register"))
-        .await
-        .unwrap()
-        .reply;
+    let first = world.try_sign_up("ada", "ada@example.org", keyed("register")).await.unwrap().reply;
+    let retried = world.try_sign_up("ada", "ada@example.org", keyed("register")).await.unwrap().reply;
     assert_eq!(first.account, retried.account);
     assert_ne!(first.refresh_token.expose(), retried.refresh_token.expose());
     world.refresh(&retried, soon()).await.unwrap();
-    let kept: String = world
-        .sql()
-        .await
-        .query_one("SELECT reply FROM idempotency", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let kept: String = world.sql().await.query_one("SELECT reply FROM idempotency", &[]).await.unwrap().get(0);
     assert!(!kept.contains("example.org"), "{kept}");
     world.service.stop().await;
 }
@@ -315,22 +203,10 @@ async fn a_spent_refresh_token_ends_its_session_for_good() {
     let world = World::new().await;
     let first = world.sign_up("ada").await;
     let second = world.refresh(&first, soon()).await.unwrap();
-    assert_eq!(
-        world.refresh(&first, soon()).await.unwrap_err(),
-        Rejection::TokenReused
-    );
-    assert_eq!(
-        world.refresh(&second, soon()).await.unwrap_err(),
-        Rejection::NoSuchSession
-    );
+    assert_eq!(world.refresh(&first, soon()).await.unwrap_err(), Rejection::TokenReused);
+    assert_eq!(world.refresh(&second, soon()).await.unwrap_err(), Rejection::NoSuchSession);
     let closed: Vec<SessionRecord> = world.log("session.closed").await;
-    assert_eq!(
-        closed
-            .iter()
-            .map(|record| record.id)
-            .collect::<Vec<SessionId>>(),
-        [first.session]
-    );
+    assert_eq!(closed.iter().map(|record| record.id).collect::<Vec<SessionId>>(), [first.session]);
     world.service.stop().await;
 }
 
@@ -341,16 +217,10 @@ async fn a_retried_refresh_is_no_reuse_however_often_it_is_retried() {
     let lost = world.refresh(&first, keyed("refresh")).await.unwrap();
     world.refresh(&first, keyed("refresh")).await.unwrap();
     let arrived = world.refresh(&first, keyed("refresh")).await.unwrap();
-    assert_eq!(
-        world.refresh(&lost, soon()).await.unwrap_err(),
-        Rejection::InvalidToken
-    );
+    assert_eq!(world.refresh(&lost, soon()).await.unwrap_err(), Rejection::InvalidToken);
     world.refresh(&arrived, soon()).await.unwrap();
     // The session belongs to whoever used the answer: the old request gets no token of it any more.
-    assert_eq!(
-        world.refresh(&first, keyed("refresh")).await.unwrap_err(),
-        Rejection::InvalidToken
-    );
+    assert_eq!(world.refresh(&first, keyed("refresh")).await.unwrap_err(), Rejection::InvalidToken);
     world.service.stop().await;
 }
 
@@ -367,38 +237,15 @@ async fn a_session_lives_through_a_restart() {
 #[tokio::test]
 async fn a_new_password_ends_the_other_sessions_and_the_old_password() {
     let world = World::new().await;
-    let (here, there) = (
-        world.sign_up("ada").await,
-        world.log_in("ada", PASSWORD).await.unwrap(),
-    );
+    let (here, there) = (world.sign_up("ada").await, world.log_in("ada", PASSWORD).await.unwrap());
     let ada = here.account.profile.id;
-    let change = |current| {
-        world.users.change_password(
-            ada,
-            password(current),
-            password("a better password"),
-            Some(here.session),
-            soon(),
-        )
-    };
-    assert_eq!(
-        rejection(change("not my password").await).unwrap_err(),
-        Rejection::WrongCredentials
-    );
+    let change =
+        |current| world.users.change_password(ada, password(current), password("a better password"), Some(here.session), soon());
+    assert_eq!(rejection(change("not my password").await).unwrap_err(), Rejection::WrongCredentials);
     change(PASSWORD).await.unwrap();
-    let left: Vec<_> = world
-        .users
-        .sessions(ada, deadline())
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|session| session.id)
-        .collect();
+    let left: Vec<_> = world.users.sessions(ada, deadline()).await.unwrap().into_iter().map(|session| session.id).collect();
     assert_eq!(left, [here.session]);
-    assert_eq!(
-        world.refresh(&there, soon()).await.unwrap_err(),
-        Rejection::NoSuchSession
-    );
+    assert_eq!(world.refresh(&there, soon()).await.unwrap_err(), Rejection::NoSuchSession);
     assert!(world.log_in("ada", PASSWORD).await.is_err());
     world.log_in("ada", "a better password").await.unwrap();
     world.service.stop().await;
@@ -410,21 +257,10 @@ async fn a_login_replaces_a_hash_of_older_parameters() {
     const OLDER: &str = "$argon2id$v=19$m=8192,t=1,p=1$c29tZXNhbHRzb21lc2FsdA$HhdGxmsoo8pSkWu74EOdjWuyMCjKM2aof0XQCAMO4jU";
     let world = World::new().await;
     world.sign_up("ada").await;
-    world
-        .sql()
-        .await
-        .execute("UPDATE app_user SET password_hash = $1", &[&OLDER])
-        .await
-        .unwrap();
+    world.sql().await.execute("UPDATE app_user SET password_hash = $1", &[&OLDER]).await.unwrap();
     let world = world.restarted().await;
     world.log_in("ada", PASSWORD).await.unwrap();
-    let now: String = world
-        .sql()
-        .await
-        .query_one("SELECT password_hash FROM app_user", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let now: String = world.sql().await.query_one("SELECT password_hash FROM app_user", &[]).await.unwrap().get(0);
     assert!(now.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{now}");
     world.log_in("ada", PASSWORD).await.unwrap();
     world.service.stop().await;
@@ -433,28 +269,13 @@ async fn a_login_replaces_a_hash_of_older_parameters() {
 #[tokio::test]
 async fn logging_out_twice_is_fine_and_ends_nobody_else() {
     let world = World::new().await;
-    let (here, there) = (
-        world.sign_up("ada").await,
-        world.log_in("ada", PASSWORD).await.unwrap(),
-    );
+    let (here, there) = (world.sign_up("ada").await, world.log_in("ada", PASSWORD).await.unwrap());
     let ada = here.account.profile.id;
     for _ in 0..2 {
         world.users.logout(ada, here.session, soon()).await.unwrap();
     }
-    assert!(
-        !world
-            .users
-            .has_session(ada, here.session, deadline())
-            .await
-            .unwrap()
-    );
-    assert!(
-        world
-            .users
-            .has_session(ada, there.session, deadline())
-            .await
-            .unwrap()
-    );
+    assert!(!world.users.has_session(ada, here.session, deadline()).await.unwrap());
+    assert!(world.users.has_session(ada, there.session, deadline()).await.unwrap());
     world.service.stop().await;
 }
 
@@ -467,74 +288,23 @@ async fn followers_are_counted_once_each_and_listed_newest_first() {
         fans.push(world.sign_up(&format!("fan{n}")).await.account.profile.id);
     }
     let bridge = world.bridged();
-    for (fan, on) in fans.iter().map(|fan| (fan, true)).chain([
-        (&fans[0], true),
-        (&fans[1], false),
-        (&fans[1], true),
-        (&fans[2], false),
-    ]) {
-        world
-            .users
-            .follow(*fan, &named("ada"), on, soon())
-            .await
-            .unwrap();
+    for (fan, on) in
+        fans.iter().map(|fan| (fan, true)).chain([(&fans[0], true), (&fans[1], false), (&fans[1], true), (&fans[2], false)])
+    {
+        world.users.follow(*fan, &named("ada"), on, soon()).await.unwrap();
     }
-    eventually("ada has four followers", async || {
-        world.follower_count("ada").await == 4
-    })
-    .await;
-    let ada = world
-        .users
-        .by_username(&named("ada"), deadline())
-        .await
-        .unwrap()
-        .unwrap()
-        .id;
-    let first = world
-        .users
-        .followers(ada, None, 3, deadline())
-        .await
-        .unwrap();
-    let rest = world
-        .users
-        .followers(ada, first.next, 3, deadline())
-        .await
-        .unwrap();
-    let listed: Vec<UserId> = first
-        .items
-        .iter()
-        .chain(&rest.items)
-        .map(|fan| fan.id)
-        .collect();
-    assert_eq!(
-        (listed, rest.next),
-        (vec![fans[4], fans[3], fans[1], fans[0]], None)
-    );
-    let following = world
-        .users
-        .following(fans[0], None, 3, deadline())
-        .await
-        .unwrap();
-    assert_eq!(
-        following
-            .items
-            .iter()
-            .map(|user| user.id)
-            .collect::<Vec<_>>(),
-        [ada]
-    );
+    eventually("ada has four followers", async || world.follower_count("ada").await == 4).await;
+    let ada = world.users.by_username(&named("ada"), deadline()).await.unwrap().unwrap().id;
+    let first = world.users.followers(ada, None, 3, deadline()).await.unwrap();
+    let rest = world.users.followers(ada, first.next, 3, deadline()).await.unwrap();
+    let listed: Vec<UserId> = first.items.iter().chain(&rest.items).map(|fan| fan.id).collect();
+    assert_eq!((listed, rest.next), (vec![fans[4], fans[3], fans[1], fans[0]], None));
+    let following = world.users.following(fans[0], None, 3, deadline()).await.unwrap();
+    assert_eq!(following.items.iter().map(|user| user.id).collect::<Vec<_>>(), [ada]);
     bridge.stop();
     let first = world.users.export_follows(None, 3).await.unwrap();
-    let rest = world
-        .users
-        .export_follows(first.last().map(|edge| (edge.follower, edge.followee)), 3)
-        .await
-        .unwrap();
-    let exported: Vec<UserId> = first
-        .iter()
-        .chain(&rest)
-        .map(|edge| edge.follower)
-        .collect();
+    let rest = world.users.export_follows(first.last().map(|edge| (edge.follower, edge.followee)), 3).await.unwrap();
+    let exported: Vec<UserId> = first.iter().chain(&rest).map(|edge| edge.follower).collect();
     assert_eq!(exported, [fans[0], fans[1], fans[3], fans[4]]);
     let world = world.restarted().await;
     assert_eq!(world.follower_count("ada").await, 4);
@@ -546,130 +316,45 @@ async fn a_deleted_account_leaves_nothing_personal_and_frees_its_name() {
     let world = World::new().await;
     let ada = world.sign_up("ada").await;
     let id = ada.account.profile.id;
-    let wrong = world
-        .users
-        .delete(id, password("not my password"), soon())
-        .await;
+    let wrong = world.users.delete(id, password("not my password"), soon()).await;
     assert_eq!(rejection(wrong).unwrap_err(), Rejection::WrongCredentials);
-    world
-        .users
-        .delete(id, password(PASSWORD), soon())
-        .await
-        .unwrap();
-    assert_eq!(
-        world
-            .users
-            .by_username(&named("ada"), deadline())
-            .await
-            .unwrap(),
-        None
-    );
-    assert_eq!(
-        world
-            .users
-            .by_email(&Email::parse("ada@example.org").unwrap(), deadline())
-            .await
-            .unwrap(),
-        None
-    );
-    assert_eq!(
-        world.log_in("ada", PASSWORD).await.unwrap_err(),
-        Rejection::WrongCredentials
-    );
-    assert_eq!(
-        world.refresh(&ada, soon()).await.unwrap_err(),
-        Rejection::NoSuchSession
-    );
-    let row: String = world
-        .sql()
-        .await
-        .query_one("SELECT row_to_json(u)::text FROM app_user u", &[])
-        .await
-        .unwrap()
-        .get(0);
+    world.users.delete(id, password(PASSWORD), soon()).await.unwrap();
+    assert_eq!(world.users.by_username(&named("ada"), deadline()).await.unwrap(), None);
+    assert_eq!(world.users.by_email(&Email::parse("ada@example.org").unwrap(), deadline()).await.unwrap(), None);
+    assert_eq!(world.log_in("ada", PASSWORD).await.unwrap_err(), Rejection::WrongCredentials);
+    assert_eq!(world.refresh(&ada, soon()).await.unwrap_err(), Rejection::NoSuchSession);
+    let row: String = world.sql().await.query_one("SELECT row_to_json(u)::text FROM app_user u", &[]).await.unwrap().get(0);
     assert!(!row.contains("ada") && !row.contains("argon2"), "{row}");
     let told: Vec<UserRecord> = world.log("user.deleted").await;
-    assert_eq!(
-        told.iter()
-            .map(|user| (user.id, user.version, user.deleted))
-            .collect::<Vec<_>>(),
-        [(id, 2, true)]
-    );
-    assert_eq!(
-        world.users.export(None, 10, deadline()).await.unwrap(),
-        told
-    );
+    assert_eq!(told.iter().map(|user| (user.id, user.version, user.deleted)).collect::<Vec<_>>(), [(id, 2, true)]);
+    assert_eq!(world.users.export(None, 10, deadline()).await.unwrap(), told);
 
     let other = world.sign_up("ada").await.account.profile.id;
     assert_ne!(other, id);
-    assert_eq!(
-        world
-            .users
-            .by_username(&named("ada"), deadline())
-            .await
-            .unwrap()
-            .unwrap()
-            .id,
-        other
-    );
+    assert_eq!(world.users.by_username(&named("ada"), deadline()).await.unwrap().unwrap().id, other);
     world.service.stop().await;
 }
 
 #[tokio::test]
 async fn the_edges_of_a_deleted_account_go_and_the_others_counts_with_them() {
     let world = World::new().await;
-    let (ada, bob, eve) = (
-        world.sign_up("ada").await,
-        world.sign_up("bob").await,
-        world.sign_up("eve").await,
-    );
+    let (ada, bob, eve) = (world.sign_up("ada").await, world.sign_up("bob").await, world.sign_up("eve").await);
     let [ada, bob, eve] = [ada, bob, eve].map(|user| user.account.profile.id);
     let bridge = world.bridged();
     for (follower, followee) in [(ada, "bob"), (bob, "ada"), (eve, "ada"), (eve, "bob")] {
-        world
-            .users
-            .follow(follower, &named(followee), true, soon())
-            .await
-            .unwrap();
+        world.users.follow(follower, &named(followee), true, soon()).await.unwrap();
     }
-    eventually("bob has two followers", async || {
-        world.follower_count("bob").await == 2
-    })
-    .await;
-    eventually("ada has two followers", async || {
-        world.follower_count("ada").await == 2
-    })
-    .await;
-    world
-        .users
-        .delete(ada, password(PASSWORD), soon())
-        .await
-        .unwrap();
+    eventually("bob has two followers", async || world.follower_count("bob").await == 2).await;
+    eventually("ada has two followers", async || world.follower_count("ada").await == 2).await;
+    world.users.delete(ada, password(PASSWORD), soon()).await.unwrap();
     assert_eq!(world.users.sweep_departed(deadline()).await.unwrap(), 1);
     assert_eq!(world.users.sweep_departed(deadline()).await.unwrap(), 0);
-    eventually("bob has one follower", async || {
-        world.follower_count("bob").await == 1
-    })
-    .await;
-    let following = async |user| {
-        world
-            .users
-            .get(user, deadline())
-            .await
-            .unwrap()
-            .unwrap()
-            .following_count
-    };
+    eventually("bob has one follower", async || world.follower_count("bob").await == 1).await;
+    let following = async |user| world.users.get(user, deadline()).await.unwrap().unwrap().following_count;
     assert_eq!((following(bob).await, following(eve).await), (0, 1));
     let client = world.sql().await;
     eventually("nobody follows ada any more", async || {
-        let row = client
-            .query_one(
-                "SELECT (SELECT count(*) FROM follow) + (SELECT count(*) FROM follower)",
-                &[],
-            )
-            .await
-            .unwrap();
+        let row = client.query_one("SELECT (SELECT count(*) FROM follow) + (SELECT count(*) FROM follower)", &[]).await.unwrap();
         row.get::<_, i64>(0) == 2
     })
     .await;
@@ -694,39 +379,16 @@ async fn posts_and_comments_are_counted_for_their_author_exactly_once() {
         })
     };
     let part = |topic, kinds: [&str; 3]| SlicePart {
-        source: Source {
-            topic,
-            shard: ShardId(3),
-        },
+        source: Source { topic, shard: ShardId(3) },
         position: 3,
-        records: kinds
-            .iter()
-            .zip(1..)
-            .map(|(kind, seq)| record(seq, kind))
-            .collect(),
+        records: kinds.iter().zip(1..).map(|(kind, seq)| record(seq, kind)).collect(),
     };
     let parts = vec![
-        part(
-            Topic::Posts,
-            ["post.created", "post.created", "post.deleted"],
-        ),
-        part(
-            Topic::Comments,
-            ["comment.created", "comment.updated", "comment.created"],
-        ),
+        part(Topic::Posts, ["post.created", "post.created", "post.deleted"]),
+        part(Topic::Comments, ["comment.created", "comment.updated", "comment.created"]),
     ];
     for _ in 0..2 {
-        world
-            .service
-            .runtime
-            .apply(
-                world.service.runtime.shard_of(ada.0),
-                &Slice {
-                    parts: parts.clone(),
-                },
-            )
-            .await
-            .unwrap();
+        world.service.runtime.apply(world.service.runtime.shard_of(ada.0), &Slice { parts: parts.clone() }).await.unwrap();
     }
     let counts = async |world: &World| {
         let ada = world.users.get(ada, deadline()).await.unwrap().unwrap();
@@ -744,47 +406,14 @@ async fn an_imported_author_is_made_once_and_cannot_log_in_before_there_is_a_pas
     let id = UserId(Uuid::now_v7());
     let at = Timestamp::from_second(1_400_000_000).unwrap();
     for _ in 0..2 {
-        world
-            .users
-            .ensure_author(id, named("old_author"), at, soon())
-            .await
-            .unwrap();
+        world.users.ensure_author(id, named("old_author"), at, soon()).await.unwrap();
     }
-    assert_eq!(
-        world
-            .users
-            .get(id, deadline())
-            .await
-            .unwrap()
-            .unwrap()
-            .created_at,
-        at
-    );
-    assert_eq!(
-        world.log_in("old_author", PASSWORD).await.unwrap_err(),
-        Rejection::WrongCredentials
-    );
+    assert_eq!(world.users.get(id, deadline()).await.unwrap().unwrap().created_at, at);
+    assert_eq!(world.log_in("old_author", PASSWORD).await.unwrap_err(), Rejection::WrongCredentials);
     let world = world.restarted().await;
-    world
-        .users
-        .ensure_author(id, named("old_author"), at, soon())
-        .await
-        .unwrap();
-    world
-        .users
-        .set_password(&named("old_author"), password(PASSWORD), soon())
-        .await
-        .unwrap();
-    assert_eq!(
-        world
-            .log_in("old_author", PASSWORD)
-            .await
-            .unwrap()
-            .account
-            .profile
-            .id,
-        id
-    );
+    world.users.ensure_author(id, named("old_author"), at, soon()).await.unwrap();
+    world.users.set_password(&named("old_author"), password(PASSWORD), soon()).await.unwrap();
+    assert_eq!(world.log_in("old_author", PASSWORD).await.unwrap().account.profile.id, id);
     world.service.stop().await;
 }
 
@@ -792,32 +421,13 @@ async fn an_imported_author_is_made_once_and_cannot_log_in_before_there_is_a_pas
 async fn a_second_import_does_not_bring_a_deleted_author_back() {
     let world = World::new().await;
     let (id, at) = (UserId(Uuid::now_v7()), Timestamp::UNIX_EPOCH);
-    let import = || {
-        world
-            .users
-            .ensure_author(id, named("old_author"), at, soon())
-    };
+    let import = || world.users.ensure_author(id, named("old_author"), at, soon());
     import().await.unwrap();
-    world
-        .users
-        .set_password(&named("old_author"), password(PASSWORD), soon())
-        .await
-        .unwrap();
-    world
-        .users
-        .delete(id, password(PASSWORD), soon())
-        .await
-        .unwrap();
+    world.users.set_password(&named("old_author"), password(PASSWORD), soon()).await.unwrap();
+    world.users.delete(id, password(PASSWORD), soon()).await.unwrap();
     import().await.unwrap();
     assert_eq!(world.users.get(id, deadline()).await.unwrap(), None);
-    assert_eq!(
-        world
-            .users
-            .by_username(&named("old_author"), deadline())
-            .await
-            .unwrap(),
-        None
-    );
+    assert_eq!(world.users.by_username(&named("old_author"), deadline()).await.unwrap(), None);
     world.service.stop().await;
 }
 
@@ -826,18 +436,11 @@ async fn the_copy_of_personal_data_has_everything_but_secrets() {
     let world = World::new().await;
     let ada = world.sign_up("ada").await.account.profile.id;
     let bob = world.sign_up("bob").await.account.profile.id;
-    world
-        .users
-        .follow(ada, &named("bob"), true, soon())
-        .await
-        .unwrap();
+    world.users.follow(ada, &named("bob"), true, soon()).await.unwrap();
     let data = world.users.personal_data(ada, deadline()).await.unwrap();
     assert_eq!((data.sessions.len(), data.following[0].user), (1, bob));
     let text = serde_json::to_string(&data).unwrap();
-    assert!(
-        text.contains("ada@example.org") && !text.contains("argon2") && !text.contains("hash"),
-        "{text}"
-    );
+    assert!(text.contains("ada@example.org") && !text.contains("argon2") && !text.contains("hash"), "{text}");
     world.service.stop().await;
 }
 
@@ -852,22 +455,11 @@ async fn all_nodes_find_the_same_signing_keys_and_a_rotation_overlaps() {
     let kid = |keys: &SigningKeys, at| keys.signing(at).unwrap().kid.clone();
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(kid(&one, at), kid(&two, at));
-    SigningKeys::rotate(database, &secret, Overlap::default())
-        .await
-        .unwrap();
+    SigningKeys::rotate(database, &secret, Overlap::default()).await.unwrap();
     let rotated = load().await.unwrap();
-    assert_eq!(
-        (kid(&rotated, at), rotated.published(at).count()),
-        (kid(&one, at), 2)
-    );
-    assert_ne!(
-        kid(&rotated, at + SignedDuration::from_mins(11)),
-        kid(&one, at)
-    );
+    assert_eq!((kid(&rotated, at), rotated.published(at).count()), (kid(&one, at), 2));
+    assert_ne!(kid(&rotated, at + SignedDuration::from_mins(11)), kid(&one, at));
     let another = ClusterSecret::from_bytes(&[8; 32]).unwrap();
-    assert!(matches!(
-        SigningKeys::load_or_create(database, &another).await,
-        Err(KeyError::Sealed { .. })
-    ));
+    assert!(matches!(SigningKeys::load_or_create(database, &another).await, Err(KeyError::Sealed { .. })));
     world.service.stop().await;
 }

@@ -225,61 +225,28 @@ impl Entity for Thread {
     type Rejection = Rejection;
     type Facts = Facts;
 
-    fn decide(
-        state: Option<&Self>,
-        command: &Command,
-        facts: &Facts,
-    ) -> Result<Vec<Event>, Rejection> {
+    fn decide(state: Option<&Self>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
         let empty = Self::default();
         let tree = state.unwrap_or(&empty).tree().ok_or(Rejection::Closed)?;
         match command {
-            Command::Add {
-                id,
-                author,
-                body,
-                parent,
-                at,
-            } => {
-                let depth = tree
-                    .place(id.0, parent.map(|parent| parent.0))
-                    .map_err(unplaced)?;
+            Command::Add { id, author, body, parent, at } => {
+                let depth = tree.place(id.0, parent.map(|parent| parent.0)).map_err(unplaced)?;
                 Ok(vec![added(*id, *author, body, *parent, depth, *at)])
             }
-            Command::Edit {
-                comment,
-                editor,
-                body,
-                if_version,
-                at,
-            } => {
+            Command::Edit { comment, editor, body, if_version, at } => {
                 let info = live(tree, *comment)?;
                 let before = may_change(&info, facts, *editor, false, *if_version)?;
                 if *body == before.body {
                     return Ok(vec![]);
                 }
-                let text = Text {
-                    body: body.clone(),
-                    updated_at: stored(*at),
-                    ..before.clone()
-                };
+                let text = Text { body: body.clone(), updated_at: stored(*at), ..before.clone() };
                 Ok(vec![Event::Edited { id: *comment, text }])
             }
-            Command::Delete {
-                comment,
-                by,
-                moderator,
-                if_version,
-                at,
-            } => {
+            Command::Delete { comment, by, moderator, if_version, at } => {
                 let info = live(tree, *comment)?;
                 let text = may_change(&info, facts, *by, *moderator, *if_version)?.clone();
                 let left = tree.deletion(comment.0).map_err(unfound)?;
-                Ok(vec![Event::Deleted {
-                    id: *comment,
-                    text,
-                    at: stored(*at),
-                    left,
-                }])
+                Ok(vec![Event::Deleted { id: *comment, text, at: stored(*at), left }])
             }
             Command::Like { comment, user, on } => {
                 live(tree, *comment)?;
@@ -301,9 +268,7 @@ impl Entity for Thread {
             return;
         };
         let changed = match event {
-            Event::Added { id, parent, .. } => {
-                tree.insert(id.0, parent.map(|parent| parent.0)).map(drop)
-            }
+            Event::Added { id, parent, .. } => tree.insert(id.0, parent.map(|parent| parent.0)).map(drop),
             Event::Edited { id, .. } => tree.edit(id.0).map(drop),
             Event::Deleted { id, .. } => tree.delete(id.0).map(drop),
             Event::Liked { id, .. } => tree.like(id.0, 1).map(drop),
@@ -333,10 +298,7 @@ fn may_change<'a>(
     moderator: bool,
     if_version: Option<i64>,
 ) -> Result<&'a Text, Rejection> {
-    let text = facts
-        .text
-        .as_ref()
-        .expect("the text of a comment in the tree was looked up");
+    let text = facts.text.as_ref().expect("the text of a comment in the tree was looked up");
     if who != text.author && !moderator {
         return Err(Rejection::NotAuthor);
     }
@@ -347,27 +309,10 @@ fn may_change<'a>(
     }
 }
 
-fn added(
-    id: CommentId,
-    author: UserId,
-    body: &CommentBody,
-    parent: Option<CommentId>,
-    depth: u8,
-    at: Timestamp,
-) -> Event {
+fn added(id: CommentId, author: UserId, body: &CommentBody, parent: Option<CommentId>, depth: u8, at: Timestamp) -> Event {
     let at = stored(at);
-    let text = Text {
-        author,
-        body: body.clone(),
-        created_at: at,
-        updated_at: at,
-    };
-    Event::Added {
-        id,
-        parent,
-        depth,
-        text,
-    }
+    let text = Text { author, body: body.clone(), created_at: at, updated_at: at };
+    Event::Added { id, parent, depth, text }
 }
 
 /// To the precision that Postgres keeps, so that a comment reads the same from memory and from its row.
@@ -379,23 +324,14 @@ fn stored(at: Timestamp) -> Timestamp {
 fn import(tree: &Tree, comments: &[Imported]) -> Result<Vec<Event>, Rejection> {
     let mut fresh = HashMap::new();
     let mut events = Vec::new();
-    for Imported {
-        id,
-        author,
-        body,
-        parent,
-        at,
-    } in comments
-    {
+    for Imported { id, author, body, parent, at } in comments {
         if fresh.contains_key(id) || tree.get(id.0).is_some() {
             continue;
         }
         let depth = match parent.and_then(|parent| fresh.get(&parent)) {
             Some(&depth) if depth >= DEPTH_MAX => return Err(Rejection::TooDeep),
             Some(&depth) => depth + 1,
-            None => tree
-                .place(id.0, parent.map(|parent| parent.0))
-                .map_err(unplaced)?,
+            None => tree.place(id.0, parent.map(|parent| parent.0)).map_err(unplaced)?,
         };
         fresh.insert(*id, depth);
         events.push(added(*id, *author, body, *parent, depth, *at));

@@ -161,19 +161,8 @@ impl Place {
     }
 
     fn query(&self, limit: NonZeroUsize) -> tree::Query {
-        let Scope {
-            order,
-            parent,
-            depth,
-            ..
-        } = self.scope;
-        tree::Query {
-            order,
-            root: parent.map(|parent| parent.0),
-            levels: depth,
-            after: self.after.clone(),
-            limit,
-        }
+        let Scope { order, parent, depth, .. } = self.scope;
+        tree::Query { order, root: parent.map(|parent| parent.0), levels: depth, after: self.after.clone(), limit }
     }
 }
 
@@ -198,26 +187,8 @@ impl Comments {
     /// The thread's rejection.
     pub async fn add(&self, draft: Draft, context: Context) -> AskResult<CommentService> {
         let id = CommentId(mint(draft.at, self.runtime.shards(), None));
-        let Draft {
-            post,
-            author,
-            body,
-            parent,
-            at,
-        } = draft;
-        self.runtime
-            .ask(
-                post.0,
-                Command::Add {
-                    id,
-                    author,
-                    body,
-                    parent,
-                    at,
-                },
-                context,
-            )
-            .await
+        let Draft { post, author, body, parent, at } = draft;
+        self.runtime.ask(post.0, Command::Add { id, author, body, parent, at }, context).await
     }
 
     /// Edits a comment; the reply has it.
@@ -235,13 +206,7 @@ impl Comments {
     ) -> AskResult<CommentService> {
         let Change { body, if_version } = change;
         let deadline = context.deadline;
-        let command = Command::Edit {
-            comment,
-            editor,
-            body,
-            if_version,
-            at,
-        };
+        let command = Command::Edit { comment, editor, body, if_version, at };
         let accepted = self.runtime.ask(post.0, command, context).await?;
         self.complete(accepted, post, comment, deadline).await
     }
@@ -250,10 +215,7 @@ impl Comments {
     ///
     /// # Errors
     /// The thread's rejection.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "who, what, when and on which condition; a struct would have one user"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "who, what, when and on which condition; a struct would have one user")]
     pub async fn delete(
         &self,
         post: PostId,
@@ -264,19 +226,7 @@ impl Comments {
         at: Timestamp,
         context: Context,
     ) -> AskResult<CommentService> {
-        self.runtime
-            .ask(
-                post.0,
-                Command::Delete {
-                    comment,
-                    by,
-                    moderator,
-                    if_version,
-                    at,
-                },
-                context,
-            )
-            .await
+        self.runtime.ask(post.0, Command::Delete { comment, by, moderator, if_version, at }, context).await
     }
 
     /// Sets or takes back a like; doing so twice changes nothing. The reply has no comment.
@@ -291,9 +241,7 @@ impl Comments {
         on: bool,
         context: Context,
     ) -> AskResult<CommentService> {
-        self.runtime
-            .ask(post.0, Command::Like { comment, user, on }, context)
-            .await
+        self.runtime.ask(post.0, Command::Like { comment, user, on }, context).await
     }
 
     /// Takes over comments of a post: all of those that are not there yet, or none. A few hundred at a time; parents
@@ -301,30 +249,16 @@ impl Comments {
     ///
     /// # Errors
     /// The thread's rejection.
-    pub async fn import(
-        &self,
-        post: PostId,
-        comments: Vec<Imported>,
-        context: Context,
-    ) -> AskResult<CommentService> {
-        self.runtime
-            .ask(post.0, Command::Import { comments }, context)
-            .await
+    pub async fn import(&self, post: PostId, comments: Vec<Imported>, context: Context) -> AskResult<CommentService> {
+        self.runtime.ask(post.0, Command::Import { comments }, context).await
     }
 
     /// A comment or its tombstone.
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn get(
-        &self,
-        post: PostId,
-        comment: CommentId,
-        deadline: Instant,
-    ) -> Result<Option<Comment>, Failure> {
-        let info = self
-            .view(post, deadline, |thread| thread?.tree()?.get(comment.0))
-            .await?;
+    pub async fn get(&self, post: PostId, comment: CommentId, deadline: Instant) -> Result<Option<Comment>, Failure> {
+        let info = self.view(post, deadline, |thread| thread?.tree()?.get(comment.0)).await?;
         Ok(self.complete_all(post, info.as_slice()).await?.pop())
     }
 
@@ -335,28 +269,18 @@ impl Comments {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn page(
-        &self,
-        place: &Place,
-        limit: NonZeroUsize,
-        deadline: Instant,
-    ) -> Result<Option<Page<Place>>, Failure> {
+    pub async fn page(&self, place: &Place, limit: NonZeroUsize, deadline: Instant) -> Result<Option<Page<Place>>, Failure> {
         let Scope { post, parent, .. } = place.scope;
         let query = place.query(limit);
         let page = self
             .view(post, deadline, |thread| {
                 let tree = thread?.tree()?;
-                parent
-                    .is_none_or(|parent| tree.get(parent.0).is_some())
-                    .then(|| tree.page(&query))
+                parent.is_none_or(|parent| tree.get(parent.0).is_some()).then(|| tree.page(&query))
             })
             .await?;
         let Some(page) = page else { return Ok(None) };
         let items = self.complete_all(post, &page.comments).await?;
-        let next = page.next.map(|cursor| Place {
-            scope: place.scope.clone(),
-            after: Some(cursor),
-        });
+        let next = page.next.map(|cursor| Place { scope: place.scope.clone(), after: Some(cursor) });
         Ok(Some(Page { items, next }))
     }
 
@@ -364,11 +288,7 @@ impl Comments {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn liked(
-        &self,
-        user: UserId,
-        comments: &[Comment],
-    ) -> Result<HashSet<CommentId>, Failure> {
+    pub async fn liked(&self, user: UserId, comments: &[Comment]) -> Result<HashSet<CommentId>, Failure> {
         // Nobody likes a comment without likes.
         let likeable = || comments.iter().filter(|comment| comment.like_count > 0);
         let ids: Vec<Uuid> = likeable().map(|comment| comment.id.0).collect();
@@ -377,12 +297,7 @@ impl Comments {
         }
         let rows = {
             let client = self.runtime.database().get().await?;
-            client
-                .query(
-                    "SELECT comment FROM comment_like WHERE user_id = $1 AND comment = ANY($2)",
-                    &[&user.0, &ids],
-                )
-                .await?
+            client.query("SELECT comment FROM comment_like WHERE user_id = $1 AND comment = ANY($2)", &[&user.0, &ids]).await?
         };
         self.settle(likeable().map(|comment| comment.post_id)).await;
         Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
@@ -392,12 +307,7 @@ impl Comments {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn by_author(
-        &self,
-        user: UserId,
-        after: Option<CommentId>,
-        limit: usize,
-    ) -> Result<Page<CommentId>, Failure> {
+    pub async fn by_author(&self, user: UserId, after: Option<CommentId>, limit: usize) -> Result<Page<CommentId>, Failure> {
         let after = after.map_or(Uuid::max(), |after| after.0);
         let count = i64::try_from(limit + 1).expect("a page is short");
         let rows = {
@@ -418,8 +328,7 @@ impl Comments {
         let mut items: Vec<Comment> = rows.iter().map(comment).collect();
         let next = (items.len() > limit).then(|| items[limit - 1].id);
         items.truncate(limit);
-        self.settle(items.iter().map(|comment| comment.post_id))
-            .await;
+        self.settle(items.iter().map(|comment| comment.post_id)).await;
         Ok(Page { items, next })
     }
 
@@ -427,26 +336,15 @@ impl Comments {
     ///
     /// # Errors
     /// When the table must be asked and does not answer.
-    pub async fn authors(
-        &self,
-        ids: impl IntoIterator<Item = UserId>,
-    ) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
-        self.runtime
-            .service()
-            .authors
-            .resolve(self.runtime.database(), ids)
-            .await
+    pub async fn authors(&self, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+        self.runtime.service().authors.resolve(self.runtime.database(), ids).await
     }
 
     /// Every comment that can be read, page by page in the order of posts and ids: for whoever rebuilds a projection.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn export(
-        &self,
-        after: Option<(PostId, CommentId)>,
-        limit: usize,
-    ) -> Result<Vec<CommentRecord>, Failure> {
+    pub async fn export(&self, after: Option<(PostId, CommentId)>, limit: usize) -> Result<Vec<CommentRecord>, Failure> {
         let (post, id) = after.map_or((Uuid::nil(), Uuid::nil()), |(post, id)| (post.0, id.0));
         let count = i64::try_from(limit).expect("a page is short");
         let rows = {
@@ -463,8 +361,7 @@ impl Comments {
                 .await?
         };
         let records: Vec<CommentRecord> = rows.iter().map(exported).collect();
-        self.settle(records.iter().map(|record| record.post_id))
-            .await;
+        self.settle(records.iter().map(|record| record.post_id)).await;
         Ok(records)
     }
 
@@ -472,12 +369,8 @@ impl Comments {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn which_exist(
-        &self,
-        comments: &[(PostId, CommentId)],
-    ) -> Result<HashSet<CommentId>, Failure> {
-        let (posts, ids): (Vec<Uuid>, Vec<Uuid>) =
-            comments.iter().map(|(post, id)| (post.0, id.0)).unzip();
+    pub async fn which_exist(&self, comments: &[(PostId, CommentId)]) -> Result<HashSet<CommentId>, Failure> {
+        let (posts, ids): (Vec<Uuid>, Vec<Uuid>) = comments.iter().map(|(post, id)| (post.0, id.0)).unzip();
         let client = self.runtime.database().get().await?;
         let rows = client
             .query(
@@ -489,12 +382,7 @@ impl Comments {
         Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
     }
 
-    async fn view<T>(
-        &self,
-        post: PostId,
-        deadline: Instant,
-        view: impl Fn(Option<&Thread>) -> T,
-    ) -> Result<T, Failure> {
+    async fn view<T>(&self, post: PostId, deadline: Instant, view: impl Fn(Option<&Thread>) -> T) -> Result<T, Failure> {
         match self.runtime.read_loaded(post.0, &view) {
             Some(value) => value,
             None => self.runtime.read(post.0, deadline, view).await,
@@ -510,10 +398,7 @@ impl Comments {
         deadline: Instant,
     ) -> AskResult<CommentService> {
         if accepted.reply.comment.is_none() {
-            accepted.reply.comment = self
-                .get(post, comment, deadline)
-                .await
-                .map_err(AskError::Failed)?;
+            accepted.reply.comment = self.get(post, comment, deadline).await.map_err(AskError::Failed)?;
         }
         Ok(accepted)
     }
@@ -522,12 +407,7 @@ impl Comments {
     async fn complete_all(&self, post: PostId, infos: &[Info]) -> Result<Vec<Comment>, Failure> {
         let texts = &self.runtime.service().texts;
         let known: Vec<Option<Arc<Written>>> = infos.iter().map(|info| texts.known(info)).collect();
-        let missing: Vec<Uuid> = infos
-            .iter()
-            .zip(&known)
-            .filter(|(_, known)| known.is_none())
-            .map(|(info, _)| info.id)
-            .collect();
+        let missing: Vec<Uuid> = infos.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(info, _)| info.id).collect();
         let fetched = if missing.is_empty() {
             HashMap::new()
         } else {
@@ -539,26 +419,16 @@ impl Comments {
             Some(written) => Some(Comment::of(post, info, &written)),
             // The table may be ahead of the skeleton that was read before: then it tells what the comment is by now,
             // and one that has no row has gone meanwhile.
-            None => fetched.get(&info.id).map(|(version, written)| {
-                Comment::of(
-                    post,
-                    &Info {
-                        version: *version,
-                        ..*info
-                    },
-                    written,
-                )
-            }),
+            None => {
+                fetched.get(&info.id).map(|(version, written)| Comment::of(post, &Info { version: *version, ..*info }, written))
+            }
         };
         Ok(infos.iter().zip(known).filter_map(complete).collect())
     }
 
     /// What SQL saw committed must be in memory before we answer beside it (rule 9).
     async fn settle(&self, posts: impl IntoIterator<Item = PostId>) {
-        let shards: HashSet<_> = posts
-            .into_iter()
-            .map(|post| self.runtime.shard_of(post.0))
-            .collect();
+        let shards: HashSet<_> = posts.into_iter().map(|post| self.runtime.shard_of(post.0)).collect();
         for shard in shards {
             self.runtime.settled(shard).await;
         }
@@ -566,11 +436,7 @@ impl Comments {
 }
 
 fn comment(row: &Row) -> Comment {
-    let Written {
-        words,
-        created_at,
-        updated_at,
-    } = written(row, 7);
+    let Written { words, created_at, updated_at } = written(row, 7);
     let (author, body) = words.unzip();
     Comment {
         post_id: PostId(row.get(0)),

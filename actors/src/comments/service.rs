@@ -131,11 +131,7 @@ impl Service for CommentService {
     ///
     /// All of the ids are there afterwards, also those that nobody has commented on: most posts are read before the
     /// first comment comes, and none of these reads should ask SQL again.
-    async fn load(
-        &self,
-        client: &Client,
-        ids: &[Uuid],
-    ) -> Result<HashMap<Uuid, Thread>, LoadError> {
+    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Thread>, LoadError> {
         let params: [&(dyn ToSql + Sync); 1] = [&ids];
         // Row by row: a thread of 100,000 comments is never in memory a second time as rows.
         let mut rows = pin!(
@@ -149,8 +145,7 @@ impl Service for CommentService {
                 )
                 .await?
         );
-        let mut threads: HashMap<Uuid, Option<Vec<tree::Row>>> =
-            ids.iter().map(|id| (*id, Some(Vec::new()))).collect();
+        let mut threads: HashMap<Uuid, Option<Vec<tree::Row>>> = ids.iter().map(|id| (*id, Some(Vec::new()))).collect();
         while let Some(row) = rows.try_next().await? {
             let thread = threads.entry(row.get(0)).or_default();
             match (skeleton(&row)?, thread) {
@@ -172,44 +167,31 @@ impl Service for CommentService {
     fn need(&self, _: Uuid, state: Option<&Thread>, command: &Command) -> Option<Need> {
         let live = |id: &CommentId| state?.tree()?.get(id.0).filter(|info| !info.deleted);
         match command {
-            Command::Edit { comment, .. } | Command::Delete { comment, .. } => {
-                live(comment).map(|_| Need::Text(*comment))
-            }
+            Command::Edit { comment, .. } | Command::Delete { comment, .. } => live(comment).map(|_| Need::Text(*comment)),
             // Nobody likes a comment without likes.
-            Command::Like { comment, user, .. } => live(comment)
-                .filter(|info| info.like_count > 0)
-                .map(|_| Need::Liked(*comment, *user)),
+            Command::Like { comment, user, .. } => {
+                live(comment).filter(|info| info.like_count > 0).map(|_| Need::Liked(*comment, *user))
+            }
             Command::Add { .. } | Command::Import { .. } => None,
         }
     }
 
-    async fn look_up(
-        &self,
-        client: Pooled<'_>,
-        post: Uuid,
-        need: Need,
-    ) -> Result<Facts, LoadError> {
+    async fn look_up(&self, client: Pooled<'_>, post: Uuid, need: Need) -> Result<Facts, LoadError> {
         match need {
             Need::Text(comment) => {
                 let row = client
-                    .query_opt("SELECT author, body, created_at, updated_at FROM comment WHERE post = $1 AND id = $2", &[&post, &comment.0])
+                    .query_opt(
+                        "SELECT author, body, created_at, updated_at FROM comment WHERE post = $1 AND id = $2",
+                        &[&post, &comment.0],
+                    )
                     .await?;
-                Ok(Facts {
-                    text: row.and_then(|row| text(written(&row, 0))),
-                    liked: false,
-                })
+                Ok(Facts { text: row.and_then(|row| text(written(&row, 0))), liked: false })
             }
             Need::Liked(comment, user) => {
                 let row = client
-                    .query_opt(
-                        "SELECT 1 FROM comment_like WHERE comment = $1 AND user_id = $2",
-                        &[&comment.0, &user.0],
-                    )
+                    .query_opt("SELECT 1 FROM comment_like WHERE comment = $1 AND user_id = $2", &[&comment.0, &user.0])
                     .await?;
-                Ok(Facts {
-                    text: None,
-                    liked: row.is_some(),
-                })
+                Ok(Facts { text: None, liked: row.is_some() })
             }
         }
     }
@@ -219,22 +201,10 @@ impl Service for CommentService {
         false
     }
 
-    fn write(
-        &self,
-        _: ShardId,
-        post: Uuid,
-        state: Option<&Thread>,
-        events: &[Event],
-        unit: &mut Unit<Self>,
-    ) {
+    fn write(&self, _: ShardId, post: Uuid, state: Option<&Thread>, events: &[Event], unit: &mut Unit<Self>) {
         for event in events {
             let (kind, payload) = match event {
-                Event::Added {
-                    id,
-                    parent,
-                    depth,
-                    text,
-                } => {
+                Event::Added { id, parent, depth, text } => {
                     unit.writes.comments.push(CommentRow {
                         post,
                         id: id.0,
@@ -244,10 +214,7 @@ impl Service for CommentService {
                         body: text.body.clone(),
                         created_at: text.created_at,
                     });
-                    (
-                        "comment.created",
-                        json(&record(PostId(post), &newborn(*id, *parent, *depth), text)),
-                    )
+                    ("comment.created", json(&record(PostId(post), &newborn(*id, *parent, *depth), text)))
                 }
                 Event::Edited { id, text } => {
                     let info = edited(state, *id);
@@ -266,92 +233,38 @@ impl Service for CommentService {
                     let version = i64::from(info.version);
                     match left {
                         Deletion::Tombstone => {
-                            unit.writes.tombstones.push(TombstoneRow {
-                                post,
-                                id: id.0,
-                                updated_at: *at,
-                                version,
-                            });
+                            unit.writes.tombstones.push(TombstoneRow { post, id: id.0, updated_at: *at, version });
                         }
-                        Deletion::Removed(gone) => gone
-                            .iter()
-                            .for_each(|id| unit.writes.gone.push(GoneRow { post, id: *id })),
+                        Deletion::Removed(gone) => gone.iter().for_each(|id| unit.writes.gone.push(GoneRow { post, id: *id })),
                     }
                     let last = record(PostId(post), &info, text);
-                    (
-                        "comment.deleted",
-                        json(&CommentRecord {
-                            body: String::new(),
-                            updated_at: *at,
-                            deleted: true,
-                            ..last
-                        }),
-                    )
+                    ("comment.deleted", json(&CommentRecord { body: String::new(), updated_at: *at, deleted: true, ..last }))
                 }
                 Event::Liked { id, user } | Event::Unliked { id, user } => {
                     let on = matches!(event, Event::Liked { .. });
-                    let like_count =
-                        i64::from(info(state, *id).like_count) + if on { 1 } else { -1 };
-                    unit.writes.like_counts.push(LikeCountRow {
-                        post,
-                        id: id.0,
-                        like_count,
-                    });
+                    let like_count = i64::from(info(state, *id).like_count) + if on { 1 } else { -1 };
+                    unit.writes.like_counts.push(LikeCountRow { post, id: id.0, like_count });
                     if on {
-                        unit.writes.likes.push(LikeRow {
-                            comment: id.0,
-                            user_id: user.0,
-                        });
+                        unit.writes.likes.push(LikeRow { comment: id.0, user_id: user.0 });
                     } else {
-                        unit.writes.unlikes.push(UnlikeRow {
-                            comment: id.0,
-                            user_id: user.0,
-                        });
+                        unit.writes.unlikes.push(UnlikeRow { comment: id.0, user_id: user.0 });
                     }
-                    let kind = if on {
-                        "comment.liked"
-                    } else {
-                        "comment.unliked"
-                    };
-                    (
-                        kind,
-                        json(&LikeRecord {
-                            id: id.0,
-                            post_id: PostId(post),
-                            user: *user,
-                            like_count,
-                        }),
-                    )
+                    let kind = if on { "comment.liked" } else { "comment.unliked" };
+                    (kind, json(&LikeRecord { id: id.0, post_id: PostId(post), user: *user, like_count }))
                 }
                 // Comes from the posts' log, never from a command.
                 Event::Closed => continue,
             };
-            unit.records.push(NewRecord {
-                key: post,
-                kind,
-                payload,
-                traceparent: None,
-            });
+            unit.records.push(NewRecord { key: post, kind, payload, traceparent: None });
         }
     }
 
     fn reply(post: Uuid, state: Option<&Thread>, events: &[Event]) -> Reply {
         let comment = match events {
-            [
-                Event::Added {
-                    id,
-                    parent,
-                    depth,
-                    text,
-                },
-            ] => Some(Comment::of(
-                PostId(post),
-                &newborn(*id, *parent, *depth),
-                &text.into(),
-            )),
-            [Event::Edited { id, text }] => {
-                Some(Comment::of(PostId(post), &edited(state, *id), &text.into()))
+            [Event::Added { id, parent, depth, text }] => {
+                Some(Comment::of(PostId(post), &newborn(*id, *parent, *depth), &text.into()))
             }
+            [Event::Edited { id, text }] => Some(Comment::of(PostId(post), &edited(state, *id), &text.into())),
             _ => None,
         };
         Reply { comment }
@@ -371,22 +284,10 @@ impl Service for CommentService {
         };
         for event in events {
             let (id, written) = match event {
-                Event::Added { id, text, .. } | Event::Edited { id, text } => {
-                    (id, Written::from(text))
+                Event::Added { id, text, .. } | Event::Edited { id, text } => (id, Written::from(text)),
+                Event::Deleted { id, text, at, left: Deletion::Tombstone } => {
+                    (id, Written { words: None, created_at: text.created_at, updated_at: *at })
                 }
-                Event::Deleted {
-                    id,
-                    text,
-                    at,
-                    left: Deletion::Tombstone,
-                } => (
-                    id,
-                    Written {
-                        words: None,
-                        created_at: text.created_at,
-                        updated_at: *at,
-                    },
-                ),
                 _ => continue,
             };
             // What was just written is about to be read.
@@ -402,20 +303,14 @@ impl Service for CommentService {
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
         Ok(match (foreign.source.topic, &*foreign.record.kind) {
-            (Topic::Users, "user.created" | "user.updated" | "user.deleted")
-            | (Topic::Posts, "post.deleted") => {
+            (Topic::Users, "user.created" | "user.updated" | "user.deleted") | (Topic::Posts, "post.deleted") => {
                 vec![foreign.record.key]
             }
             _ => vec![],
         })
     }
 
-    fn project(
-        &self,
-        foreign: &Foreign<'_>,
-        id: Uuid,
-        unit: &mut Unit<Self>,
-    ) -> Result<(), Poison> {
+    fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));
             unit.notes.push(author);
@@ -436,13 +331,7 @@ fn skeleton(row: &Row) -> Result<Option<tree::Row>, LoadError> {
         u32::try_from(row.get::<_, i64>(column))
             .map_err(|error| LoadError::Corrupt(format!("comment {id}, column {column}: {error}")))
     };
-    Ok(Some(tree::Row {
-        id,
-        parent: row.get(2),
-        like_count: count(3)?,
-        version: count(4)?,
-        deleted: row.get(5),
-    }))
+    Ok(Some(tree::Row { id, parent: row.get(2), like_count: count(3)?, version: count(4)?, deleted: row.get(5) }))
 }
 
 /// More rows than this are sorted on a thread of their own: it takes milliseconds, in which nobody else would be served.
@@ -452,9 +341,7 @@ async fn planted(post: Uuid, comments: Vec<tree::Row>) -> Tree {
     let loaded = if comments.len() <= ROWS_AT_ONCE {
         Tree::load(comments)
     } else {
-        tokio::task::spawn_blocking(|| Tree::load(comments))
-            .await
-            .expect("any rows make a tree")
+        tokio::task::spawn_blocking(|| Tree::load(comments)).await.expect("any rows make a tree")
     };
     if !loaded.left_out.is_empty() {
         tracing::error!(post.id = %post, count = loaded.left_out.len(), "comments of post {post} have no place in its thread");
@@ -463,46 +350,23 @@ async fn planted(post: Uuid, comments: Vec<tree::Row>) -> Tree {
 }
 
 fn text(written: Written) -> Option<Text> {
-    let Written {
-        words,
-        created_at,
-        updated_at,
-    } = written;
-    words.map(|(author, body)| Text {
-        author,
-        body,
-        created_at,
-        updated_at,
-    })
+    let Written { words, created_at, updated_at } = written;
+    words.map(|(author, body)| Text { author, body, created_at, updated_at })
 }
 
 fn info(state: Option<&Thread>, id: CommentId) -> Info {
-    state
-        .and_then(Thread::tree)
-        .and_then(|tree| tree.get(id.0))
-        .expect("what happens to a comment was decided on its tree")
+    state.and_then(Thread::tree).and_then(|tree| tree.get(id.0)).expect("what happens to a comment was decided on its tree")
 }
 
 /// A comment after its next change.
 fn edited(state: Option<&Thread>, id: CommentId) -> Info {
     let info = info(state, id);
-    Info {
-        version: info.version + 1,
-        ..info
-    }
+    Info { version: info.version + 1, ..info }
 }
 
 fn newborn(id: CommentId, parent: Option<CommentId>, depth: u8) -> Info {
     let parent = parent.map(|parent| parent.0);
-    Info {
-        id: id.0,
-        parent,
-        depth,
-        like_count: 0,
-        reply_count: 0,
-        version: 1,
-        deleted: false,
-    }
+    Info { id: id.0, parent, depth, like_count: 0, reply_count: 0, version: 1, deleted: false }
 }
 
 fn record(post_id: PostId, info: &Info, text: &Text) -> CommentRecord {
@@ -521,7 +385,5 @@ fn record(post_id: PostId, info: &Info, text: &Text) -> CommentRecord {
 }
 
 fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record)
-        .expect("a record is plain data")
-        .into()
+    serde_json::to_string(record).expect("a record is plain data").into()
 }

@@ -28,17 +28,8 @@ pub(crate) struct Written {
 
 impl From<&Text> for Written {
     fn from(text: &Text) -> Self {
-        let Text {
-            author,
-            body,
-            created_at,
-            updated_at,
-        } = text.clone();
-        Self {
-            words: Some((author, body)),
-            created_at,
-            updated_at,
-        }
+        let Text { author, body, created_at, updated_at } = text.clone();
+        Self { words: Some((author, body)), created_at, updated_at }
     }
 }
 
@@ -57,18 +48,10 @@ impl Texts {
     /// A cache of at most about `bytes_max`.
     pub fn new(bytes_max: u64) -> Self {
         let weigh = |_: &(Uuid, u32), written: &Arc<Written>| {
-            let body = written
-                .words
-                .as_ref()
-                .map_or(0, |(_, body)| body.as_str().len());
+            let body = written.words.as_ref().map_or(0, |(_, body)| body.as_str().len());
             u32::try_from(body + 250).unwrap_or(u32::MAX)
         };
-        Self {
-            cache: Cache::builder()
-                .max_capacity(bytes_max)
-                .weigher(weigh)
-                .build(),
-        }
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
     pub(crate) fn put(&self, id: Uuid, version: u32, written: Written) {
@@ -99,11 +82,8 @@ impl Texts {
         rows.iter()
             .map(|row| {
                 let (id, version): (Uuid, i64) = (row.get(0), row.get(1));
-                let version = u32::try_from(version).map_err(|_| {
-                    Failure::Unavailable(format!(
-                        "comment {id} has an impossible version: {version}"
-                    ))
-                })?;
+                let version = u32::try_from(version)
+                    .map_err(|_| Failure::Unavailable(format!("comment {id} has an impossible version: {version}")))?;
                 let written = Arc::new(written(row, 2));
                 self.cache.insert((id, version), Arc::clone(&written));
                 Ok((id, (version, written)))
@@ -117,9 +97,7 @@ pub(crate) fn written(row: &Row, first: usize) -> Written {
     let author: Option<Uuid> = row.get(first);
     let body: Option<&str> = row.get(first + 1);
     Written {
-        words: author
-            .zip(body)
-            .map(|(author, body)| (UserId(author), CommentBody::stored(body))),
+        words: author.zip(body).map(|(author, body)| (UserId(author), CommentBody::stored(body))),
         created_at: row.get(first + 2),
         updated_at: row.get(first + 3),
     }

@@ -147,24 +147,10 @@ impl Entity for Post {
     type Rejection = Rejection;
     type Facts = Facts;
 
-    fn decide(
-        state: Option<&Self>,
-        command: &Command,
-        facts: &Facts,
-    ) -> Result<Vec<Event>, Rejection> {
+    fn decide(state: Option<&Self>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
         match (command, state) {
             (Command::Publish { .. }, Some(_)) => Err(Rejection::Exists),
-            (
-                Command::Publish {
-                    id,
-                    author,
-                    title,
-                    body,
-                    tags,
-                    at,
-                },
-                None,
-            ) => Ok(vec![Event::Published(Post {
+            (Command::Publish { id, author, title, body, tags, at }, None) => Ok(vec![Event::Published(Post {
                 id: *id,
                 author: *author,
                 title: title.clone(),
@@ -177,17 +163,7 @@ impl Entity for Post {
                 comment_count: 0,
             })]),
             (_, None) => Err(Rejection::NotFound),
-            (
-                Command::Edit {
-                    editor,
-                    title,
-                    body,
-                    tags,
-                    if_version,
-                    at,
-                },
-                Some(post),
-            ) => {
+            (Command::Edit { editor, title, body, tags, if_version, at }, Some(post)) => {
                 post.may_change(*editor, false, *if_version)?;
                 let after = Post {
                     title: title.clone().unwrap_or_else(|| post.title.clone()),
@@ -197,25 +173,10 @@ impl Entity for Post {
                     version: post.version + 1,
                     ..post.clone()
                 };
-                let unchanged = (&after.title, &after.body, &after.tags)
-                    == (&post.title, &post.body, &post.tags);
-                Ok(if unchanged {
-                    vec![]
-                } else {
-                    vec![Event::Edited {
-                        after,
-                        before: post.clone(),
-                    }]
-                })
+                let unchanged = (&after.title, &after.body, &after.tags) == (&post.title, &post.body, &post.tags);
+                Ok(if unchanged { vec![] } else { vec![Event::Edited { after, before: post.clone() }] })
             }
-            (
-                Command::Delete {
-                    by,
-                    moderator,
-                    if_version,
-                },
-                Some(post),
-            ) => {
+            (Command::Delete { by, moderator, if_version }, Some(post)) => {
                 post.may_change(*by, *moderator, *if_version)?;
                 Ok(vec![Event::Deleted(post.clone())])
             }
@@ -233,11 +194,7 @@ impl Entity for Post {
             (Event::Published(post), _) => *state = Some(post.clone()),
             (Event::Edited { after, .. }, Some(post)) => {
                 let (like_count, comment_count) = (post.like_count, post.comment_count);
-                *post = Post {
-                    like_count,
-                    comment_count,
-                    ..after.clone()
-                };
+                *post = Post { like_count, comment_count, ..after.clone() };
             }
             (Event::Deleted(_), _) => *state = None,
             (Event::Liked(_), Some(post)) => post.like_count += 1,
@@ -249,19 +206,12 @@ impl Entity for Post {
 }
 
 impl Post {
-    fn may_change(
-        &self,
-        who: UserId,
-        moderator: bool,
-        if_version: Option<i64>,
-    ) -> Result<(), Rejection> {
+    fn may_change(&self, who: UserId, moderator: bool, if_version: Option<i64>) -> Result<(), Rejection> {
         if who != self.author && !moderator {
             return Err(Rejection::NotAuthor);
         }
         match if_version {
-            Some(seen) if seen != self.version => Err(Rejection::VersionMismatch {
-                version: self.version,
-            }),
+            Some(seen) if seen != self.version => Err(Rejection::VersionMismatch { version: self.version }),
             _ => Ok(()),
         }
     }
@@ -316,38 +266,15 @@ mod tests {
 
     #[test]
     fn only_the_author_may_edit() {
-        assert_eq!(
-            reject(given(&published()), &edit_by(BOB)),
-            Rejection::NotAuthor
-        );
+        assert_eq!(reject(given(&published()), &edit_by(BOB)), Rejection::NotAuthor);
     }
 
     #[test]
     fn an_edit_of_what_has_changed_meanwhile_is_refused() {
         let post = given(&published());
-        let Command::Edit {
-            editor,
-            title,
-            body,
-            tags,
-            at,
-            ..
-        } = edit_by(ADA)
-        else {
-            unreachable!()
-        };
-        let stale = Command::Edit {
-            editor,
-            title,
-            body,
-            tags,
-            at,
-            if_version: Some(9),
-        };
-        assert_eq!(
-            reject(post, &stale),
-            Rejection::VersionMismatch { version: 1 }
-        );
+        let Command::Edit { editor, title, body, tags, at, .. } = edit_by(ADA) else { unreachable!() };
+        let stale = Command::Edit { editor, title, body, tags, at, if_version: Some(9) };
+        assert_eq!(reject(post, &stale), Rejection::VersionMismatch { version: 1 });
     }
 
     #[test]
@@ -361,27 +288,15 @@ mod tests {
             if_version: None,
             at: Timestamp::UNIX_EPOCH,
         };
-        assert_eq!(
-            Post::decide(post.as_ref(), &same, &Facts::default()),
-            Ok(vec![])
-        );
+        assert_eq!(Post::decide(post.as_ref(), &same, &Facts::default()), Ok(vec![]));
     }
 
     #[test]
     fn a_second_like_of_the_same_user_counts_nothing() {
         let post = given(&published());
-        let like = Command::Like {
-            user: BOB,
-            on: true,
-        };
-        assert_eq!(
-            Post::decide(post.as_ref(), &like, &Facts { liked: true }),
-            Ok(vec![])
-        );
-        assert_eq!(
-            Post::decide(post.as_ref(), &like, &Facts { liked: false }),
-            Ok(vec![Event::Liked(BOB)])
-        );
+        let like = Command::Like { user: BOB, on: true };
+        assert_eq!(Post::decide(post.as_ref(), &like, &Facts { liked: true }), Ok(vec![]));
+        assert_eq!(Post::decide(post.as_ref(), &like, &Facts { liked: false }), Ok(vec![Event::Liked(BOB)]));
     }
 
     #[test]
@@ -389,41 +304,22 @@ mod tests {
         let mut events = published();
         events.extend([Event::Liked(BOB), Event::CommentsCounted(3)]);
         let before = given(&events);
-        let edited = Post::decide(
-            given(&published()).as_ref(),
-            &edit_by(ADA),
-            &Facts::default(),
-        )
-        .unwrap();
+        let edited = Post::decide(given(&published()).as_ref(), &edit_by(ADA), &Facts::default()).unwrap();
         let mut state = before;
         for event in &edited {
             Post::evolve(&mut state, event);
         }
         let post = state.unwrap();
-        assert_eq!(
-            (post.like_count, post.comment_count, post.version),
-            (1, 3, 2)
-        );
+        assert_eq!((post.like_count, post.comment_count, post.version), (1, 3, 2));
     }
 
     #[test]
     fn a_moderator_may_delete_but_not_edit() {
         let post = given(&published());
-        let delete = Command::Delete {
-            by: BOB,
-            moderator: true,
-            if_version: None,
-        };
+        let delete = Command::Delete { by: BOB, moderator: true, if_version: None };
         assert!(Post::decide(post.as_ref(), &delete, &Facts::default()).is_ok());
         assert_eq!(
-            reject(
-                given(&published()),
-                &Command::Delete {
-                    by: BOB,
-                    moderator: false,
-                    if_version: None
-                }
-            ),
+            reject(given(&published()), &Command::Delete { by: BOB, moderator: false, if_version: None }),
             Rejection::NotAuthor
         );
     }
@@ -431,9 +327,7 @@ mod tests {
     #[test]
     fn a_deleted_post_takes_no_commands() {
         let mut events = published();
-        let Event::Published(post) = events[0].clone() else {
-            unreachable!()
-        };
+        let Event::Published(post) = events[0].clone() else { unreachable!() };
         events.push(Event::Deleted(post));
         assert_eq!(reject(given(&events), &edit_by(ADA)), Rejection::NotFound);
     }

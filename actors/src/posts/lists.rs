@@ -131,13 +131,7 @@ impl Head {
     fn page(&self, after: Option<Key>, limit: usize) -> Option<Vec<Key>> {
         use std::ops::Bound::{Excluded, Unbounded};
         let range = (Unbounded, after.map_or(Unbounded, Excluded));
-        let page: Vec<Key> = self
-            .entries
-            .range(range)
-            .rev()
-            .take(limit)
-            .copied()
-            .collect();
+        let page: Vec<Key> = self.entries.range(range).rev().take(limit).copied().collect();
         (page.len() == limit || self.floor.is_none()).then_some(page)
     }
 }
@@ -154,13 +148,7 @@ pub(crate) enum Paged {
 
 impl Lists {
     /// A page after a place, if memory has it.
-    pub(crate) fn page(
-        &self,
-        sort: Sort,
-        filter: &Filter,
-        after: Option<Key>,
-        limit: usize,
-    ) -> Paged {
+    pub(crate) fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Paged {
         let used = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut slices = self.slices.lock().expect("no panic under this lock");
         let key = (sort, filter.clone());
@@ -169,27 +157,16 @@ impl Lists {
                 slice.used = used;
                 match &slice.state {
                     State::Loading(_) => Paged::AskPage,
-                    State::Ready(head) => {
-                        head.page(after, limit).map_or(Paged::AskPage, Paged::Here)
-                    }
+                    State::Ready(head) => head.page(after, limit).map_or(Paged::AskPage, Paged::Here),
                 }
             }
             None if after.is_none() => {
                 if slices.len() >= SLICES_MAX
-                    && let Some(oldest) = slices
-                        .iter()
-                        .min_by_key(|(_, slice)| slice.used)
-                        .map(|(key, _)| key.clone())
+                    && let Some(oldest) = slices.iter().min_by_key(|(_, slice)| slice.used).map(|(key, _)| key.clone())
                 {
                     slices.remove(&oldest);
                 }
-                slices.insert(
-                    key,
-                    Slice {
-                        state: State::Loading(Vec::new()),
-                        used,
-                    },
-                );
+                slices.insert(key, Slice { state: State::Loading(Vec::new()), used });
                 Paged::AskHead
             }
             None => Paged::AskPage,
@@ -205,15 +182,8 @@ impl Lists {
         let State::Loading(changes) = &mut slice.state else {
             return;
         };
-        let floor = if keys.len() < HEAD {
-            None
-        } else {
-            keys.last().copied()
-        };
-        let mut head = Head {
-            entries: keys.iter().copied().collect(),
-            floor,
-        };
+        let floor = if keys.len() < HEAD { None } else { keys.last().copied() };
+        let mut head = Head { entries: keys.iter().copied().collect(), floor };
         for change in std::mem::take(changes) {
             head.apply(change);
         }
@@ -222,18 +192,12 @@ impl Lists {
 
     /// Forgets a head whose load failed.
     pub(crate) fn failed(&self, sort: Sort, filter: &Filter) {
-        self.slices
-            .lock()
-            .expect("no panic under this lock")
-            .remove(&(sort, filter.clone()));
+        self.slices.lock().expect("no panic under this lock").remove(&(sort, filter.clone()));
     }
 
     /// Forgets everything: shards came or went, so the heads are of other posts.
     pub fn clear(&self) {
-        self.slices
-            .lock()
-            .expect("no panic under this lock")
-            .clear();
+        self.slices.lock().expect("no panic under this lock").clear();
     }
 
     /// Follows one committed event; `after` is the post's state after it.
@@ -245,31 +209,17 @@ impl Lists {
                 // Same keys under another set of tags.
                 let moved = |from: &Post, to: &Post| -> Vec<Filter> {
                     let tags = from.tags.as_slice().iter();
-                    tags.filter(|tag| !to.tags.contains(tag.as_str()))
-                        .map(|tag| Filter::Tag(tag.as_str().to_owned()))
-                        .collect()
+                    tags.filter(|tag| !to.tags.contains(tag.as_str())).map(|tag| Filter::Tag(tag.as_str().to_owned())).collect()
                 };
-                self.change_in(moved(before, after), |sort| {
-                    vec![Change::Remove(sort.key(after))]
-                });
-                self.change_in(moved(after, before), |sort| {
-                    vec![Change::Add(sort.key(after))]
-                });
+                self.change_in(moved(before, after), |sort| vec![Change::Remove(sort.key(after))]);
+                self.change_in(moved(after, before), |sort| vec![Change::Add(sort.key(after))]);
             }
             Event::Liked(_) | Event::Unliked(_) => {
                 let Some(post) = after else { return };
-                let before = post.like_count
-                    + if matches!(event, Event::Liked(_)) {
-                        -1
-                    } else {
-                        1
-                    };
+                let before = post.like_count + if matches!(event, Event::Liked(_)) { -1 } else { 1 };
                 self.change(post, |sort| match sort {
                     Sort::New => vec![],
-                    _ => vec![
-                        Change::Remove(sort.key_with(post, before)),
-                        Change::Add(sort.key(post)),
-                    ],
+                    _ => vec![Change::Remove(sort.key_with(post, before)), Change::Add(sort.key(post))],
                 });
             }
             Event::CommentsCounted(_) => {}
@@ -277,22 +227,12 @@ impl Lists {
     }
 
     fn change(&self, post: &Post, changes: impl Fn(Sort) -> Vec<Change>) {
-        let tags = post
-            .tags
-            .as_slice()
-            .iter()
-            .map(|tag| Filter::Tag(tag.as_str().to_owned()));
-        let filters = [Filter::All, Filter::Author(post.author)]
-            .into_iter()
-            .chain(tags);
+        let tags = post.tags.as_slice().iter().map(|tag| Filter::Tag(tag.as_str().to_owned()));
+        let filters = [Filter::All, Filter::Author(post.author)].into_iter().chain(tags);
         self.change_in(filters, changes);
     }
 
-    fn change_in(
-        &self,
-        filters: impl IntoIterator<Item = Filter>,
-        changes: impl Fn(Sort) -> Vec<Change>,
-    ) {
+    fn change_in(&self, filters: impl IntoIterator<Item = Filter>, changes: impl Fn(Sort) -> Vec<Change>) {
         let mut slices = self.slices.lock().expect("no panic under this lock");
         for filter in filters {
             for sort in [Sort::New, Sort::Top, Sort::Hot] {
@@ -319,11 +259,7 @@ pub(crate) fn page_sql(sort: Sort, filter: &Filter) -> String {
     };
     let (rank, below, order) = match sort {
         Sort::New => ("0::int8", "$1::int8 IS NOT NULL AND p.id < $2", "p.id DESC"),
-        Sort::Top => (
-            "p.like_count",
-            "(p.like_count, p.id) < ($1, $2)",
-            "p.like_count DESC, p.id DESC",
-        ),
+        Sort::Top => ("p.like_count", "(p.like_count, p.id) < ($1, $2)", "p.like_count DESC, p.id DESC"),
         Sort::Hot => ("p.hot", "(p.hot, p.id) < ($1, $2)", "p.hot DESC, p.id DESC"),
     };
     match (sort, filter) {
@@ -339,7 +275,4 @@ pub(crate) fn page_sql(sort: Sort, filter: &Filter) -> String {
 }
 
 /// Above every key.
-pub(crate) const TOP: Key = Key {
-    rank: i64::MAX,
-    id: PostId(Uuid::max()),
-};
+pub(crate) const TOP: Key = Key { rank: i64::MAX, id: PostId(Uuid::max()) };

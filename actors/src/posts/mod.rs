@@ -93,10 +93,7 @@ impl Posts {
     /// # Errors
     /// When it could not be committed.
     pub async fn publish(&self, draft: Draft, context: Context) -> AskResult<PostService> {
-        let shard = context
-            .idempotency
-            .as_ref()
-            .map(|key| key.shard(self.runtime.shards()));
+        let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
         let id = PostId(mint(draft.at, self.runtime.shards(), shard));
         self.publish_as(id, draft, context).await
     }
@@ -105,33 +102,9 @@ impl Posts {
     ///
     /// # Errors
     /// [`Rejection::Exists`] if it is there already.
-    pub async fn publish_as(
-        &self,
-        id: PostId,
-        draft: Draft,
-        context: Context,
-    ) -> AskResult<PostService> {
-        let Draft {
-            author,
-            title,
-            body,
-            tags,
-            at,
-        } = draft;
-        self.runtime
-            .ask(
-                id.0,
-                Command::Publish {
-                    id,
-                    author,
-                    title,
-                    body,
-                    tags,
-                    at,
-                },
-                context,
-            )
-            .await
+    pub async fn publish_as(&self, id: PostId, draft: Draft, context: Context) -> AskResult<PostService> {
+        let Draft { author, title, body, tags, at } = draft;
+        self.runtime.ask(id.0, Command::Publish { id, author, title, body, tags, at }, context).await
     }
 
     /// Edits a post.
@@ -146,26 +119,8 @@ impl Posts {
         at: Timestamp,
         context: Context,
     ) -> AskResult<PostService> {
-        let Changes {
-            title,
-            body,
-            tags,
-            if_version,
-        } = changes;
-        self.runtime
-            .ask(
-                id.0,
-                Command::Edit {
-                    editor,
-                    title,
-                    body,
-                    tags,
-                    if_version,
-                    at,
-                },
-                context,
-            )
-            .await
+        let Changes { title, body, tags, if_version } = changes;
+        self.runtime.ask(id.0, Command::Edit { editor, title, body, tags, if_version, at }, context).await
     }
 
     /// Deletes a post.
@@ -180,33 +135,15 @@ impl Posts {
         if_version: Option<i64>,
         context: Context,
     ) -> AskResult<PostService> {
-        self.runtime
-            .ask(
-                id.0,
-                Command::Delete {
-                    by,
-                    moderator,
-                    if_version,
-                },
-                context,
-            )
-            .await
+        self.runtime.ask(id.0, Command::Delete { by, moderator, if_version }, context).await
     }
 
     /// Sets or takes back a like; doing so twice changes nothing.
     ///
     /// # Errors
     /// The post's rejection.
-    pub async fn like(
-        &self,
-        id: PostId,
-        user: UserId,
-        on: bool,
-        context: Context,
-    ) -> AskResult<PostService> {
-        self.runtime
-            .ask(id.0, Command::Like { user, on }, context)
-            .await
+    pub async fn like(&self, id: PostId, user: UserId, on: bool, context: Context) -> AskResult<PostService> {
+        self.runtime.ask(id.0, Command::Like { user, on }, context).await
     }
 
     /// A post, from memory.
@@ -217,20 +154,14 @@ impl Posts {
         if let Some(post) = self.runtime.read_loaded(id.0, |post| post.cloned()) {
             return post;
         }
-        self.runtime
-            .read(id.0, deadline, |post| post.cloned())
-            .await
+        self.runtime.read(id.0, deadline, |post| post.cloned()).await
     }
 
     /// Posts by their ids, in that order; those that are gone are left out.
     ///
     /// # Errors
     /// When one of them cannot be read now.
-    pub async fn get_many(
-        &self,
-        ids: impl IntoIterator<Item = PostId>,
-        deadline: Instant,
-    ) -> Result<Vec<Post>, Failure> {
+    pub async fn get_many(&self, ids: impl IntoIterator<Item = PostId>, deadline: Instant) -> Result<Vec<Post>, Failure> {
         let posts = join_all(ids.into_iter().map(|id| self.get(id, deadline))).await;
         posts.into_iter().filter_map(Result::transpose).collect()
     }
@@ -242,9 +173,7 @@ impl Posts {
     pub async fn which_exist(&self, ids: &[PostId]) -> Result<HashSet<PostId>, Failure> {
         let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let client = self.runtime.database().get().await?;
-        let rows = client
-            .query("SELECT id FROM post WHERE id = ANY($1)", &[&wanted])
-            .await?;
+        let rows = client.query("SELECT id FROM post WHERE id = ANY($1)", &[&wanted]).await?;
         Ok(rows.iter().map(|row| PostId(row.get(0))).collect())
     }
 
@@ -264,9 +193,7 @@ impl Posts {
         let mut keys = self.keys(sort, filter, after, limit + 1).await?;
         let next = (keys.len() > limit).then(|| keys[limit - 1]);
         keys.truncate(limit);
-        let items = self
-            .get_many(keys.into_iter().map(|key| key.id), deadline)
-            .await?;
+        let items = self.get_many(keys.into_iter().map(|key| key.id), deadline).await?;
         Ok(Page { items, next })
     }
 
@@ -298,10 +225,7 @@ impl Posts {
         let mut ids: Vec<PostId> = rows.iter().map(|row| PostId(row.get(0))).collect();
         let next = (ids.len() > limit).then(|| ids[limit - 1]);
         ids.truncate(limit);
-        Ok(Page {
-            items: self.get_many(ids, deadline).await?,
-            next,
-        })
+        Ok(Page { items: self.get_many(ids, deadline).await?, next })
     }
 
     /// Which of these posts a user likes.
@@ -312,12 +236,7 @@ impl Posts {
         let ids: Vec<Uuid> = posts.iter().map(|post| post.0).collect();
         let rows = {
             let client = self.runtime.database().get().await?;
-            client
-                .query(
-                    "SELECT post FROM post_like WHERE user_id = $1 AND post = ANY($2)",
-                    &[&user.0, &ids],
-                )
-                .await?
+            client.query("SELECT post FROM post_like WHERE user_id = $1 AND post = ANY($2)", &[&user.0, &ids]).await?
         };
         // What SQL saw committed must be in memory before we answer beside it (rule 9).
         for post in posts {
@@ -330,15 +249,8 @@ impl Posts {
     ///
     /// # Errors
     /// When the table must be asked and does not answer.
-    pub async fn authors(
-        &self,
-        ids: impl IntoIterator<Item = UserId>,
-    ) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
-        self.runtime
-            .service()
-            .authors
-            .resolve(self.runtime.database(), ids)
-            .await
+    pub async fn authors(&self, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+        self.runtime.service().authors.resolve(self.runtime.database(), ids).await
     }
 
     /// The tags in use with the number of their posts, most used first.
@@ -348,12 +260,7 @@ impl Posts {
     pub async fn tags(&self, limit: usize) -> Result<Vec<(String, i64)>, Failure> {
         let limit = i64::try_from(limit).expect("a page is short");
         let client = self.runtime.database().get().await?;
-        let rows = client
-            .query(
-                "SELECT tag, count(*) FROM post_tag GROUP BY tag ORDER BY 2 DESC, 1 LIMIT $1",
-                &[&limit],
-            )
-            .await?;
+        let rows = client.query("SELECT tag, count(*) FROM post_tag GROUP BY tag ORDER BY 2 DESC, 1 LIMIT $1", &[&limit]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
@@ -361,39 +268,18 @@ impl Posts {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn export(
-        &self,
-        after: Option<PostId>,
-        limit: usize,
-        deadline: Instant,
-    ) -> Result<Vec<PostRecord>, Failure> {
+    pub async fn export(&self, after: Option<PostId>, limit: usize, deadline: Instant) -> Result<Vec<PostRecord>, Failure> {
         let after = after.map_or(Uuid::nil(), |after| after.0);
         let count = i64::try_from(limit).expect("a page is short");
         let rows = {
             let client = self.runtime.database().get().await?;
-            client
-                .query(
-                    "SELECT id FROM post WHERE id > $1 ORDER BY id LIMIT $2",
-                    &[&after, &count],
-                )
-                .await?
+            client.query("SELECT id FROM post WHERE id > $1 ORDER BY id LIMIT $2", &[&after, &count]).await?
         };
         let ids = rows.iter().map(|row| PostId(row.get(0)));
-        Ok(self
-            .get_many(ids, deadline)
-            .await?
-            .iter()
-            .map(PostRecord::of)
-            .collect())
+        Ok(self.get_many(ids, deadline).await?.iter().map(PostRecord::of).collect())
     }
 
-    async fn keys(
-        &self,
-        sort: Sort,
-        filter: &Filter,
-        after: Option<Key>,
-        limit: usize,
-    ) -> Result<Vec<Key>, Failure> {
+    async fn keys(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
         let lists = &self.runtime.service().lists;
         match lists.page(sort, filter, after, limit) {
             Paged::Here(keys) => Ok(keys),
@@ -412,13 +298,7 @@ impl Posts {
         }
     }
 
-    async fn page(
-        &self,
-        sort: Sort,
-        filter: &Filter,
-        after: Option<Key>,
-        limit: usize,
-    ) -> Result<Vec<Key>, Failure> {
+    async fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
         let Key { rank, id } = after.unwrap_or(TOP);
         let count = i64::try_from(limit).expect("a page is short");
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&rank, &id.0, &count];
@@ -430,12 +310,6 @@ impl Posts {
         let client = self.runtime.database().get().await?;
         let statement = client.prepare_typed(&page_sql(sort, filter), &[]).await?;
         let rows = client.query(&statement, &params).await?;
-        Ok(rows
-            .iter()
-            .map(|row| Key {
-                rank: row.get(0),
-                id: PostId(row.get(1)),
-            })
-            .collect())
+        Ok(rows.iter().map(|row| Key { rank: row.get(0), id: PostId(row.get(1)) }).collect())
     }
 }

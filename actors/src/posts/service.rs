@@ -140,50 +140,27 @@ impl Service for PostService {
                 &[&ids],
             )
             .await?;
-        rows.iter()
-            .map(|row| post(row).map(|post| (post.id.0, post)))
-            .collect()
+        rows.iter().map(|row| post(row).map(|post| (post.id.0, post))).collect()
     }
 
     fn need(&self, _: Uuid, state: Option<&Post>, command: &Command) -> Option<UserId> {
         match command {
             // Nobody likes a post without likes.
-            Command::Like { user, .. } if state.is_some_and(|post| post.like_count > 0) => {
-                Some(*user)
-            }
+            Command::Like { user, .. } if state.is_some_and(|post| post.like_count > 0) => Some(*user),
             _ => None,
         }
     }
 
-    async fn look_up(
-        &self,
-        client: Pooled<'_>,
-        id: Uuid,
-        user: UserId,
-    ) -> Result<Facts, LoadError> {
-        let row = client
-            .query_opt(
-                "SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2",
-                &[&id, &user.0],
-            )
-            .await?;
-        Ok(Facts {
-            liked: row.is_some(),
-        })
+    async fn look_up(&self, client: Pooled<'_>, id: Uuid, user: UserId) -> Result<Facts, LoadError> {
+        let row = client.query_opt("SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2", &[&id, &user.0]).await?;
+        Ok(Facts { liked: row.is_some() })
     }
 
     fn creates(command: &Command) -> bool {
         matches!(command, Command::Publish { .. })
     }
 
-    fn write(
-        &self,
-        _: ShardId,
-        id: Uuid,
-        state: Option<&Post>,
-        events: &[Event],
-        unit: &mut Unit<Self>,
-    ) {
+    fn write(&self, _: ShardId, id: Uuid, state: Option<&Post>, events: &[Event], unit: &mut Unit<Self>) {
         for event in events {
             let (kind, payload) = match event {
                 Event::Published(post) => {
@@ -206,10 +183,7 @@ impl Service for PostService {
                 Event::Deleted(post) => {
                     unit.writes.gone.push(GoneRow { id });
                     for tag in post.tags.as_slice() {
-                        unit.writes.untags.push(UntagRow {
-                            tag: tag.as_str().to_owned(),
-                            post: id,
-                        });
+                        unit.writes.untags.push(UntagRow { tag: tag.as_str().to_owned(), post: id });
                     }
                     ("post.deleted", json(&PostRecord::gone(post)))
                 }
@@ -218,42 +192,19 @@ impl Service for PostService {
                     let post = state.expect("only a post that exists is liked");
                     let like_count = post.like_count + if on { 1 } else { -1 };
                     let hot = hot_rank(like_count, post.created_at);
-                    unit.writes.like_counts.push(LikeCountRow {
-                        id,
-                        like_count,
-                        hot,
-                    });
+                    unit.writes.like_counts.push(LikeCountRow { id, like_count, hot });
                     if on {
-                        unit.writes.likes.push(LikeRow {
-                            post: id,
-                            user_id: user.0,
-                        });
+                        unit.writes.likes.push(LikeRow { post: id, user_id: user.0 });
                     } else {
-                        unit.writes.unlikes.push(UnlikeRow {
-                            post: id,
-                            user_id: user.0,
-                        });
+                        unit.writes.unlikes.push(UnlikeRow { post: id, user_id: user.0 });
                     }
                     let kind = if on { "post.liked" } else { "post.unliked" };
-                    (
-                        kind,
-                        json(&LikeRecord {
-                            id,
-                            post_id: PostId(id),
-                            user: *user,
-                            like_count,
-                        }),
-                    )
+                    (kind, json(&LikeRecord { id, post_id: PostId(id), user: *user, like_count }))
                 }
                 // Comes from the comments' log, never from a command.
                 Event::CommentsCounted(_) => continue,
             };
-            unit.records.push(NewRecord {
-                key: id,
-                kind,
-                payload,
-                traceparent: None,
-            });
+            unit.records.push(NewRecord { key: id, kind, payload, traceparent: None });
         }
     }
 
@@ -271,9 +222,7 @@ impl Service for PostService {
     }
 
     fn weight(state: Option<&Post>) -> usize {
-        state.map_or(0, |post| {
-            size_of::<Post>() + post.title.as_str().len() + post.body.as_str().len() + 64
-        })
+        state.map_or(0, |post| size_of::<Post>() + post.title.as_str().len() + post.body.as_str().len() + 64)
     }
 
     fn committed(&self, _: ShardId, _: Uuid, state: Option<&Post>, events: &[Event]) {
@@ -292,11 +241,7 @@ impl Service for PostService {
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
         Ok(match (foreign.source.topic, &*foreign.record.kind) {
-            (
-                Topic::Users,
-                "user.created" | "user.updated" | "user.deleted" | "user.followed"
-                | "user.unfollowed",
-            ) => {
+            (Topic::Users, "user.created" | "user.updated" | "user.deleted" | "user.followed" | "user.unfollowed") => {
                 vec![foreign.record.key]
             }
             (Topic::Comments, "comment.created" | "comment.deleted") => {
@@ -306,12 +251,7 @@ impl Service for PostService {
         })
     }
 
-    fn project(
-        &self,
-        foreign: &Foreign<'_>,
-        id: Uuid,
-        unit: &mut Unit<Self>,
-    ) -> Result<(), Poison> {
+    fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));
             unit.notes.push(author);
@@ -319,26 +259,15 @@ impl Service for PostService {
         }
         match &*foreign.record.kind {
             "comment.created" | "comment.deleted" => {
-                let change = if &*foreign.record.kind == "comment.created" {
-                    1
-                } else {
-                    -1
-                };
+                let change = if &*foreign.record.kind == "comment.created" { 1 } else { -1 };
                 unit.writes.counts.push(CountRow { post: id, change });
                 unit.effects.push((id, Event::CommentsCounted(change)));
             }
             kind @ ("user.followed" | "user.unfollowed") => {
-                let FollowRecord {
-                    follower, followee, ..
-                } = foreign.parse()?;
+                let FollowRecord { follower, followee, .. } = foreign.parse()?;
                 let nr = foreign.record.seq;
                 let active = kind == "user.followed";
-                unit.writes.follows.push(FollowRow {
-                    nr,
-                    follower: follower.0,
-                    followee: followee.0,
-                    active,
-                });
+                unit.writes.follows.push(FollowRow { nr, follower: follower.0, followee: followee.0, active });
             }
             _ => {}
         }
@@ -385,42 +314,21 @@ fn joined(tags: &Tags) -> String {
 
 fn tag(unit: &mut Unit<PostService>, post: &Post) {
     for tag in post.tags.as_slice() {
-        unit.writes.tags.push(TagRow {
-            tag: tag.as_str().to_owned(),
-            post: post.id.0,
-        });
+        unit.writes.tags.push(TagRow { tag: tag.as_str().to_owned(), post: post.id.0 });
     }
 }
 
 /// Only what differs: a tag that is taken away and added in one statement would meet itself.
 fn retag(unit: &mut Unit<PostService>, before: &Post, after: &Post) {
     let post = after.id.0;
-    for tag in before
-        .tags
-        .as_slice()
-        .iter()
-        .filter(|tag| !after.tags.contains(tag.as_str()))
-    {
-        unit.writes.untags.push(UntagRow {
-            tag: tag.as_str().to_owned(),
-            post,
-        });
+    for tag in before.tags.as_slice().iter().filter(|tag| !after.tags.contains(tag.as_str())) {
+        unit.writes.untags.push(UntagRow { tag: tag.as_str().to_owned(), post });
     }
-    for tag in after
-        .tags
-        .as_slice()
-        .iter()
-        .filter(|tag| !before.tags.contains(tag.as_str()))
-    {
-        unit.writes.tags.push(TagRow {
-            tag: tag.as_str().to_owned(),
-            post,
-        });
+    for tag in after.tags.as_slice().iter().filter(|tag| !before.tags.contains(tag.as_str())) {
+        unit.writes.tags.push(TagRow { tag: tag.as_str().to_owned(), post });
     }
 }
 
 fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record)
-        .expect("a record is plain data")
-        .into()
+    serde_json::to_string(record).expect("a record is plain data").into()
 }

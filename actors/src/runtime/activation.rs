@@ -45,10 +45,7 @@ pub(crate) async fn ask<S: Service>(
             }
             Ok(Err(_)) => return Err(Failure::Crashed.into()),
             Err(_) => {
-                return Err(Failure::Unknown(
-                    "the deadline passed while the command was under way".to_owned(),
-                )
-                .into());
+                return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into());
             }
         }
     }
@@ -65,12 +62,8 @@ pub(crate) async fn read<S: Service, T>(
     let cell = activate(inner, id, false).await?;
     let ready = async {
         let mut readiness = cell.ready.subscribe();
-        let seen = readiness
-            .wait_for(|readiness| *readiness != Readiness::Loading)
-            .await;
-        seen.map_or(Readiness::Failed(Failure::Crashed), |readiness| {
-            readiness.clone()
-        })
+        let seen = readiness.wait_for(|readiness| *readiness != Readiness::Loading).await;
+        seen.map_or(Readiness::Failed(Failure::Crashed), |readiness| readiness.clone())
     };
     match tokio::time::timeout_at(deadline, ready).await {
         Ok(Readiness::Failed(failure)) => return Err(failure),
@@ -111,40 +104,25 @@ fn take<S: Service, T>(
     };
     cell.used_s.store(coarse_now(), Ordering::Relaxed);
     if shard.tenure_since(epoch).is_none() {
-        return Err(Failure::Unavailable(format!(
-            "{} shard {} moved",
-            S::NAME,
-            shard.id
-        )));
+        return Err(Failure::Unavailable(format!("{} shard {} moved", S::NAME, shard.id)));
     }
     if !inner.lease.is_valid() {
-        return Err(Failure::Unavailable(format!(
-            "the lease of {} on this node has ended",
-            S::NAME
-        )));
+        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
     }
     Ok(value)
 }
 
 fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
-    let epoch = shard.tenure().ok_or_else(|| {
-        Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id))
-    })?;
+    let epoch =
+        shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
     if !inner.lease.is_valid() {
-        return Err(Failure::Unavailable(format!(
-            "the lease of {} on this node has ended",
-            S::NAME
-        )));
+        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
     }
     Ok(epoch)
 }
 
 /// The live cell of an entity. `fresh`: it was just minted, so there is nothing to load.
-pub(crate) async fn activate<S: Service>(
-    inner: &Arc<Inner<S>>,
-    id: Uuid,
-    fresh: bool,
-) -> Result<Arc<Cell<S>>, Failure> {
+pub(crate) async fn activate<S: Service>(inner: &Arc<Inner<S>>, id: Uuid, fresh: bool) -> Result<Arc<Cell<S>>, Failure> {
     let shard = inner.shard(id);
     loop {
         let epoch = serving(inner, shard)?;
@@ -178,25 +156,14 @@ fn revive<S: Service>(
     }
     if let Some(crashes) = entities.crashes.get(&id) {
         if Instant::now() < crashes.until {
-            return if crashes.isolated {
-                Err(Failure::Isolated)
-            } else {
-                Ok(Revived::BackingOff(crashes.until))
-            };
+            return if crashes.isolated { Err(Failure::Isolated) } else { Ok(Revived::BackingOff(crashes.until)) };
         }
         if crashes.isolated {
             entities.crashes.remove(&id);
         }
     }
-    let supervisor = entities
-        .supervisor
-        .clone()
-        .ok_or_else(|| Failure::Unavailable("the shard is closing".to_owned()))?;
-    let readiness = if fresh {
-        Readiness::Ready
-    } else {
-        Readiness::Loading
-    };
+    let supervisor = entities.supervisor.clone().ok_or_else(|| Failure::Unavailable("the shard is closing".to_owned()))?;
+    let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
     let cell = Arc::new(Cell::new(id, epoch, readiness));
     cell.used_s.store(coarse_now(), Ordering::Relaxed);
     let actor = EntityActor::new(Arc::clone(inner), Arc::clone(&cell));
@@ -224,10 +191,7 @@ pub(crate) fn passivate<S: Service>(shard: &Shard<S>, id: Uuid) {
 pub(crate) fn remove<S: Service>(inner: &Inner<S>, shard: &Shard<S>, cell: &Arc<Cell<S>>) {
     let mut entities = shard.entities.write().expect("no panic under this lock");
     let Entities { live, by_actor, .. } = &mut *entities;
-    if live
-        .get(&cell.id)
-        .is_some_and(|there| Arc::ptr_eq(there, cell))
-    {
+    if live.get(&cell.id).is_some_and(|there| Arc::ptr_eq(there, cell)) {
         live.remove(&cell.id);
         if let Some(actor) = cell.actor.get() {
             by_actor.remove(&actor.get_id());

@@ -60,10 +60,7 @@ impl<S: Service> Default for Unit<S> {
 impl<S: Service> Unit<S> {
     /// An empty unit of a service with so many shards.
     pub fn of(shards: u16) -> Self {
-        Self {
-            shards,
-            ..Self::default()
-        }
+        Self { shards, ..Self::default() }
     }
 
     /// How many shards the service has: for rows that are kept by shard.
@@ -72,11 +69,7 @@ impl<S: Service> Unit<S> {
     }
     /// Its payload in bytes, roughly: what bounds a statement.
     pub(crate) fn weight(&self) -> usize {
-        let records: usize = self
-            .records
-            .iter()
-            .map(|record| record.payload.len() + 128)
-            .sum();
+        let records: usize = self.records.iter().map(|record| record.payload.len() + 128).sum();
         records * 2 + 256 + self.kept.as_ref().map_or(0, |kept| kept.reply.len())
     }
 }
@@ -155,9 +148,7 @@ impl From<CommitError> for Failure {
         match error {
             CommitError::Fenced => Self::Unavailable(error.to_string()),
             CommitError::Unknown => Self::Unknown(error.to_string()),
-            CommitError::Refused { .. } | CommitError::Unavailable(_) => {
-                Self::Unavailable(error.to_string())
-            }
+            CommitError::Refused { .. } | CommitError::Unavailable(_) => Self::Unavailable(error.to_string()),
             CommitError::Overloaded => Self::Overloaded(error.to_string()),
         }
     }
@@ -249,25 +240,12 @@ impl<S: Service> Batch<S> {
     }
 
     /// Adds a unit at the next positions after `head`; its records.
-    pub(crate) fn add(
-        &mut self,
-        shard: ShardId,
-        epoch: Epoch,
-        head: Seq,
-        unit: &Unit<S>,
-    ) -> Positioned {
+    pub(crate) fn add(&mut self, shard: ShardId, epoch: Epoch, head: Seq, unit: &Unit<S>) -> Positioned {
         let records: Positioned = self.records(epoch, head, unit);
-        self.writes.append(
-            &unit.writes,
-            records.last().expect("every unit has a record").seq,
-        );
+        self.writes.append(&unit.writes, records.last().expect("every unit has a record").seq);
         let number = shard.as_i16();
         for (source, position) in &unit.inbox {
-            self.inbox.push(InboxRow {
-                shard: number,
-                source: source.to_string(),
-                position: *position,
-            });
+            self.inbox.push(InboxRow { shard: number, source: source.to_string(), position: *position });
         }
         if let Some(kept) = &unit.kept {
             self.idempotency.push(IdempotencyRow {
@@ -289,11 +267,7 @@ impl<S: Service> Batch<S> {
             });
         }
         for (source, seq) in &unit.replayed {
-            self.replayed.push(ReplayedRow {
-                shard: number,
-                source: source.to_string(),
-                seq: *seq,
-            });
+            self.replayed.push(ReplayedRow { shard: number, source: source.to_string(), seq: *seq });
         }
         for record in &records {
             self.outbox.push(OutboxRow {
@@ -313,15 +287,7 @@ impl<S: Service> Batch<S> {
         let at = self.at;
         if unit.records.is_empty() {
             let kind = Arc::from(crate::event::APPLIED);
-            let record = Record {
-                seq: head + 1,
-                epoch,
-                key: Uuid::nil(),
-                kind,
-                payload: None,
-                traceparent: None,
-                at,
-            };
+            let record = Record { seq: head + 1, epoch, key: Uuid::nil(), kind, payload: None, traceparent: None, at };
             return vec![Arc::new(record)];
         }
         let position = |(n, new): (usize, &NewRecord)| {
@@ -339,11 +305,7 @@ impl<S: Service> Batch<S> {
     }
 
     /// Sends it: one statement, so one transaction, one round trip and a few bytes back.
-    pub(crate) async fn execute(
-        &self,
-        client: &Client,
-        statement: &Statement,
-    ) -> Result<u64, tokio_postgres::Error> {
+    pub(crate) async fn execute(&self, client: &Client, statement: &Statement) -> Result<u64, tokio_postgres::Error> {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.id, &self.at];
         params.extend(self.outbox.params());
         for table in log_tables(&self.inbox, &self.idempotency, &self.dead, &self.replayed) {
@@ -367,20 +329,15 @@ fn log_tables<'a>(
 
 /// The statement of a service; its text depends on nothing but the service.
 pub(crate) fn statement<S: Service>() -> String {
-    let (inbox, idempotency, outbox) =
-        (Inbox::default(), Idempotency::default(), Outbox::default());
+    let (inbox, idempotency, outbox) = (Inbox::default(), Idempotency::default(), Outbox::default());
     let (dead, replayed) = (DeadLetters::default(), Replayed::default());
     let writes = S::Writes::default();
     let mut tables: Vec<&dyn Table> = log_tables(&inbox, &idempotency, &dead, &replayed).to_vec();
     tables.extend(writes.tables());
 
     let outbox_first = 3;
-    let types: Vec<String> = outbox
-        .columns()
-        .iter()
-        .enumerate()
-        .map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n))
-        .collect();
+    let types: Vec<String> =
+        outbox.columns().iter().enumerate().map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n)).collect();
     let parts = parts(&tables, outbox_first + types.len());
     format!(
         "WITH {} INSERT INTO outbox (shard, seq, epoch, batch, key, type, payload, headers, at) \

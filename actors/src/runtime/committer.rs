@@ -82,27 +82,17 @@ impl Health {
     }
 
     fn failed(&self) {
-        self.failing_since
-            .lock()
-            .expect("no panic under this lock")
-            .get_or_insert_with(Instant::now);
+        self.failing_since.lock().expect("no panic under this lock").get_or_insert_with(Instant::now);
     }
 
     pub(crate) fn working(&self, within: Duration) -> bool {
-        self.failing_since
-            .lock()
-            .expect("no panic under this lock")
-            .is_none_or(|since| since.elapsed() < within)
+        self.failing_since.lock().expect("no panic under this lock").is_none_or(|since| since.elapsed() < within)
     }
 }
 
 impl<S: Service> Committer<S> {
     pub(crate) fn new(queue_max: usize) -> Self {
-        let queue = Queue {
-            waiting: VecDeque::new(),
-            claims: VecDeque::new(),
-            busy: HashSet::new(),
-        };
+        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashSet::new() };
         Self {
             queue: Mutex::new(queue),
             batches: Notify::new(),
@@ -137,12 +127,7 @@ impl<S: Service> Committer<S> {
             let drained = self.drained.notified();
             tokio::pin!(drained);
             drained.as_mut().enable();
-            if self
-                .queue
-                .lock()
-                .expect("no panic under this lock")
-                .is_empty()
-            {
+            if self.queue.lock().expect("no panic under this lock").is_empty() {
                 return;
             }
             drained.await;
@@ -164,24 +149,14 @@ pub(crate) fn submit<S: Service>(
         return Err(CommitError::Unavailable("shutting down".to_owned()));
     }
     let (done, outcome) = oneshot::channel();
-    let lane = if unit.alone {
-        Lane::Claims
-    } else {
-        Lane::Batches
-    };
+    let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
     {
         let mut queue = committer.queue.lock().expect("no panic under this lock");
         if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
             return Err(CommitError::Overloaded);
         }
         let ticket = state.begin(&unit.touches);
-        let queued = Queued {
-            shard,
-            epoch,
-            unit,
-            ticket,
-            done,
-        };
+        let queued = Queued { shard, epoch, unit, ticket, done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
             Lane::Claims => queue.claims.push_back(queued),
@@ -192,12 +167,8 @@ pub(crate) fn submit<S: Service>(
 }
 
 /// Waits for a unit whose effects the committer itself folds.
-pub(crate) async fn landed<S: Service>(
-    submitted: oneshot::Receiver<Landed<S>>,
-) -> Result<Committed, CommitError> {
-    submitted
-        .await
-        .map_or(Err(CommitError::Unknown), |landed| landed.result.clone())
+pub(crate) async fn landed<S: Service>(submitted: oneshot::Receiver<Landed<S>>) -> Result<Committed, CommitError> {
+    submitted.await.map_or(Err(CommitError::Unknown), |landed| landed.result.clone())
 }
 
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
@@ -220,10 +191,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
-        let client = inner
-            .database
-            .session(&format!("{}:{}", S::NAME, inner.incarnation()))
-            .await?;
+        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation())).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
         client
@@ -243,11 +211,7 @@ async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
         let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
         commit(&inner, &mut session, units).await;
         {
-            let mut queue = inner
-                .committer
-                .queue
-                .lock()
-                .expect("no panic under this lock");
+            let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
             for shard in shards {
                 queue.busy.remove(&shard);
             }
@@ -267,19 +231,13 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>
         {
             let mut queue = committer.queue.lock().expect("no panic under this lock");
             let units = match lane {
-                Lane::Batches => queue.take(
-                    inner.settings.batch_units_max,
-                    inner.settings.batch_bytes_max,
-                ),
+                Lane::Batches => queue.take(inner.settings.batch_units_max, inner.settings.batch_bytes_max),
                 Lane::Claims => queue.take_claim(),
             };
             if !units.is_empty() {
                 return Some(units);
             }
-            if committer.closed.load(Ordering::Acquire)
-                && queue.waiting.is_empty()
-                && queue.claims.is_empty()
-            {
+            if committer.closed.load(Ordering::Acquire) && queue.waiting.is_empty() && queue.claims.is_empty() {
                 committer.drained.notify_waiters();
                 return None;
             }
@@ -313,17 +271,12 @@ impl<S: Service> Queue<S> {
         for queued in kept.into_iter().rev() {
             self.waiting.push_front(queued);
         }
-        self.busy
-            .extend(taken.iter().map(|queued: &Queued<S>| queued.shard));
+        self.busy.extend(taken.iter().map(|queued: &Queued<S>| queued.shard));
         taken
     }
 
     fn take_claim(&mut self) -> Vec<Queued<S>> {
-        let Some(n) = self
-            .claims
-            .iter()
-            .position(|queued| !self.busy.contains(&queued.shard))
-        else {
+        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else {
             return Vec::new();
         };
         let claim = self.claims.remove(n).expect("the position was just found");
@@ -333,11 +286,7 @@ impl<S: Service> Queue<S> {
 }
 
 /// Commits these units, in as many statements as it takes to keep one's fault from the others.
-async fn commit<S: Service>(
-    inner: &Arc<Inner<S>>,
-    session: &mut Option<Session>,
-    units: Vec<Queued<S>>,
-) {
+async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>, units: Vec<Queued<S>>) {
     let mut groups = vec![units];
     while let Some(units) = groups.pop() {
         let units = admit(inner, units);
@@ -357,12 +306,7 @@ async fn commit<S: Service>(
         let (batch, placed) = build(inner, units);
         match batch.execute(&open.client, &open.statement).await {
             Ok(_) => fold(inner, placed),
-            Err(error) => groups.extend(
-                recover(inner, session, &batch, placed, &error)
-                    .await
-                    .into_iter()
-                    .rev(),
-            ),
+            Err(error) => groups.extend(recover(inner, session, &batch, placed, &error).await.into_iter().rev()),
         }
     }
 }
@@ -388,10 +332,7 @@ async fn connected<'a, S: Service>(
     inner: &Inner<S>,
     session: &'a mut Option<Session>,
 ) -> Result<&'a Session, tokio_postgres::Error> {
-    if session
-        .as_ref()
-        .is_none_or(|session| session.client.is_closed())
-    {
+    if session.as_ref().is_none_or(|session| session.client.is_closed()) {
         *session = Some(Session::open(inner).await?);
     }
     Ok(session.as_ref().expect("a session was just opened"))
@@ -409,9 +350,7 @@ fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<
     let placed = units
         .into_iter()
         .map(|queued| {
-            let head = heads
-                .entry(queued.shard)
-                .or_insert_with(|| inner.shards[queued.shard.index()].head());
+            let head = heads.entry(queued.shard).or_insert_with(|| inner.shards[queued.shard.index()].head());
             let records = batch.add(queued.shard, queued.epoch, *head, &queued.unit);
             *head += records.len() as Seq;
             Placed { queued, records }
@@ -424,32 +363,17 @@ fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<
 pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     inner.commits.worked();
     inner.commits.batches.fetch_add(1, Ordering::Relaxed);
-    inner
-        .commits
-        .units
-        .fetch_add(placed.len() as u64, Ordering::Relaxed);
+    inner.commits.units.fetch_add(placed.len() as u64, Ordering::Relaxed);
     metrics::histogram!("rookery_commit_units", "service" => S::NAME).record(placed.len() as f64);
-    for Placed {
-        mut queued,
-        records,
-    } in placed
-    {
+    for Placed { mut queued, records } in placed {
         let shard = &inner.shards[queued.shard.index()];
         let seq = records.last().expect("every unit has a record").seq;
         shard.fold(&inner.service, &queued.unit.effects);
         for note in queued.unit.notes.drain(..) {
             inner.service.noted(note);
         }
-        shard
-            .inbox
-            .lock()
-            .expect("no panic under this lock")
-            .extend(queued.unit.inbox.iter().copied());
-        shard
-            .tail
-            .lock()
-            .expect("no panic under this lock")
-            .append(records, inner.settings.tail_bytes);
+        shard.inbox.lock().expect("no panic under this lock").extend(queued.unit.inbox.iter().copied());
+        shard.tail.lock().expect("no panic under this lock").append(records, inner.settings.tail_bytes);
         shard.set_head(seq);
         let epoch = queued.epoch;
         queued.finish(inner, Ok(Committed { seq, epoch }));
@@ -459,21 +383,9 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
 
 impl<S: Service> Queued<S> {
     pub(crate) fn finish(self, inner: &Arc<Inner<S>>, result: Result<Committed, CommitError>) {
-        let Self {
-            shard,
-            ticket,
-            unit,
-            done,
-            ..
-        } = self;
+        let Self { shard, ticket, unit, done, .. } = self;
         // Nobody waiting is fine: what was to be folded is dropped with the entity, which loads anew.
-        let _ = done.send(Landed {
-            result,
-            inner: Arc::clone(inner),
-            shard,
-            ticket,
-            touches: unit.touches,
-        });
+        let _ = done.send(Landed { result, inner: Arc::clone(inner), shard, ticket, touches: unit.touches });
     }
 }
 
@@ -487,11 +399,7 @@ async fn recover<S: Service>(
 ) -> Vec<Vec<Queued<S>>> {
     match verdict(error) {
         Verdict::Doubt => {
-            tracing::warn!(
-                service.name = S::NAME,
-                error = describe(error),
-                "the outcome of a commit is open, resolving it"
-            );
+            tracing::warn!(service.name = S::NAME, error = describe(error), "the outcome of a commit is open, resolving it");
             inner.commits.failed();
             *session = None;
             doubt::resolve(inner, batch.id, placed, CommitError::Unknown).await
@@ -499,19 +407,12 @@ async fn recover<S: Service>(
         Verdict::Fenced => {
             // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
             // from ourselves answers both: what is no longer ours is left out, the rest goes on.
-            tracing::warn!(
-                service.name = S::NAME,
-                "a batch met a fence, finding out which shards are still ours"
-            );
+            tracing::warn!(service.name = S::NAME, "a batch met a fence, finding out which shards are still ours");
             doubt::resolve(inner, batch.id, placed, CommitError::Fenced).await
         }
         Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
         Verdict::Unavailable => {
-            tracing::warn!(
-                service.name = S::NAME,
-                error = describe(error),
-                "the database takes no writes"
-            );
+            tracing::warn!(service.name = S::NAME, error = describe(error), "the database takes no writes");
             inner.commits.failed();
             for Placed { queued, .. } in placed {
                 queued.finish(inner, Err(CommitError::Unavailable(describe(error))));
@@ -527,10 +428,7 @@ async fn recover<S: Service>(
             }
             let db = error.as_db_error();
             let constraint = db.and_then(|db| db.constraint()).map(str::to_owned);
-            let refused = CommitError::Refused {
-                constraint,
-                message: describe(error),
-            };
+            let refused = CommitError::Refused { constraint, message: describe(error) };
             for queued in units {
                 queued.finish(inner, Err(refused.clone()));
             }
@@ -553,11 +451,7 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
         // A value that could not be sent was never sent; anything else came from the network: was it committed?
         let unsent = ["error serializing parameter", "error encoding message"];
         let text = error.to_string();
-        return if unsent.iter().any(|start| text.starts_with(start)) {
-            Verdict::AtFault
-        } else {
-            Verdict::Doubt
-        };
+        return if unsent.iter().any(|start| text.starts_with(start)) { Verdict::AtFault } else { Verdict::Doubt };
     };
     if db.severity() == "FATAL" || db.severity() == "PANIC" {
         return Verdict::Doubt;
@@ -566,24 +460,12 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
     if *code == SqlState::UNIQUE_VIOLATION && db.constraint() == Some("outbox_pkey") {
         return Verdict::Fenced;
     }
-    let again = [
-        SqlState::T_R_DEADLOCK_DETECTED,
-        SqlState::T_R_SERIALIZATION_FAILURE,
-    ];
+    let again = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
     if again.contains(code) {
         return Verdict::Again;
     }
     // 53: no disk, no memory, too many connections; 25006: a standby; 55P03: a lock held elsewhere.
     let unavailable = code.code().starts_with("53")
-        || [
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-            SqlState::LOCK_NOT_AVAILABLE,
-            SqlState::QUERY_CANCELED,
-        ]
-        .contains(code);
-    if unavailable {
-        Verdict::Unavailable
-    } else {
-        Verdict::AtFault
-    }
+        || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED].contains(code);
+    if unavailable { Verdict::Unavailable } else { Verdict::AtFault }
 }

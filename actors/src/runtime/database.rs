@@ -33,10 +33,7 @@ pub struct PoolSize {
 
 impl Default for PoolSize {
     fn default() -> Self {
-        Self {
-            connections_max: 8,
-            wait_max: Duration::from_secs(2),
-        }
+        Self { connections_max: 8, wait_max: Duration::from_secs(2) }
     }
 }
 
@@ -45,9 +42,7 @@ impl Database {
     pub fn new(config: Config, name: &str, size: PoolSize) -> Self {
         let tls = tls();
         let mut pooled = config.clone();
-        pooled
-            .application_name(name)
-            .connect_timeout(Duration::from_secs(2));
+        pooled.application_name(name).connect_timeout(Duration::from_secs(2));
         let manager = PostgresConnectionManager::new(pooled, tls.clone());
         let pool = Pool::builder()
             .max_size(size.connections_max)
@@ -63,10 +58,7 @@ impl Database {
     /// # Errors
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
-        self.pool
-            .get()
-            .await
-            .map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))
+        self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))
     }
 
     /// A session of one's own, named `name` on the server so that whoever takes over can end it.
@@ -75,9 +67,7 @@ impl Database {
     /// What Postgres or the network says.
     pub async fn session(&self, name: &str) -> Result<Client, tokio_postgres::Error> {
         let mut config = self.config.clone();
-        config
-            .application_name(name)
-            .connect_timeout(Duration::from_secs(2));
+        config.application_name(name).connect_timeout(Duration::from_secs(2));
         let (client, connection) = config.connect(self.tls.clone()).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {

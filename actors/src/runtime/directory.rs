@@ -110,18 +110,10 @@ impl Directory {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn open(
-        database: &Database,
-        service: &'static str,
-        incarnation: Incarnation,
-    ) -> Result<Self, DirectoryError> {
-        let client = database
-            .session(&format!("{service}:{incarnation}"))
-            .await?;
+    pub async fn open(database: &Database, service: &'static str, incarnation: Incarnation) -> Result<Self, DirectoryError> {
+        let client = database.session(&format!("{service}:{incarnation}")).await?;
         // A lock held by a stopped client must not hold us: fail, end its session, try again (rule 4).
-        client
-            .batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'")
-            .await?;
+        client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
         Ok(Self { client, service })
     }
 
@@ -145,11 +137,7 @@ impl Directory {
             .await?
             .get(0);
         if stored != shards.to_string() {
-            return Err(DirectoryError::ShardCount {
-                service: self.service,
-                stored,
-                configured: shards,
-            });
+            return Err(DirectoryError::ShardCount { service: self.service, stored, configured: shards });
         }
         let last = i32::from(shards) - 1;
         self.client
@@ -176,14 +164,9 @@ impl Directory {
     ///
     /// # Errors
     /// [`DirectoryError::Dead`] if the incarnation was declared dead.
-    pub async fn renew(
-        &self,
-        incarnation: Incarnation,
-        within: Duration,
-    ) -> Result<BootTime, DirectoryError> {
+    pub async fn renew(&self, incarnation: Incarnation, within: Duration) -> Result<BootTime, DirectoryError> {
         let sent = BootTime::now();
-        let renew =
-            "UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'";
+        let renew = "UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'";
         match tokio::time::timeout(within, self.client.execute(renew, &[&incarnation.0])).await {
             Ok(Ok(1)) => Ok(sent),
             Ok(Ok(_)) => Err(DirectoryError::Dead),
@@ -197,24 +180,14 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn members(&self) -> Result<Vec<MemberRow>, DirectoryError> {
-        let rows = self
-            .client
-            .query(
-                "SELECT incarnation, node, renewed, state FROM member WHERE state <> 'dead'",
-                &[],
-            )
-            .await?;
+        let rows = self.client.query("SELECT incarnation, node, renewed, state FROM member WHERE state <> 'dead'", &[]).await?;
         Ok(rows
             .into_iter()
             .map(|row| MemberRow {
                 incarnation: Incarnation(row.get(0)),
                 node: row.get(1),
                 renewed: row.get(2),
-                state: if row.get::<_, &str>(3) == "live" {
-                    MemberState::Live
-                } else {
-                    MemberState::Draining
-                },
+                state: if row.get::<_, &str>(3) == "live" { MemberState::Live } else { MemberState::Draining },
             })
             .collect())
     }
@@ -224,13 +197,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn shards(&self) -> Result<Vec<ShardRow>, DirectoryError> {
-        let rows = self
-            .client
-            .query(
-                "SELECT id, epoch, owner, target FROM shard ORDER BY id",
-                &[],
-            )
-            .await?;
+        let rows = self.client.query("SELECT id, epoch, owner, target FROM shard ORDER BY id", &[]).await?;
         Ok(rows
             .into_iter()
             .map(|row| ShardRow {
@@ -248,11 +215,7 @@ impl Directory {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn declare_dead(
-        &self,
-        incarnation: Incarnation,
-        seen: Option<i64>,
-    ) -> Result<bool, DirectoryError> {
+    pub async fn declare_dead(&self, incarnation: Incarnation, seen: Option<i64>) -> Result<bool, DirectoryError> {
         let count = self
             .client
             .execute(
@@ -294,27 +257,16 @@ impl Directory {
         owner: Option<Incarnation>,
         me: Incarnation,
     ) -> Result<Vec<Granted>, DirectoryError> {
-        take_over(&self.client, seen, owner, me)
-            .await
-            .map_err(Into::into)
+        take_over(&self.client, seen, owner, me).await.map_err(Into::into)
     }
 
     /// How far a shard has read foreign logs.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn inbox(
-        &self,
-        shards: &[ShardId],
-    ) -> Result<Vec<(ShardId, Source, Seq)>, DirectoryError> {
+    pub async fn inbox(&self, shards: &[ShardId]) -> Result<Vec<(ShardId, Source, Seq)>, DirectoryError> {
         let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
-        let rows = self
-            .client
-            .query(
-                "SELECT shard, source, position FROM inbox WHERE shard = ANY($1)",
-                &[&ids],
-            )
-            .await?;
+        let rows = self.client.query("SELECT shard, source, position FROM inbox WHERE shard = ANY($1)", &[&ids]).await?;
         Ok(rows
             .into_iter()
             .filter_map(|row| {
@@ -336,28 +288,12 @@ pub(crate) async fn take_over(
     let epochs: Vec<i64> = seen.iter().map(|row| row.epoch).collect();
     loop {
         let batch = Uuid::new_v4();
-        let taken = client
-            .query(
-                TAKE_OVER,
-                &[
-                    &ids,
-                    &epochs,
-                    &me.0,
-                    &owner.map(|owner| owner.0),
-                    &batch,
-                    &EPOCH,
-                ],
-            )
-            .await;
+        let taken = client.query(TAKE_OVER, &[&ids, &epochs, &me.0, &owner.map(|owner| owner.0), &batch, &EPOCH]).await;
         match taken {
             Ok(rows) => {
                 return Ok(rows
                     .into_iter()
-                    .map(|row| Granted {
-                        shard: ShardId(row.get::<_, i16>(0) as u16),
-                        seq: row.get(1),
-                        epoch: row.get(2),
-                    })
+                    .map(|row| Granted { shard: ShardId(row.get::<_, i16>(0) as u16), seq: row.get(1), epoch: row.get(2) })
                     .collect());
             }
             Err(error) if is_retryable(&error) => tokio::task::yield_now().await,
@@ -368,11 +304,6 @@ pub(crate) async fn take_over(
 
 fn is_retryable(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
-        [
-            SqlState::UNIQUE_VIOLATION,
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::T_R_SERIALIZATION_FAILURE,
-        ]
-        .contains(code)
+        [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code)
     })
 }

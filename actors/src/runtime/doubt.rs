@@ -38,20 +38,13 @@ pub(crate) async fn resolve<S: Service>(
         match attempt(inner, batch, &placed).await {
             Ok(answer) => break answer,
             Err(error) => {
-                tracing::warn!(
-                    service.name = S::NAME,
-                    error = describe(&error),
-                    "cannot resolve an open commit yet"
-                );
+                tracing::warn!(service.name = S::NAME, error = describe(&error), "cannot resolve an open commit yet");
                 // The database is away. The lease ends meanwhile, so waiting here keeps nobody from taking over.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     };
-    let ours: HashMap<ShardId, Granted> = granted
-        .into_iter()
-        .map(|granted| (granted.shard, granted))
-        .collect();
+    let ours: HashMap<ShardId, Granted> = granted.into_iter().map(|granted| (granted.shard, granted)).collect();
     for shard in shards.iter().filter(|shard| !ours.contains_key(shard)) {
         tracing::warn!(service.name = S::NAME, shard.id = %shard, "lost a shard to another owner");
         let gone = inner.shards[shard.index()].close();
@@ -85,24 +78,13 @@ async fn attempt<S: Service>(
     placed: &[Placed<S>],
 ) -> Result<(Vec<Granted>, bool), tokio_postgres::Error> {
     // A session that is not named after the incarnation, so that it survives what comes next.
-    let client = inner
-        .database
-        .session(&format!("{}-resolve:{}", S::NAME, inner.incarnation()))
-        .await?;
-    client
-        .batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'")
-        .await?;
+    let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, inner.incarnation())).await?;
+    client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
     end_committers(&client, S::NAME, inner).await?;
     // Ours may have a newer epoch than the batch: an earlier attempt took over and lost the answer.
-    let ids: Vec<i16> = placed
-        .iter()
-        .map(|placed| placed.queued.shard.as_i16())
-        .collect();
+    let ids: Vec<i16> = placed.iter().map(|placed| placed.queued.shard.as_i16()).collect();
     let rows = client
-        .query(
-            "SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id",
-            &[&ids, &inner.incarnation().0],
-        )
+        .query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &inner.incarnation().0])
         .await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
@@ -113,25 +95,11 @@ async fn attempt<S: Service>(
             target: None,
         })
         .collect();
-    let granted = take_over(
-        &client,
-        &seen,
-        Some(inner.incarnation()),
-        inner.incarnation(),
-    )
-    .await?;
+    let granted = take_over(&client, &seen, Some(inner.incarnation()), inner.incarnation()).await?;
 
     // A record of a shard that is ours, if any is: nobody else can have trimmed it.
-    let ours = |placed: &&Placed<S>| {
-        granted
-            .iter()
-            .any(|granted| granted.shard == placed.queued.shard)
-    };
-    let first = placed
-        .iter()
-        .find(ours)
-        .or(placed.first())
-        .expect("a batch has a unit");
+    let ours = |placed: &&Placed<S>| granted.iter().any(|granted| granted.shard == placed.queued.shard);
+    let first = placed.iter().find(ours).or(placed.first()).expect("a batch has a unit");
     let record = first.records.first().expect("every unit has a record");
     let row = client
         .query_opt(
@@ -143,11 +111,7 @@ async fn attempt<S: Service>(
 }
 
 /// The statement in doubt may still be running on the server, holding its locks: end its session first (rule 4).
-async fn end_committers<S: Service>(
-    client: &Client,
-    service: &str,
-    inner: &Inner<S>,
-) -> Result<(), tokio_postgres::Error> {
+async fn end_committers<S: Service>(client: &Client, service: &str, inner: &Inner<S>) -> Result<(), tokio_postgres::Error> {
     client
         .execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity

@@ -6,8 +6,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation,
-    committer,
+    Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation, committer,
     memory::ACTOR_BYTES,
     shard::{Cell, Readiness, Shard},
 };
@@ -27,11 +26,7 @@ impl<S: Service> ractor::Message for EntityMessage<S> {}
 /// A command with its way back. One that is dropped unopened, because the actor stopped, returns to the sender.
 pub(crate) struct Envelope<S: Service>(Option<Sealed<S>>);
 
-type Sealed<S> = (
-    <<S as Service>::Entity as Entity>::Command,
-    Context,
-    oneshot::Sender<Outcome<S>>,
-);
+type Sealed<S> = (<<S as Service>::Entity as Entity>::Command, Context, oneshot::Sender<Outcome<S>>);
 
 pub(crate) enum Outcome<S: Service> {
     Answered(AskResult<S>),
@@ -40,11 +35,7 @@ pub(crate) enum Outcome<S: Service> {
 }
 
 impl<S: Service> Envelope<S> {
-    pub(crate) fn new(
-        command: <S::Entity as Entity>::Command,
-        context: Context,
-        reply: oneshot::Sender<Outcome<S>>,
-    ) -> Self {
+    pub(crate) fn new(command: <S::Entity as Entity>::Command, context: Context, reply: oneshot::Sender<Outcome<S>>) -> Self {
         Self(Some((command, context, reply)))
     }
 
@@ -93,11 +84,7 @@ impl<S: Service> Actor for EntityActor<S> {
     }
 
     // Loading happens here, not in pre_start: from here on a panic reaches the shard's supervisor.
-    async fn post_start(
-        &self,
-        myself: ActorRef<Self::Msg>,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
+    async fn post_start(&self, myself: ActorRef<Self::Msg>, (): &mut ()) -> Result<(), ActorProcessingErr> {
         if *self.cell.ready.borrow() == Readiness::Ready {
             return Ok(());
         }
@@ -109,12 +96,7 @@ impl<S: Service> Actor for EntityActor<S> {
         Ok(())
     }
 
-    async fn handle(
-        &self,
-        myself: ActorRef<Self::Msg>,
-        message: Self::Msg,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, myself: ActorRef<Self::Msg>, message: Self::Msg, (): &mut ()) -> Result<(), ActorProcessingErr> {
         match message {
             EntityMessage::Command(envelope) => {
                 if let Readiness::Failed(failure) = &*self.cell.ready.borrow() {
@@ -146,10 +128,7 @@ struct Fault<R> {
 
 impl<R, E: Into<AskError<R>>> From<E> for Fault<R> {
     fn from(error: E) -> Self {
-        Self {
-            error: error.into(),
-            reload: false,
-        }
+        Self { error: error.into(), reload: false }
     }
 }
 
@@ -169,10 +148,7 @@ impl<S: Service> EntityActor<S> {
             let absent = loaded.is_none();
             let published = shard.end_load(cell.id, || {
                 if failure.is_none() {
-                    *cell
-                        .state
-                        .write()
-                        .expect("nobody has used the state before it is ready") = loaded;
+                    *cell.state.write().expect("nobody has used the state before it is ready") = loaded;
                     cell.ready.send_replace(Readiness::Ready);
                 }
             });
@@ -210,11 +186,7 @@ impl<S: Service> EntityActor<S> {
             Some(key) => {
                 let turn = shard.claim_key(&key.key).await;
                 if let Some(reply) = self.kept(key).await? {
-                    return Ok(Accepted {
-                        reply,
-                        shard: shard.id,
-                        seq: shard.head(),
-                    });
+                    return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
                 }
                 Some(turn)
             }
@@ -222,53 +194,27 @@ impl<S: Service> EntityActor<S> {
         let facts = self.look_up(command).await?;
         let (reply, events, unit) = {
             let state = cell.state.read().map_err(|_| Failure::Crashed)?;
-            let events =
-                S::Entity::decide(state.as_ref(), command, &facts).map_err(AskError::Rejected)?;
+            let events = S::Entity::decide(state.as_ref(), command, &facts).map_err(AskError::Rejected)?;
             let reply = S::reply(cell.id, state.as_ref(), &events);
             if events.is_empty() {
-                return Ok(Accepted {
-                    reply,
-                    shard: shard.id,
-                    seq: shard.head(),
-                });
+                return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
             }
-            let mut unit = Unit {
-                touches: vec![cell.id],
-                ..Unit::of(inner.settings.shards)
-            };
-            inner
-                .service
-                .write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
+            let mut unit = Unit { touches: vec![cell.id], ..Unit::of(inner.settings.shards) };
+            inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
             (reply, events, unit)
         };
         let unit = seal(unit, context, &reply);
-        let submitted =
-            committer::submit(inner, shard.id, cell.epoch, unit).map_err(refusal::<S>)?;
-        let landed = submitted
-            .await
-            .map_err(|_| refusal::<S>(CommitError::Unknown))?;
+        let submitted = committer::submit(inner, shard.id, cell.epoch, unit).map_err(refusal::<S>)?;
+        let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
         let committed = landed.result.clone().map_err(refusal::<S>)?;
         cell.evolve(&inner.service, shard.id, &events);
         // In memory: from here on others may read beside it.
         drop(landed);
-        self.weigh(
-            ACTOR_BYTES
-                + cell
-                    .state
-                    .read()
-                    .map_or(0, |state| S::weight(state.as_ref())),
-        );
-        Ok(Accepted {
-            reply,
-            shard: shard.id,
-            seq: committed.seq,
-        })
+        self.weigh(ACTOR_BYTES + cell.state.read().map_or(0, |state| S::weight(state.as_ref())));
+        Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
     }
 
-    async fn look_up(
-        &self,
-        command: &<S::Entity as Entity>::Command,
-    ) -> Result<<S::Entity as Entity>::Facts, Failure> {
+    async fn look_up(&self, command: &<S::Entity as Entity>::Command) -> Result<<S::Entity as Entity>::Facts, Failure> {
         let (inner, cell) = (&self.inner, &self.cell);
         let need = {
             let state = cell.state.read().map_err(|_| Failure::Crashed)?;
@@ -288,18 +234,14 @@ impl<S: Service> EntityActor<S> {
         let client = self.inner.database.get().await?;
         let shard = self.shard().id.as_i16();
         let row = client
-            .query_opt(
-                "SELECT request_hash, reply FROM idempotency WHERE shard = $1 AND key = $2",
-                &[&shard, &&*key.key],
-            )
+            .query_opt("SELECT request_hash, reply FROM idempotency WHERE shard = $1 AND key = $2", &[&shard, &&*key.key])
             .await?;
         let Some(row) = row else { return Ok(None) };
         if row.get::<_, &[u8]>(0) != key.request_hash {
             return Err(Failure::KeyReused);
         }
-        let reply = serde_json::from_str(row.get(1)).map_err(|error| {
-            Failure::Unavailable(format!("a kept reply does not parse: {error}"))
-        })?;
+        let reply = serde_json::from_str(row.get(1))
+            .map_err(|error| Failure::Unavailable(format!("a kept reply does not parse: {error}")))?;
         Ok(Some(reply))
     }
 }
@@ -310,37 +252,20 @@ fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::Reply) -> U
     }
     if let Some(IdempotencyKey { key, request_hash }) = &context.idempotency {
         let reply = serde_json::to_string(reply).expect("a reply is plain data");
-        unit.kept = Some(KeptReply {
-            key: Arc::clone(key),
-            request_hash: *request_hash,
-            reply,
-        });
+        unit.kept = Some(KeptReply { key: Arc::clone(key), request_hash: *request_hash, reply });
     }
     unit
 }
 
 /// A unique row that another has is a business no; anything else means that memory and database disagree.
 fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
-    if let CommitError::Refused {
-        constraint: Some(constraint),
-        ..
-    } = &error
+    if let CommitError::Refused { constraint: Some(constraint), .. } = &error
         && let Some(rejection) = S::refused(constraint)
     {
-        return Fault {
-            error: AskError::Rejected(rejection),
-            reload: true,
-        };
+        return Fault { error: AskError::Rejected(rejection), reload: true };
     }
     if let CommitError::Refused { message, .. } = &error {
-        tracing::error!(
-            service.name = S::NAME,
-            error = message,
-            "the database refused a write"
-        );
+        tracing::error!(service.name = S::NAME, error = message, "the database refused a write");
     }
-    Fault {
-        error: Failure::from(error).into(),
-        reload: true,
-    }
+    Fault { error: Failure::from(error).into(), reload: true }
 }

@@ -62,10 +62,7 @@ mod tests {
         let lease = Lease::default();
         let sent = BootTime(BootTime::now().0 - 950_000_000);
         lease.renewed(sent, Duration::from_secs(1));
-        assert!(
-            !lease.is_valid(),
-            "0.95 s of a 1 s lease are gone, and a tenth is the margin"
-        );
+        assert!(!lease.is_valid(), "0.95 s of a 1 s lease are gone, and a tenth is the margin");
         lease.renewed(BootTime::now(), Duration::from_secs(1));
         assert!(lease.is_valid());
     }

@@ -24,24 +24,15 @@ struct Waiting<E> {
 
 impl<E> Loader<E> {
     pub(crate) fn new(loads_max: usize) -> Self {
-        Self {
-            waiting: Mutex::default(),
-            arrived: Notify::new(),
-            slots: Arc::new(Semaphore::new(loads_max)),
-        }
+        Self { waiting: Mutex::default(), arrived: Notify::new(), slots: Arc::new(Semaphore::new(loads_max)) }
     }
 
     /// The committed state of an entity, from SQL.
     pub(crate) async fn load(&self, id: Uuid) -> Result<Option<E>, Failure> {
         let (done, loaded) = oneshot::channel();
-        self.waiting
-            .lock()
-            .expect("no panic under this lock")
-            .push(Waiting { id, done });
+        self.waiting.lock().expect("no panic under this lock").push(Waiting { id, done });
         self.arrived.notify_one();
-        loaded
-            .await
-            .unwrap_or_else(|_| Err(Failure::Unavailable("shutting down".to_owned())))
+        loaded.await.unwrap_or_else(|_| Err(Failure::Unavailable("shutting down".to_owned())))
     }
 }
 
@@ -49,16 +40,9 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     let weak = Arc::downgrade(inner);
     tokio::spawn(async move {
         while let Some(inner) = weak.upgrade() {
-            let slot = Arc::clone(&inner.loader.slots)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
+            let slot = Arc::clone(&inner.loader.slots).acquire_owned().await.expect("the semaphore is never closed");
             let batch: Vec<Waiting<S::Entity>> = {
-                let mut waiting = inner
-                    .loader
-                    .waiting
-                    .lock()
-                    .expect("no panic under this lock");
+                let mut waiting = inner.loader.waiting.lock().expect("no panic under this lock");
                 let count = waiting.len().min(inner.settings.load_batch_max);
                 waiting.drain(..count).collect()
             };

@@ -27,19 +27,11 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes_max,
-            bytes: AtomicUsize::new(0),
-            entities: AtomicUsize::new(0),
-            full: Notify::new(),
-        }
+        Self { bytes_max, bytes: AtomicUsize::new(0), entities: AtomicUsize::new(0), full: Notify::new() }
     }
 
     pub(crate) fn usage(&self) -> (usize, usize) {
-        (
-            self.entities.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-        )
+        (self.entities.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
     pub(crate) fn add(&self, bytes: usize) {
@@ -68,11 +60,7 @@ impl Memory {
     /// What must go, once there is too much: down to nine tenths of the cap.
     fn excess(&self) -> usize {
         let kept = self.bytes_max - self.bytes_max / 10;
-        if self.is_over() {
-            self.bytes.load(Ordering::Relaxed).saturating_sub(kept)
-        } else {
-            0
-        }
+        if self.is_over() { self.bytes.load(Ordering::Relaxed).saturating_sub(kept) } else { 0 }
     }
 }
 
@@ -110,11 +98,7 @@ async fn sweep<S: Service>(inner: &Inner<S>) {
         let mut ages: Vec<(u32, Uuid, usize)> = {
             let entities = shard.entities.read().expect("no panic under this lock");
             let age = |cell: &Arc<Cell<S>>| now.saturating_sub(cell.used_s.load(Ordering::Relaxed));
-            entities
-                .live
-                .values()
-                .map(|cell| (age(cell), cell.id, cell.weight()))
-                .collect()
+            entities.live.values().map(|cell| (age(cell), cell.id, cell.weight())).collect()
         };
         ages.sort_unstable_by(|a, b| b.cmp(a));
         let half = ages.len().div_ceil(2);

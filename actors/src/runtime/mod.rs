@@ -120,11 +120,7 @@ impl IdempotencyKey {
 impl Context {
     /// A context with nothing but a deadline.
     pub fn within(timeout: Duration) -> Self {
-        Self {
-            deadline: Instant::now() + timeout,
-            traceparent: None,
-            idempotency: None,
-        }
+        Self { deadline: Instant::now() + timeout, traceparent: None, idempotency: None }
     }
 }
 
@@ -140,10 +136,7 @@ pub struct Accepted<T> {
 }
 
 /// How an ask ends.
-pub type AskResult<S> = Result<
-    Accepted<<S as Service>::Reply>,
-    AskError<<<S as Service>::Entity as Entity>::Rejection>,
->;
+pub type AskResult<S> = Result<Accepted<<S as Service>::Reply>, AskError<<<S as Service>::Entity as Entity>::Rejection>>;
 
 /// A service on this node.
 pub struct Runtime<S: Service> {
@@ -152,9 +145,7 @@ pub struct Runtime<S: Service> {
 
 impl<S: Service> Clone for Runtime<S> {
     fn clone(&self) -> Self {
-        Self {
-            inner: Arc::clone(&self.inner),
-        }
+        Self { inner: Arc::clone(&self.inner) }
     }
 }
 
@@ -182,9 +173,7 @@ impl<S: Service> Runtime<S> {
     pub fn new(service: S, config: Config, incarnation: Incarnation, settings: Settings) -> Self {
         let name = format!("{}:{incarnation}", S::NAME);
         let database = Database::new(config, &name, settings.pool);
-        let shards = (0..settings.shards)
-            .map(|id| Shard::new(ShardId(id)))
-            .collect();
+        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id))).collect();
         let inner = Inner {
             service,
             incarnation: RwLock::new(incarnation),
@@ -200,17 +189,12 @@ impl<S: Service> Runtime<S> {
             replaying: tokio::sync::Mutex::default(),
             settings,
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     /// Starts the committer's lanes, the loader and the sweep of idle entities. They end with `stop`.
     pub fn start(&self, supervisor: ActorCell) {
-        self.inner
-            .supervisor
-            .set(supervisor)
-            .expect("a runtime starts once");
+        self.inner.supervisor.set(supervisor).expect("a runtime starts once");
         committer::start(&self.inner);
         loader::start(&self.inner);
         memory::start(&self.inner);
@@ -244,11 +228,7 @@ impl<S: Service> Runtime<S> {
 
     /// Goes on as somebody else, after all shards were closed: dead is final for the former one (rule 7).
     pub fn reincarnate(&self, incarnation: Incarnation) {
-        *self
-            .inner
-            .incarnation
-            .write()
-            .expect("no panic under this lock") = incarnation;
+        *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
     }
 
     /// Whether a shard is ours but answers nothing until the outcome of a commit is known.
@@ -270,12 +250,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// The entity's rejection, or why it could not be asked.
-    pub async fn ask(
-        &self,
-        id: Uuid,
-        command: <S::Entity as Entity>::Command,
-        context: Context,
-    ) -> AskResult<S> {
+    pub async fn ask(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
         activation::ask(&self.inner, id, command, context).await
     }
 
@@ -285,21 +260,12 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the entity cannot be loaded, or the lease ended before the answer (rule 8).
-    pub async fn read<T>(
-        &self,
-        id: Uuid,
-        deadline: Instant,
-        view: impl FnOnce(Option<&S::Entity>) -> T,
-    ) -> Result<T, Failure> {
+    pub async fn read<T>(&self, id: Uuid, deadline: Instant, view: impl FnOnce(Option<&S::Entity>) -> T) -> Result<T, Failure> {
         activation::read(&self.inner, id, deadline, view).await
     }
 
     /// Like [`Runtime::read`], but only if the entity is loaded; `None`: it is not, ask `read`.
-    pub fn read_loaded<T>(
-        &self,
-        id: Uuid,
-        view: impl FnOnce(Option<&S::Entity>) -> T,
-    ) -> Option<Result<T, Failure>> {
+    pub fn read_loaded<T>(&self, id: Uuid, view: impl FnOnce(Option<&S::Entity>) -> T) -> Option<Result<T, Failure>> {
         activation::read_loaded(&self.inner, id, view)
     }
 
@@ -313,11 +279,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the shard's supervisor cannot be started.
-    pub async fn open(
-        &self,
-        granted: Granted,
-        inbox: Vec<(Source, Seq)>,
-    ) -> Result<(), ractor::SpawnErr> {
+    pub async fn open(&self, granted: Granted, inbox: Vec<(Source, Seq)>) -> Result<(), ractor::SpawnErr> {
         shard_actor::open(&self.inner, granted, inbox).await
     }
 
@@ -329,15 +291,7 @@ impl<S: Service> Runtime<S> {
 
     /// The shards that are open here, with their epochs and the last committed position.
     pub fn owned(&self) -> Vec<(ShardId, Epoch, Seq)> {
-        self.inner
-            .shards
-            .iter()
-            .filter_map(|shard| {
-                shard
-                    .tenure()
-                    .map(|tenure| (shard.id, tenure, shard.head()))
-            })
-            .collect()
+        self.inner.shards.iter().filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head()))).collect()
     }
 
     /// Whether commits work, as far as is known: for the lease and for readiness.
@@ -355,9 +309,7 @@ impl<S: Service> Runtime<S> {
     /// # Errors
     /// Why it was not committed.
     pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
-        let epoch = self.inner.shards[shard.index()]
-            .tenure()
-            .ok_or(CommitError::Fenced)?;
+        let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
         committer::landed(committer::submit(&self.inner, shard, epoch, unit)?).await
     }
 
@@ -365,12 +317,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn log_after(
-        &self,
-        shard: ShardId,
-        position: Seq,
-        bytes_max: usize,
-    ) -> Result<Vec<Arc<Record>>, Failure> {
+    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<Record>>, Failure> {
         tail::read(&self.inner, shard, position, bytes_max).await
     }
 
@@ -386,14 +333,7 @@ impl<S: Service> Runtime<S> {
         shard.tenure()?;
         // The head first: a batch folds its positions before it moves the head.
         let head = shard.head();
-        Some((
-            head,
-            shard
-                .inbox
-                .lock()
-                .expect("no panic under this lock")
-                .clone(),
-        ))
+        Some((head, shard.inbox.lock().expect("no panic under this lock").clone()))
     }
 
     /// Whether [`Runtime::stop`] was called.
@@ -418,36 +358,18 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn consumer_places(
-        &self,
-        consumer: &'static str,
-    ) -> Result<Vec<(ShardId, Seq)>, Failure> {
+    pub async fn consumer_places(&self, consumer: &'static str) -> Result<Vec<(ShardId, Seq)>, Failure> {
         let client = self.inner.database.get().await?;
-        let rows = client
-            .query(
-                "SELECT shard, position FROM consumer WHERE name = $1",
-                &[&consumer],
-            )
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1)))
-            .collect())
+        let rows = client.query("SELECT shard, position FROM consumer WHERE name = $1", &[&consumer]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect())
     }
 
     /// Notes how far a consumer has read; places only move forward, whoever notes them.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn note_consumer(
-        &self,
-        consumer: &'static str,
-        places: &[(ShardId, Seq)],
-    ) -> Result<(), Failure> {
-        let (shards, positions): (Vec<i16>, Vec<i64>) = places
-            .iter()
-            .map(|(shard, place)| (shard.as_i16(), *place))
-            .unzip();
+    pub async fn note_consumer(&self, consumer: &'static str, places: &[(ShardId, Seq)]) -> Result<(), Failure> {
+        let (shards, positions): (Vec<i16>, Vec<i64>) = places.iter().map(|(shard, place)| (shard.as_i16(), *place)).unzip();
         let client = self.inner.database.get().await?;
         client
             .execute(
@@ -488,12 +410,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// As [`Runtime::apply`]; the letter stays.
-    pub async fn replay(
-        &self,
-        shard: ShardId,
-        source: Source,
-        seq: Seq,
-    ) -> Result<bool, ProjectError> {
+    pub async fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
         dead_letters::replay(&self.inner, shard, source, seq).await
     }
 
@@ -503,16 +420,8 @@ impl<S: Service> Runtime<S> {
     /// When the database does not answer.
     pub async fn slowest_places(&self) -> Result<Vec<(ShardId, Seq)>, Failure> {
         let client = self.inner.database.get().await?;
-        let rows = client
-            .query(
-                "SELECT shard, min(position) FROM consumer GROUP BY shard ORDER BY shard",
-                &[],
-            )
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1)))
-            .collect())
+        let rows = client.query("SELECT shard, min(position) FROM consumer GROUP BY shard ORDER BY shard", &[]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
     }
 }
 

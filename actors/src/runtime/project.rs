@@ -49,22 +49,12 @@ pub enum ProjectError {
     Failed(#[from] Failure),
 }
 
-pub(crate) async fn apply<S: Service>(
-    inner: &Arc<Inner<S>>,
-    shard: ShardId,
-    slice: &Slice,
-) -> Result<(), ProjectError> {
+pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
     let state = &inner.shards[shard.index()];
     let epoch = serving(inner, shard)?;
     let mut unit = Unit::of(inner.settings.shards);
     for part in &slice.parts {
-        let applied = state
-            .inbox
-            .lock()
-            .expect("no panic under this lock")
-            .get(&part.source)
-            .copied()
-            .unwrap_or(0);
+        let applied = state.inbox.lock().expect("no panic under this lock").get(&part.source).copied().unwrap_or(0);
         if part.position <= applied {
             continue;
         }
@@ -80,28 +70,16 @@ pub(crate) async fn apply<S: Service>(
     commit(inner, shard, epoch, unit).await
 }
 
-pub(crate) async fn bury<S: Service>(
-    inner: &Arc<Inner<S>>,
-    shard: ShardId,
-    letter: DeadLetter,
-) -> Result<(), ProjectError> {
+pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
     let epoch = serving(inner, shard)?;
-    let unit = Unit {
-        inbox: vec![(letter.source, letter.record.seq)],
-        dead: vec![letter],
-        ..Unit::of(inner.settings.shards)
-    };
+    let unit = Unit { inbox: vec![(letter.source, letter.record.seq)], dead: vec![letter], ..Unit::of(inner.settings.shards) };
     commit(inner, shard, epoch, unit).await
 }
 
 /// The epoch under which the shard is ours.
 pub(crate) fn serving<S: Service>(inner: &Inner<S>, shard: ShardId) -> Result<Epoch, Failure> {
     let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
-    inner
-        .shards
-        .get(shard.index())
-        .and_then(Shard::tenure)
-        .ok_or_else(not_ours)
+    inner.shards.get(shard.index()).and_then(Shard::tenure).ok_or_else(not_ours)
 }
 
 pub(crate) fn project<S: Service>(
@@ -112,11 +90,7 @@ pub(crate) fn project<S: Service>(
     unit: &mut Unit<S>,
 ) -> Result<(), ProjectError> {
     let foreign = Foreign { source, record };
-    let poison = |poison: Poison| ProjectError::Poison {
-        source_shard: source,
-        seq: record.seq,
-        reason: poison.0,
-    };
+    let poison = |poison: Poison| ProjectError::Poison { source_shard: source, seq: record.seq, reason: poison.0 };
     for id in inner.service.concerns(&foreign).map_err(poison)? {
         if shard_of(id, inner.settings.shards) == shard {
             inner.service.project(&foreign, id, unit).map_err(poison)?;

@@ -122,12 +122,7 @@ impl<S: Service> Cell<S> {
     /// Applies committed events and tells the node's read models.
     ///
     /// A panic in a rule poisons the lock: the cell answers nothing any more and leaves with its actor.
-    pub(crate) fn evolve(
-        &self,
-        service: &S,
-        shard: ShardId,
-        events: &[<S::Entity as Entity>::Event],
-    ) {
+    pub(crate) fn evolve(&self, service: &S, shard: ShardId, events: &[<S::Entity as Entity>::Event]) {
         let Ok(mut state) = self.state.write() else {
             return;
         };
@@ -170,8 +165,7 @@ impl<S: Service> Shard<S> {
 
     /// The epoch now, if what was decided under `epoch` still stands.
     pub(crate) fn tenure_since(&self, epoch: Epoch) -> Option<Epoch> {
-        self.tenure()
-            .filter(|_| epoch >= self.since.load(Ordering::Acquire))
+        self.tenure().filter(|_| epoch >= self.since.load(Ordering::Acquire))
     }
 
     pub(crate) fn head(&self) -> Seq {
@@ -182,20 +176,11 @@ impl<S: Service> Shard<S> {
         self.head.store(seq, Ordering::Release);
     }
 
-    pub(crate) fn open(
-        &self,
-        epoch: Epoch,
-        seq: Seq,
-        inbox: Vec<(Source, Seq)>,
-        supervisor: ActorCell,
-    ) {
+    pub(crate) fn open(&self, epoch: Epoch, seq: Seq, inbox: Vec<(Source, Seq)>, supervisor: ActorCell) {
         self.set_head(seq);
         self.tail.lock().expect("no panic under this lock").clear();
         *self.inbox.lock().expect("no panic under this lock") = inbox.into_iter().collect();
-        self.entities
-            .write()
-            .expect("no panic under this lock")
-            .supervisor = Some(supervisor);
+        self.entities.write().expect("no panic under this lock").supervisor = Some(supervisor);
         self.since.store(epoch, Ordering::Release);
         self.epoch.store(epoch, Ordering::Release);
     }
@@ -239,12 +224,7 @@ impl<S: Service> Shard<S> {
     }
 
     pub(crate) fn cell(&self, id: Uuid) -> Option<Arc<Cell<S>>> {
-        self.entities
-            .read()
-            .expect("no panic under this lock")
-            .live
-            .get(&id)
-            .cloned()
+        self.entities.read().expect("no panic under this lock").live.get(&id).cloned()
     }
 
     /// Registers a unit that is about to be queued.
@@ -279,13 +259,8 @@ impl<S: Service> Shard<S> {
     }
 
     pub(crate) async fn settled(&self) {
-        let limit = self
-            .in_flight
-            .lock()
-            .expect("no panic under this lock")
-            .next_ticket;
-        self.until(|flight| flight.tickets.first().is_none_or(|first| *first >= limit))
-            .await;
+        let limit = self.in_flight.lock().expect("no panic under this lock").next_ticket;
+        self.until(|flight| flight.tickets.first().is_none_or(|first| *first >= limit)).await;
     }
 
     /// Waits until no unit under way contains the entity, then notes that it is being loaded.
@@ -327,10 +302,7 @@ impl<S: Service> Shard<S> {
     /// Applies a projection's effects to the entities that are loaded.
     pub(crate) fn fold(&self, service: &S, effects: &[(Uuid, <S::Entity as Entity>::Event)]) {
         for (id, event) in effects {
-            let Some(cell) = self
-                .cell(*id)
-                .filter(|cell| *cell.ready.borrow() == Readiness::Ready)
-            else {
+            let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else {
                 continue;
             };
             let fold = || cell.evolve(service, self.id, std::slice::from_ref(event));
@@ -352,19 +324,15 @@ impl<S: Service> Shard<S> {
                     Some(other) => Arc::clone(other),
                     None => {
                         keys.insert(Arc::clone(key), Arc::new(Notify::new()));
-                        return KeyGuard {
-                            shard: self,
-                            key: Arc::clone(key),
-                        };
+                        return KeyGuard { shard: self, key: Arc::clone(key) };
                     }
                 }
             };
             let released = other.notified();
             tokio::pin!(released);
             released.as_mut().enable();
-            let still_the_same = |keys: &HashMap<Arc<str>, Arc<Notify>>| {
-                keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other))
-            };
+            let still_the_same =
+                |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
             if still_the_same(&self.keys.lock().expect("no panic under this lock")) {
                 released.await;
             }
@@ -379,12 +347,7 @@ pub(crate) struct KeyGuard<'a, S: Service> {
 
 impl<S: Service> Drop for KeyGuard<'_, S> {
     fn drop(&mut self) {
-        let released = self
-            .shard
-            .keys
-            .lock()
-            .expect("no panic under this lock")
-            .remove(&self.key);
+        let released = self.shard.keys.lock().expect("no panic under this lock").remove(&self.key);
         if let Some(released) = released {
             released.notify_waiters();
         }

@@ -35,22 +35,10 @@ pub(crate) async fn open<S: Service>(
     granted: Granted,
     inbox: Vec<(Source, Seq)>,
 ) -> Result<(), ractor::SpawnErr> {
-    let service = inner
-        .supervisor
-        .get()
-        .expect("shards open after the runtime has started")
-        .clone();
-    let actor = ShardActor {
-        inner: Arc::downgrade(inner),
-        shard: granted.shard,
-    };
+    let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
+    let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
     let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
-    inner.shards[granted.shard.index()].open(
-        granted.epoch,
-        granted.seq,
-        inbox,
-        supervisor.get_cell(),
-    );
+    inner.shards[granted.shard.index()].open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
     Ok(())
 }
 
@@ -79,12 +67,7 @@ impl<S: Service> Actor for ShardActor<S> {
 }
 
 /// The entity comes back when it is next asked for, from its committed state, unless it does this too often.
-fn failed<S: Service>(
-    inner: &Inner<S>,
-    shard: ShardId,
-    who: &ActorCell,
-    error: &ActorProcessingErr,
-) {
+fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: &ActorProcessingErr) {
     let state = &inner.shards[shard.index()];
     let (id, cell) = {
         let entities = state.entities.read().expect("no panic under this lock");
@@ -103,10 +86,7 @@ fn failed<S: Service>(
         isolated: false,
     });
     metrics::counter!("rookery_entity_failures_total", "service" => S::NAME).increment(1);
-    match crashes
-        .history
-        .decide(BootTime::now().since_boot(), Cause::Failed, rand::random())
-    {
+    match crashes.history.decide(BootTime::now().since_boot(), Cause::Failed, rand::random()) {
         Verdict::Restart { after } => {
             tracing::warn!(service.name = S::NAME, entity.id = %id, shard.id = %shard, %error, "an entity failed, it restarts");
             crashes.until = Instant::now() + after;

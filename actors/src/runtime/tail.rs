@@ -26,12 +26,7 @@ impl Tail {
 
     pub(crate) fn append(&mut self, records: Positioned, bytes_max: usize) {
         for record in records {
-            debug_assert!(
-                self.records
-                    .back()
-                    .is_none_or(|last| last.seq + 1 == record.seq),
-                "the log is gap-free"
-            );
+            debug_assert!(self.records.back().is_none_or(|last| last.seq + 1 == record.seq), "the log is gap-free");
             self.bytes += record.weight();
             self.records.push_back(record);
         }
@@ -55,14 +50,7 @@ impl Tail {
             bytes += record.weight();
             bytes <= bytes_max || bytes == record.weight()
         };
-        Some(
-            self.records
-                .iter()
-                .skip(skip)
-                .take_while(take)
-                .cloned()
-                .collect(),
-        )
+        Some(self.records.iter().skip(skip).take_while(take).cloned().collect())
     }
 }
 
@@ -79,22 +67,14 @@ pub(crate) async fn read<S: Service>(
     if position >= state.head() {
         return Ok(Vec::new());
     }
-    if let Some(records) = state
-        .tail
-        .lock()
-        .expect("no panic under this lock")
-        .after(position, bytes_max)
-    {
+    if let Some(records) = state.tail.lock().expect("no panic under this lock").after(position, bytes_max) {
         return Ok(records);
     }
     let records = read_rows(inner, shard, position, bytes_max).await?;
     // Rows beyond the head are committed, but their batch is not in memory yet: leave them for the next time.
     let head = state.head();
     match state.tenure() {
-        Some(now) if now == tenure => Ok(records
-            .into_iter()
-            .filter(|record| record.seq <= head)
-            .collect()),
+        Some(now) if now == tenure => Ok(records.into_iter().filter(|record| record.seq <= head).collect()),
         _ => Err(not_ours()),
     }
 }

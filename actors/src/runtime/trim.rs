@@ -28,10 +28,7 @@ pub struct Retention {
 }
 
 /// Trims the shards that are served here; the rows that went.
-pub(crate) async fn trim<S: Service>(
-    inner: &Inner<S>,
-    retention: &Retention,
-) -> Result<u64, Failure> {
+pub(crate) async fn trim<S: Service>(inner: &Inner<S>, retention: &Retention) -> Result<u64, Failure> {
     let mut gone = 0;
     for (shard, read) in read_by_all(inner, retention).await? {
         loop {
@@ -47,10 +44,7 @@ pub(crate) async fn trim<S: Service>(
 }
 
 /// How far every reader has each of our shards.
-async fn read_by_all<S: Service>(
-    inner: &Inner<S>,
-    retention: &Retention,
-) -> Result<Vec<(ShardId, Seq)>, Failure> {
+async fn read_by_all<S: Service>(inner: &Inner<S>, retention: &Retention) -> Result<Vec<(ShardId, Seq)>, Failure> {
     let client = inner.database.get().await?;
     let names: Vec<&str> = retention.consumers.clone();
     let expected = i64::try_from(names.len()).expect("consumers are few");
@@ -69,25 +63,14 @@ async fn read_by_all<S: Service>(
         .await?;
     let served = |row: &tokio_postgres::Row| {
         let shard = ShardId(row.get::<_, i16>(0) as u16);
-        inner.shards[shard.index()]
-            .tenure()
-            .map(|_| (shard, row.get::<_, i64>(1)))
+        inner.shards[shard.index()].tenure().map(|_| (shard, row.get::<_, i64>(1)))
     };
-    Ok(rows
-        .iter()
-        .filter_map(served)
-        .filter(|(_, read)| *read > 0)
-        .collect())
+    Ok(rows.iter().filter_map(served).filter(|(_, read)| *read > 0).collect())
 }
 
 /// One statement: the floor rises with the rows, and only while we own the shard. Epoch records and the last row of
 /// the shard stay: the next owner counts from it.
-async fn forget<S: Service>(
-    inner: &Inner<S>,
-    shard: ShardId,
-    read: Seq,
-    keep: Duration,
-) -> Result<u64, Failure> {
+async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: Duration) -> Result<u64, Failure> {
     let before = ago(keep);
     let head = inner.shards[shard.index()].head();
     let client = inner.database.get().await?;
@@ -109,19 +92,9 @@ async fn forget<S: Service>(
 }
 
 async fn forget_keys<S: Service>(inner: &Inner<S>, keep: Duration) -> Result<u64, Failure> {
-    let shards: Vec<i16> = inner
-        .shards
-        .iter()
-        .filter(|shard| shard.tenure().is_some())
-        .map(|shard| shard.id.as_i16())
-        .collect();
+    let shards: Vec<i16> = inner.shards.iter().filter(|shard| shard.tenure().is_some()).map(|shard| shard.id.as_i16()).collect();
     let client = inner.database.get().await?;
-    let gone = client
-        .execute(
-            "DELETE FROM idempotency WHERE at < $1 AND shard = ANY($2)",
-            &[&ago(keep), &shards],
-        )
-        .await;
+    let gone = client.execute("DELETE FROM idempotency WHERE at < $1 AND shard = ANY($2)", &[&ago(keep), &shards]).await;
     gone.map_err(|error| Failure::Unavailable(describe(&error)))
 }
 

@@ -39,13 +39,7 @@ impl Visible {
     pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
         let mut positions = self.0.subscribe();
         // The sender lives as long as we do.
-        let _ = positions
-            .wait_for(|positions| {
-                positions
-                    .get(&source)
-                    .is_some_and(|reached| *reached >= seq)
-            })
-            .await;
+        let _ = positions.wait_for(|positions| positions.get(&source).is_some_and(|reached| *reached >= seq)).await;
     }
 }
 
@@ -68,12 +62,7 @@ impl Rebuilds {
             number = *wanted;
         });
         // The sender lives as long as we do.
-        let _ = self
-            .0
-            .done
-            .subscribe()
-            .wait_for(|done| *done >= number)
-            .await;
+        let _ = self.0.done.subscribe().wait_for(|done| *done >= number).await;
     }
 
     fn wanted(&self) -> Option<u64> {
@@ -87,12 +76,7 @@ impl Rebuilds {
 
     async fn asked(&self) {
         let done = *self.0.done.borrow();
-        let _ = self
-            .0
-            .wanted
-            .subscribe()
-            .wait_for(|wanted| *wanted > done)
-            .await;
+        let _ = self.0.wanted.subscribe().wait_for(|wanted| *wanted > done).await;
     }
 }
 
@@ -123,13 +107,7 @@ impl Follower {
         visible: Visible,
         rebuilds: Rebuilds,
     ) -> Self {
-        Self {
-            runtime,
-            shard,
-            partition: Some(partition),
-            visible,
-            rebuilds,
-        }
+        Self { runtime, shard, partition: Some(partition), visible, rebuilds }
     }
 
     /// Follows until the runtime stops, then closes the index.
@@ -173,28 +151,14 @@ impl Follower {
             self.rebuilds.done(number);
             return Ok(Step::CaughtUp);
         }
-        let applied = self
-            .partition
-            .as_ref()
-            .ok_or(FollowError::Panicked)?
-            .position()
-            .applied_seq;
+        let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
         let applied = Seq::try_from(applied).unwrap_or(Seq::MAX);
-        let documents = if head > applied {
-            self.documents(applied).await?
-        } else {
-            Vec::new()
-        };
+        let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
         let more = documents.len() as i64 >= DOCUMENTS_MAX;
         if !documents.is_empty() {
             let last = documents.last().map_or(0, |(seq, _)| *seq);
-            let applied_seq = if more {
-                last
-            } else {
-                last.max(head.unsigned_abs())
-            };
-            self.index(documents, position(applied_seq, &positions))
-                .await?;
+            let applied_seq = if more { last } else { last.max(head.unsigned_abs()) };
+            self.index(documents, position(applied_seq, &positions)).await?;
         }
         if !more {
             self.visible.publish(positions);
@@ -212,20 +176,15 @@ impl Follower {
             )
             .await?;
         let parse = |row: &tokio_postgres::Row| {
-            let document = serde_json::from_str(row.get(1)).map_err(|error| {
-                Failure::Unavailable(format!("a stored document does not parse: {error}"))
-            })?;
+            let document = serde_json::from_str(row.get(1))
+                .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;
             Ok((row.get::<_, i64>(0).unsigned_abs(), document))
         };
         rows.iter().map(parse).collect()
     }
 
     /// Builds the index from nothing and commits it in one piece, so that nobody ever finds half of it.
-    async fn rebuild(
-        &mut self,
-        head: Seq,
-        positions: &HashMap<Source, Seq>,
-    ) -> Result<(), FollowError> {
+    async fn rebuild(&mut self, head: Seq, positions: &HashMap<Source, Seq>) -> Result<(), FollowError> {
         tracing::info!(shard.id = %self.shard, "building an index anew");
         self.with_partition(Partition::reset).await?;
         let mut applied: Seq = 0;
@@ -233,30 +192,18 @@ impl Follower {
             let documents = self.documents(applied).await?;
             let more = documents.len() as i64 >= DOCUMENTS_MAX;
             let last = documents.last().map_or(0, |(seq, _)| seq.cast_signed());
-            self.with_partition(move |partition| partition.apply(&documents))
-                .await?;
+            self.with_partition(move |partition| partition.apply(&documents)).await?;
             if !more {
                 let applied_seq = last.max(head).unsigned_abs();
                 let position = position(applied_seq, positions);
-                return self
-                    .with_partition(move |partition| partition.commit(position))
-                    .await;
+                return self.with_partition(move |partition| partition.commit(position)).await;
             }
             applied = last;
         }
     }
 
-    async fn index(
-        &mut self,
-        documents: Vec<(u64, Document)>,
-        position: Position,
-    ) -> Result<(), FollowError> {
-        self.with_partition(move |partition| {
-            partition
-                .apply(&documents)
-                .and_then(|()| partition.commit(position))
-        })
-        .await
+    async fn index(&mut self, documents: Vec<(u64, Document)>, position: Position) -> Result<(), FollowError> {
+        self.with_partition(move |partition| partition.apply(&documents).and_then(|()| partition.commit(position))).await
     }
 
     /// Writes on a thread that may block.
@@ -291,14 +238,8 @@ impl Follower {
 }
 
 fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
-    let sources = positions
-        .iter()
-        .map(|(source, seq)| (source.to_string(), seq.unsigned_abs()))
-        .collect();
-    Position {
-        applied_seq,
-        sources,
-    }
+    let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
+    Position { applied_seq, sources }
 }
 
 enum Step {

@@ -19,8 +19,7 @@ pub use self::service::SearchService;
 use self::{
     follower::{Follower, Rebuilds, Visible},
     index::{
-        Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings,
-        Suggestion, merge, merge_suggestions,
+        Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions,
     },
     service::home,
 };
@@ -75,37 +74,19 @@ impl SearchFace {
     ///
     /// # Errors
     /// When an index folder cannot be used.
-    pub async fn open(
-        runtime: Runtime<SearchService>,
-        folder: &Path,
-    ) -> Result<Self, PartitionError> {
+    pub async fn open(runtime: Runtime<SearchService>, folder: &Path) -> Result<Self, PartitionError> {
         let mut replicas = Vec::new();
         for shard in (0..runtime.shards()).map(ShardId) {
             let dir = folder.join(shard.to_string());
-            let partition = spawn_blocking(move || Partition::open(&dir, Settings::default()))
-                .await
-                .expect("opening does not panic")?;
+            let partition =
+                spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
             let visible = Visible::default();
             let reader = partition.reader();
             let rebuilds = Rebuilds::default();
-            let follower = Follower::new(
-                runtime.clone(),
-                shard,
-                partition,
-                visible.clone(),
-                rebuilds.clone(),
-            );
-            replicas.push(Replica {
-                reader,
-                visible,
-                rebuilds,
-                follower: tokio::spawn(follower.run()),
-            });
+            let follower = Follower::new(runtime.clone(), shard, partition, visible.clone(), rebuilds.clone());
+            replicas.push(Replica { reader, visible, rebuilds, follower: tokio::spawn(follower.run()) });
         }
-        Ok(Self {
-            runtime,
-            replicas: Arc::new(replicas),
-        })
+        Ok(Self { runtime, replicas: Arc::new(replicas) })
     }
 
     /// The runtime behind it.
@@ -126,11 +107,7 @@ impl SearchFace {
     ///
     /// # Errors
     /// When no partition could answer.
-    pub async fn search(
-        &self,
-        search: Search,
-        deadline: tokio::time::Instant,
-    ) -> Result<Answer, SearchError> {
+    pub async fn search(&self, search: Search, deadline: tokio::time::Instant) -> Result<Answer, SearchError> {
         let began = Instant::now();
         let search = Arc::new(search);
         let asked = self.replicas.iter().map(|replica| {
@@ -150,11 +127,7 @@ impl SearchFace {
         }
         match failed {
             Some(error) if parts.is_empty() => Err(error),
-            _ => Ok(Answer {
-                hits: merge(parts, search.limit),
-                partial,
-                took: began.elapsed(),
-            }),
+            _ => Ok(Answer { hits: merge(parts, search.limit), partial, took: began.elapsed() }),
         }
     }
 
@@ -164,27 +137,16 @@ impl SearchFace {
             let (reader, typed) = (replica.reader.clone(), typed.to_owned());
             spawn_blocking(move || reader.suggest(&typed, limit))
         });
-        let parts = join_all(asked)
-            .await
-            .into_iter()
-            .flatten()
-            .flatten()
-            .flatten()
-            .collect();
+        let parts = join_all(asked).await.into_iter().flatten().flatten().flatten().collect();
         merge_suggestions(parts, limit)
     }
 
     /// Waits until a write can be found; whether it can.
     pub async fn visible(&self, token: SearchToken, within: Duration) -> bool {
         let shard = shard_of(token.key, self.runtime.shards());
-        let source = Source {
-            topic: token.topic,
-            shard: token.shard,
-        };
+        let source = Source { topic: token.topic, shard: token.shard };
         let replica = &self.replicas[shard.index()];
-        tokio::time::timeout(within, replica.visible.reaches(source, token.seq))
-            .await
-            .is_ok()
+        tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok()
     }
 
     /// Stores documents by version, through the shards' owner like everything else (rule 20): for rebuilding.
@@ -198,10 +160,7 @@ impl SearchFace {
         for document in &documents {
             let shard = shard_of(home(document), shards);
             count[shard.index()] += 1;
-            units[shard.index()]
-                .writes
-                .put(shard, document)
-                .map_err(|Poison(reason)| Failure::Unavailable(reason))?;
+            units[shard.index()].writes.put(shard, document).map_err(|Poison(reason)| Failure::Unavailable(reason))?;
         }
         for (n, unit) in units.into_iter().enumerate().filter(|(n, _)| count[*n] > 0) {
             let shard = ShardId(u16::try_from(n).expect("shards are few"));
@@ -215,12 +174,7 @@ impl SearchFace {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn documents(
-        &self,
-        kind: index::Kind,
-        after: Option<Uuid>,
-        limit: usize,
-    ) -> Result<Vec<index::Document>, Failure> {
+    pub async fn documents(&self, kind: index::Kind, after: Option<Uuid>, limit: usize) -> Result<Vec<index::Document>, Failure> {
         let after = after.unwrap_or_else(Uuid::nil);
         let count = i64::try_from(limit).expect("a page is short");
         let client = self.runtime.database().get().await?;
@@ -231,9 +185,8 @@ impl SearchFace {
             )
             .await?;
         let parse = |row: &tokio_postgres::Row| {
-            serde_json::from_str(row.get(0)).map_err(|error| {
-                Failure::Unavailable(format!("a stored document does not parse: {error}"))
-            })
+            serde_json::from_str(row.get(0))
+                .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))
         };
         rows.iter().map(parse).collect()
     }
@@ -246,10 +199,7 @@ impl SearchFace {
 
     /// How many documents can be found here.
     pub fn document_count(&self) -> u64 {
-        self.replicas
-            .iter()
-            .map(|replica| replica.reader.document_count())
-            .sum()
+        self.replicas.iter().map(|replica| replica.reader.document_count()).sum()
     }
 }
 

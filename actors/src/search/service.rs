@@ -29,11 +29,7 @@ impl Entity for NoEntity {
     type Rejection = std::convert::Infallible;
     type Facts = ();
 
-    fn decide(
-        _: Option<&Self>,
-        command: &Self::Command,
-        (): &(),
-    ) -> Result<Vec<Self::Event>, Self::Rejection> {
+    fn decide(_: Option<&Self>, command: &Self::Command, (): &()) -> Result<Vec<Self::Event>, Self::Rejection> {
         match *command {}
     }
 
@@ -85,8 +81,7 @@ impl Writes {
             seq: 0,
             kind: document.kind.as_str().to_owned(),
             id: document.id,
-            version: i64::try_from(document.version)
-                .map_err(|_| Poison("the version is out of range".to_owned()))?,
+            version: i64::try_from(document.version).map_err(|_| Poison("the version is out of range".to_owned()))?,
             doc: serde_json::to_string(document).expect("a document is plain data"),
         });
         Ok(())
@@ -110,12 +105,7 @@ impl Service for SearchService {
         Ok(HashMap::new())
     }
 
-    fn need(
-        &self,
-        _: Uuid,
-        _: Option<&NoEntity>,
-        command: &std::convert::Infallible,
-    ) -> Option<Self::Need> {
+    fn need(&self, _: Uuid, _: Option<&NoEntity>, command: &std::convert::Infallible) -> Option<Self::Need> {
         match *command {}
     }
 
@@ -127,15 +117,7 @@ impl Service for SearchService {
         match *command {}
     }
 
-    fn write(
-        &self,
-        _: ShardId,
-        _: Uuid,
-        _: Option<&NoEntity>,
-        _: &[std::convert::Infallible],
-        _: &mut Unit<Self>,
-    ) {
-    }
+    fn write(&self, _: ShardId, _: Uuid, _: Option<&NoEntity>, _: &[std::convert::Infallible], _: &mut Unit<Self>) {}
 
     fn reply(_: Uuid, _: Option<&NoEntity>, _: &[std::convert::Infallible]) {}
 
@@ -157,12 +139,7 @@ impl Service for SearchService {
         })
     }
 
-    fn project(
-        &self,
-        foreign: &Foreign<'_>,
-        id: Uuid,
-        unit: &mut Unit<Self>,
-    ) -> Result<(), Poison> {
+    fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         let document = match foreign.source.topic {
             Topic::Users => user(foreign.parse()?)?,
             Topic::Posts => post(foreign.parse()?)?,

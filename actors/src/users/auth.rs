@@ -51,19 +51,11 @@ impl Users {
     /// # Errors
     /// [`Rejection::UsernameTaken`], [`Rejection::EmailTaken`].
     pub async fn register(&self, new: NewUser, context: Context) -> Asked<LoggedIn> {
-        let NewUser {
-            username,
-            email,
-            password,
-            user_agent,
-        } = new;
+        let NewUser { username, email, password, user_agent } = new;
         let deadline = context.deadline;
         let password_hash = within(deadline, self.hasher.hash(password)).await?;
         let at = now();
-        let shard = context
-            .idempotency
-            .as_ref()
-            .map(|key| key.shard(self.runtime.shards()));
+        let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
         let minted = UserId(mint(at, self.runtime.shards(), shard));
         let (session, refresh_token) = self.start(minted, user_agent.as_deref())?;
         let register = Command::Register {
@@ -78,13 +70,8 @@ impl Users {
         let accepted = self.ask(minted, register, context).await?;
         match accepted.reply {
             // A kept answer: the account is there, and its first session's token is stored nowhere.
-            Reply::Registered { user, .. } if user != minted => {
-                self.open(user, None, user_agent.as_deref(), again).await
-            }
-            _ => {
-                self.logged_in(minted, &session, refresh_token, accepted, deadline)
-                    .await
-            }
+            Reply::Registered { user, .. } if user != minted => self.open(user, None, user_agent.as_deref(), again).await,
+            _ => self.logged_in(minted, &session, refresh_token, accepted, deadline).await,
         }
     }
 
@@ -94,36 +81,22 @@ impl Users {
     ///
     /// # Errors
     /// [`Rejection::WrongCredentials`], whatever is wrong with them.
-    pub async fn login(
-        &self,
-        login: &str,
-        password: Password,
-        user_agent: Option<&str>,
-        context: Context,
-    ) -> Asked<LoggedIn> {
+    pub async fn login(&self, login: &str, password: Password, user_agent: Option<&str>, context: Context) -> Asked<LoggedIn> {
         let deadline = context.deadline;
         let found = self.credentials(login).await?;
         let (user, hash) = found.unzip();
         let hash: Option<PasswordHash> = hash.flatten();
-        let outdated = hash
-            .as_ref()
-            .filter(|hash| hash.needs_rehash())
-            .map(|hash| (hash.clone(), password.again()));
+        let outdated = hash.as_ref().filter(|hash| hash.needs_rehash()).map(|hash| (hash.clone(), password.again()));
         let right = within(deadline, self.hasher.verify(password, hash.clone())).await?;
         let (Some(user), Some(hash), true) = (user, hash, right) else {
             return Err(AskError::Rejected(Rejection::WrongCredentials));
         };
         let context = keyless(&context);
-        let opened = self
-            .open(user, Some(hash), user_agent, context.clone())
-            .await
-            .map_err(|error| match error {
-                // Deleted since SQL was asked.
-                AskError::Rejected(Rejection::NotFound) => {
-                    AskError::Rejected(Rejection::WrongCredentials)
-                }
-                error => error,
-            })?;
+        let opened = self.open(user, Some(hash), user_agent, context.clone()).await.map_err(|error| match error {
+            // Deleted since SQL was asked.
+            AskError::Rejected(Rejection::NotFound) => AskError::Rejected(Rejection::WrongCredentials),
+            error => error,
+        })?;
         if let Some((current, password)) = outdated {
             self.rehash(user, current, password, context).await;
         }
@@ -147,25 +120,11 @@ impl Users {
         let Some(generation) = presented.generation.checked_add(1) else {
             return rejected(Rejection::SessionExpired);
         };
-        let (refresh_token, next) = self
-            .tokens
-            .mint(user.0, session.0, generation)
-            .map_err(Failure::from)?;
+        let (refresh_token, next) = self.tokens.mint(user.0, session.0, generation).map_err(Failure::from)?;
         let again = keyless(&context);
         let deadline = context.deadline;
         let at = now();
-        let asked = self
-            .ask(
-                user,
-                Command::Rotate {
-                    presented,
-                    next,
-                    at,
-                    lifetime: self.lifetime,
-                },
-                context,
-            )
-            .await;
+        let asked = self.ask(user, Command::Rotate { presented, next, at, lifetime: self.lifetime }, context).await;
         let mut accepted = asked.map_err(|error| match error {
             AskError::Rejected(Rejection::NotFound) => AskError::Rejected(Rejection::NoSuchSession),
             error => error,
@@ -174,48 +133,22 @@ impl Users {
             Reply::Rotated { hash, .. } if hash == next => {}
             // A kept answer: its token was the first request's, and is stored nowhere.
             Reply::Rotated { generation, .. } => {
-                accepted = self
-                    .ask(
-                        user,
-                        Command::Reissue {
-                            session,
-                            generation,
-                            next,
-                            at,
-                        },
-                        again,
-                    )
-                    .await?;
+                accepted = self.ask(user, Command::Reissue { session, generation, next, at }, again).await?;
             }
             _ => return rejected(Rejection::TokenReused),
         }
         let Accepted { shard, seq, .. } = accepted;
         let account = self.existing(user, deadline).await?;
-        Ok(Accepted {
-            reply: LoggedIn {
-                account,
-                session,
-                refresh_token,
-            },
-            shard,
-            seq,
-        })
+        Ok(Accepted { reply: LoggedIn { account, session, refresh_token }, shard, seq })
     }
 
     /// Ends a session; one that has ended already is fine.
     ///
     /// # Errors
     /// When it could not be asked.
-    pub async fn logout(
-        &self,
-        user: UserId,
-        session: SessionId,
-        context: Context,
-    ) -> Result<(), AskError<Rejection>> {
+    pub async fn logout(&self, user: UserId, session: SessionId, context: Context) -> Result<(), AskError<Rejection>> {
         match self.close_session(user, session, context).await {
-            Ok(_) | Err(AskError::Rejected(Rejection::NoSuchSession | Rejection::NotFound)) => {
-                Ok(())
-            }
+            Ok(_) | Err(AskError::Rejected(Rejection::NoSuchSession | Rejection::NotFound)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -225,41 +158,25 @@ impl Users {
     /// # Errors
     /// The user's rejection.
     pub async fn logout_all(&self, user: UserId, context: Context) -> Asked<()> {
-        self.ask(user, Command::CloseSessions { except: None }, context)
-            .await
-            .map(done)
+        self.ask(user, Command::CloseSessions { except: None }, context).await.map(done)
     }
 
     /// Ends one of the user's sessions.
     ///
     /// # Errors
     /// [`Rejection::NoSuchSession`].
-    pub async fn close_session(
-        &self,
-        user: UserId,
-        session: SessionId,
-        context: Context,
-    ) -> Asked<()> {
-        self.ask(user, Command::CloseSession { id: session }, context)
-            .await
-            .map(done)
+    pub async fn close_session(&self, user: UserId, session: SessionId, context: Context) -> Asked<()> {
+        self.ask(user, Command::CloseSession { id: session }, context).await.map(done)
     }
 
     /// Where a user is logged in, the last used first.
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn sessions(
-        &self,
-        user: UserId,
-        deadline: Instant,
-    ) -> Result<Vec<SessionData>, Failure> {
+    pub async fn sessions(&self, user: UserId, deadline: Instant) -> Result<Vec<SessionData>, Failure> {
         let at = now();
         let live = |user: &User| {
-            let live = user
-                .sessions
-                .values()
-                .filter(|session| !session.is_expired(at));
+            let live = user.sessions.values().filter(|session| !session.is_expired(at));
             live.map(SessionData::from).collect::<Vec<_>>()
         };
         let mut sessions = self.view(user, deadline, live).await?.unwrap_or_default();
@@ -271,18 +188,9 @@ impl Users {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn has_session(
-        &self,
-        user: UserId,
-        session: SessionId,
-        deadline: Instant,
-    ) -> Result<bool, Failure> {
+    pub async fn has_session(&self, user: UserId, session: SessionId, deadline: Instant) -> Result<bool, Failure> {
         let at = now();
-        let live = |user: &User| {
-            user.sessions
-                .get(&session)
-                .is_some_and(|session| !session.is_expired(at))
-        };
+        let live = |user: &User| user.sessions.get(&session).is_some_and(|session| !session.is_expired(at));
         Ok(self.view(user, deadline, live).await?.unwrap_or(false))
     }
 
@@ -300,34 +208,17 @@ impl Users {
     ) -> Asked<()> {
         let proof = self.prove(user, current, context.deadline).await?;
         let new = within(context.deadline, self.hasher.hash(new)).await?;
-        self.ask(
-            user,
-            Command::ChangePassword {
-                current: proof,
-                new,
-                keep,
-            },
-            context,
-        )
-        .await
-        .map(done)
+        self.ask(user, Command::ChangePassword { current: proof, new, keep }, context).await.map(done)
     }
 
     /// Sets a password without knowing the old one, and ends all sessions: an administrator's doing.
     ///
     /// # Errors
     /// The user's rejection.
-    pub async fn set_password(
-        &self,
-        username: &Username,
-        new: Password,
-        context: Context,
-    ) -> Asked<()> {
+    pub async fn set_password(&self, username: &Username, new: Password, context: Context) -> Asked<()> {
         let user = self.named(username, context.deadline).await?;
         let new = within(context.deadline, self.hasher.hash(new)).await?;
-        self.ask(user.id, Command::SetPassword { new }, context)
-            .await
-            .map(done)
+        self.ask(user.id, Command::SetPassword { new }, context).await.map(done)
     }
 
     /// Deletes an account and everything personal about it. Its edges follow by and by: see [`Users::sweep_departed`].
@@ -336,51 +227,25 @@ impl Users {
     /// [`Rejection::WrongCredentials`] if the password is wrong.
     pub async fn delete(&self, user: UserId, password: Password, context: Context) -> Asked<()> {
         let proof = self.prove(user, password, context.deadline).await?;
-        self.ask(
-            user,
-            Command::Delete {
-                proof: Some(proof),
-                at: now(),
-            },
-            context,
-        )
-        .await
-        .map(done)
+        self.ask(user, Command::Delete { proof: Some(proof), at: now() }, context).await.map(done)
     }
 
     /// The hash that a password has proved itself against.
-    async fn prove(
-        &self,
-        user: UserId,
-        password: Password,
-        deadline: Instant,
-    ) -> Result<PasswordHash, AskError<Rejection>> {
-        let hash = self
-            .view(user, deadline, |user| user.password_hash.clone())
-            .await?;
+    async fn prove(&self, user: UserId, password: Password, deadline: Instant) -> Result<PasswordHash, AskError<Rejection>> {
+        let hash = self.view(user, deadline, |user| user.password_hash.clone()).await?;
         let hash = hash.ok_or(AskError::Rejected(Rejection::NotFound))?;
         let right = within(deadline, self.hasher.verify(password, hash.clone())).await?;
-        hash.filter(|_| right)
-            .ok_or(AskError::Rejected(Rejection::WrongCredentials))
+        hash.filter(|_| right).ok_or(AskError::Rejected(Rejection::WrongCredentials))
     }
 
     /// Who could log in under a name, and the hash of their password.
-    async fn credentials(
-        &self,
-        login: &str,
-    ) -> Result<Option<(UserId, Option<PasswordHash>)>, Failure> {
+    async fn credentials(&self, login: &str) -> Result<Option<(UserId, Option<PasswordHash>)>, Failure> {
         // An address has an @ and a name has none, so no name can be another's address.
         let (email, username) = (Email::parse(login).ok(), Username::parse(login).ok());
         let (sql, name): (_, &(dyn ToSql + Sync)) = match (&email, &username) {
-            (Some(email), _) => (
-                "SELECT id, password_hash FROM app_user WHERE email = $1",
-                email,
-            ),
+            (Some(email), _) => ("SELECT id, password_hash FROM app_user WHERE email = $1", email),
             // Not a name either: the null finds nobody, in the time that it takes.
-            (None, username) => (
-                "SELECT id, password_hash FROM app_user WHERE username = $1",
-                username,
-            ),
+            (None, username) => ("SELECT id, password_hash FROM app_user WHERE username = $1", username),
         };
         let client = self.runtime.database().get().await?;
         let Some(row) = client.query_opt(sql, &[name]).await? else {
@@ -390,17 +255,10 @@ impl Users {
         Ok(Some((UserId(row.get(0)), hash)))
     }
 
-    fn start(
-        &self,
-        user: UserId,
-        user_agent: Option<&str>,
-    ) -> Result<(Session, RefreshToken), Failure> {
+    fn start(&self, user: UserId, user_agent: Option<&str>) -> Result<(Session, RefreshToken), Failure> {
         let id = Uuid::now_v7();
         let (token, hash) = self.tokens.mint(user.0, id, 0)?;
-        Ok((
-            Session::start(id, hash, user_agent, now(), self.lifetime),
-            token,
-        ))
+        Ok((Session::start(id, hash, user_agent, now(), self.lifetime), token))
     }
 
     async fn open(
@@ -412,18 +270,8 @@ impl Users {
     ) -> Asked<LoggedIn> {
         let deadline = context.deadline;
         let (session, refresh_token) = self.start(user, user_agent)?;
-        let accepted = self
-            .ask(
-                user,
-                Command::OpenSession {
-                    session: session.clone(),
-                    proof,
-                },
-                context,
-            )
-            .await?;
-        self.logged_in(user, &session, refresh_token, accepted, deadline)
-            .await
+        let accepted = self.ask(user, Command::OpenSession { session: session.clone(), proof }, context).await?;
+        self.logged_in(user, &session, refresh_token, accepted, deadline).await
     }
 
     async fn logged_in(
@@ -435,30 +283,15 @@ impl Users {
         deadline: Instant,
     ) -> Asked<LoggedIn> {
         let account = self.existing(user, deadline).await?;
-        let reply = LoggedIn {
-            account,
-            session: SessionId(session.id),
-            refresh_token,
-        };
-        Ok(Accepted {
-            reply,
-            shard: accepted.shard,
-            seq: accepted.seq,
-        })
+        let reply = LoggedIn { account, session: SessionId(session.id), refresh_token };
+        Ok(Accepted { reply, shard: accepted.shard, seq: accepted.seq })
     }
 
     /// Never the end of a login: the next one tries again.
-    async fn rehash(
-        &self,
-        user: UserId,
-        current: PasswordHash,
-        password: Password,
-        context: Context,
-    ) {
+    async fn rehash(&self, user: UserId, current: PasswordHash, password: Password, context: Context) {
         let rehashed = async {
             let new = within(context.deadline, self.hasher.hash(password)).await?;
-            self.ask(user, Command::Rehash { current, new }, context)
-                .await
+            self.ask(user, Command::Rehash { current, new }, context).await
         };
         if let Err(error) = rehashed.await {
             tracing::debug!(user.id = %user, %error, "the password keeps its old parameters for now");
@@ -467,10 +300,7 @@ impl Users {
 }
 
 /// Waits for the hashing threads no longer than the caller does.
-async fn within<T>(
-    deadline: Instant,
-    hashed: impl Future<Output = Result<T, HasherError>>,
-) -> Result<T, Failure> {
+async fn within<T>(deadline: Instant, hashed: impl Future<Output = Result<T, HasherError>>) -> Result<T, Failure> {
     match timeout_at(deadline, hashed).await {
         Ok(hashed) => Ok(hashed?),
         Err(_) => Err(Failure::Expired),

@@ -47,25 +47,9 @@ impl Users {
     ///
     /// # Errors
     /// [`Rejection::NotFound`] if nobody has that name, [`Rejection::CannotFollowSelf`].
-    pub async fn follow(
-        &self,
-        follower: UserId,
-        followee: &Username,
-        on: bool,
-        context: Context,
-    ) -> Asked<()> {
+    pub async fn follow(&self, follower: UserId, followee: &Username, on: bool, context: Context) -> Asked<()> {
         let followee = self.named(followee, context.deadline).await?.id;
-        self.ask(
-            follower,
-            Command::Follow {
-                followee,
-                on,
-                at: now(),
-            },
-            context,
-        )
-        .await
-        .map(done)
+        self.ask(follower, Command::Follow { followee, on, at: now() }, context).await.map(done)
     }
 
     /// A page of those who follow a user, the newest accounts first.
@@ -79,8 +63,7 @@ impl Users {
         limit: usize,
         deadline: Instant,
     ) -> Result<Page<Profile, UserId>, Failure> {
-        self.page(Edges::Followers, user, after, limit, deadline)
-            .await
+        self.page(Edges::Followers, user, after, limit, deadline).await
     }
 
     /// A page of those whom a user follows, the newest accounts first.
@@ -94,23 +77,15 @@ impl Users {
         limit: usize,
         deadline: Instant,
     ) -> Result<Page<Profile, UserId>, Failure> {
-        self.page(Edges::Following, user, after, limit, deadline)
-            .await
+        self.page(Edges::Following, user, after, limit, deadline).await
     }
 
     /// Every edge there is, page by page: for whoever rebuilds a projection.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn export_follows(
-        &self,
-        after: Option<(UserId, UserId)>,
-        limit: usize,
-    ) -> Result<Vec<FollowRecord>, Failure> {
-        let (follower, followee) = after
-            .map_or((Uuid::nil(), Uuid::nil()), |(follower, followee)| {
-                (follower.0, followee.0)
-            });
+    pub async fn export_follows(&self, after: Option<(UserId, UserId)>, limit: usize) -> Result<Vec<FollowRecord>, Failure> {
+        let (follower, followee) = after.map_or((Uuid::nil(), Uuid::nil()), |(follower, followee)| (follower.0, followee.0));
         let count = i64::try_from(limit).expect("a page is short");
         let client = self.runtime.database().get().await?;
         let rows = client
@@ -139,12 +114,7 @@ impl Users {
         };
         let departed = {
             let client = self.runtime.database().get().await?;
-            client
-                .query(
-                    "SELECT user_id FROM departed ORDER BY user_id LIMIT $1",
-                    &[&SWEEP_MAX],
-                )
-                .await?
+            client.query("SELECT user_id FROM departed ORDER BY user_id LIMIT $1", &[&SWEEP_MAX]).await?
         };
         let mut swept = 0;
         for user in departed.iter().map(|row| UserId(row.get(0))) {
@@ -163,22 +133,12 @@ impl Users {
     }
 
     /// Whom the departed followed: rows of their own shard. The followees hear of it by the log.
-    async fn sweep_following(
-        &self,
-        user: UserId,
-        shard: ShardId,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
+    async fn sweep_following(&self, user: UserId, shard: ShardId, deadline: Instant) -> Result<(), Failure> {
         loop {
             in_time(deadline)?;
             let rows = {
                 let client = self.runtime.database().get().await?;
-                client
-                    .query(
-                        "SELECT followee FROM follow WHERE follower = $1 LIMIT $2",
-                        &[&user.0, &SWEEP_MAX],
-                    )
-                    .await?
+                client.query("SELECT followee FROM follow WHERE follower = $1 LIMIT $2", &[&user.0, &SWEEP_MAX]).await?
             };
             if rows.is_empty() {
                 return Ok(());
@@ -207,20 +167,8 @@ impl Users {
             };
             after = last.0;
             let told = stream::iter(followers).map(|follower| {
-                let context = Context {
-                    deadline,
-                    traceparent: None,
-                    idempotency: None,
-                };
-                self.ask(
-                    follower,
-                    Command::Follow {
-                        followee: user,
-                        on: false,
-                        at: now(),
-                    },
-                    context,
-                )
+                let context = Context { deadline, traceparent: None, idempotency: None };
+                self.ask(follower, Command::Follow { followee: user, on: false, at: now() }, context)
             });
             let told: Vec<_> = told.buffer_unordered(TOLD_AT_ONCE).collect().await;
             for answer in told {
@@ -245,20 +193,12 @@ impl Users {
         deadline: Instant,
     ) -> Result<Page<Profile, UserId>, Failure> {
         // One more than asked for tells whether there is a next page.
-        let mut ids: Vec<UserId> = self
-            .edges(edges, user, after, limit + 1)
-            .await?
-            .into_iter()
-            .map(|edge| edge.user)
-            .collect();
+        let mut ids: Vec<UserId> = self.edges(edges, user, after, limit + 1).await?.into_iter().map(|edge| edge.user).collect();
         let next = (ids.len() > limit).then(|| ids[limit - 1]);
         ids.truncate(limit);
         let profiles = join_all(ids.into_iter().map(|id| self.get(id, deadline))).await;
         // Whoever is gone is left out; their edges go a little later.
-        let items = profiles
-            .into_iter()
-            .filter_map(Result::transpose)
-            .collect::<Result<_, _>>()?;
+        let items = profiles.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
         Ok(Page { items, next })
     }
 
@@ -285,20 +225,10 @@ impl Users {
         };
         // What SQL saw committed must be in memory before we answer beside it (rule 9).
         self.runtime.settled(self.runtime.shard_of(user.0)).await;
-        Ok(rows
-            .iter()
-            .map(|row| Edge {
-                user: UserId(row.get(0)),
-                at: row.get(1),
-            })
-            .collect())
+        Ok(rows.iter().map(|row| Edge { user: UserId(row.get(0)), at: row.get(1) }).collect())
     }
 }
 
 fn in_time(deadline: Instant) -> Result<(), Failure> {
-    if Instant::now() >= deadline {
-        Err(Failure::Expired)
-    } else {
-        Ok(())
-    }
+    if Instant::now() >= deadline { Err(Failure::Expired) } else { Ok(()) }
 }

@@ -304,68 +304,31 @@ impl Entity for User {
     type Rejection = Rejection;
     type Facts = Facts;
 
-    fn decide(
-        state: Option<&Self>,
-        command: &Command,
-        facts: &Facts,
-    ) -> Result<Vec<Event>, Rejection> {
+    fn decide(state: Option<&Self>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
         let user = match (command, state) {
             (Command::Register { .. }, Some(_)) => return Err(Rejection::Exists),
-            (
-                Command::Register {
-                    id,
-                    username,
-                    email,
-                    password_hash,
-                    session,
-                    at,
-                },
-                None,
-            ) => {
-                let registered =
-                    User::new(*id, username, email.clone(), password_hash.clone(), *at);
+            (Command::Register { id, username, email, password_hash, session, at }, None) => {
+                let registered = User::new(*id, username, email.clone(), password_hash.clone(), *at);
                 let opened = session.iter().cloned().map(Event::SessionOpened);
-                return Ok(std::iter::once(Event::Registered(Box::new(registered)))
-                    .chain(opened)
-                    .collect());
+                return Ok(std::iter::once(Event::Registered(Box::new(registered))).chain(opened).collect());
             }
             (_, None) => return Err(Rejection::NotFound),
             (_, Some(user)) => user,
         };
         match command {
             Command::Register { .. } => unreachable!("answered above"),
-            Command::EditProfile {
-                display_name,
-                bio,
-                avatar_url,
-                if_version,
-                at,
-            } => user.edited(
-                display_name.as_ref(),
-                bio.as_ref(),
-                avatar_url.as_ref(),
-                *if_version,
-                *at,
-            ),
+            Command::EditProfile { display_name, bio, avatar_url, if_version, at } => {
+                user.edited(display_name.as_ref(), bio.as_ref(), avatar_url.as_ref(), *if_version, *at)
+            }
             Command::OpenSession { session, proof } => {
                 user.prove(proof.as_ref())?;
                 Ok(user.opened(session))
             }
-            Command::Rotate {
-                presented,
-                next,
-                at,
-                lifetime,
-            } => {
+            Command::Rotate { presented, next, at, lifetime } => {
                 let session = user.session(SessionId(presented.session))?;
                 rotated(session, session.rotate(presented, *next, *at, *lifetime))
             }
-            Command::Reissue {
-                session,
-                generation,
-                next,
-                at,
-            } => {
+            Command::Reissue { session, generation, next, at } => {
                 let session = user.session(*session)?;
                 rotated(session, session.reissue(*generation, *next, *at))
             }
@@ -376,66 +339,33 @@ impl Entity for User {
             Command::CloseSessions { except } => Ok(user.closed_but(*except)),
             Command::ChangePassword { current, new, keep } => {
                 user.prove(Some(current))?;
-                Ok(std::iter::once(Event::PasswordSet(new.clone()))
-                    .chain(user.closed_but(*keep))
-                    .collect())
+                Ok(std::iter::once(Event::PasswordSet(new.clone())).chain(user.closed_but(*keep)).collect())
             }
             Command::Rehash { current, new } => {
                 // Changed meanwhile: then it has today's parameters already.
                 let same = user.password_hash.as_ref() == Some(current);
-                Ok(if same {
-                    vec![Event::PasswordSet(new.clone())]
-                } else {
-                    vec![]
-                })
+                Ok(if same { vec![Event::PasswordSet(new.clone())] } else { vec![] })
             }
-            Command::SetPassword { new } => Ok(std::iter::once(Event::PasswordSet(new.clone()))
-                .chain(user.closed_but(None))
-                .collect()),
+            Command::SetPassword { new } => {
+                Ok(std::iter::once(Event::PasswordSet(new.clone())).chain(user.closed_but(None)).collect())
+            }
             Command::SetRole { role, on } => {
                 let mut roles = user.roles.clone();
-                let changed = if *on {
-                    roles.insert(*role)
-                } else {
-                    roles.remove(role)
-                };
+                let changed = if *on { roles.insert(*role) } else { roles.remove(role) };
                 // Access tokens carry the roles: taken back, they must not live on in one.
-                let ended = if changed && !on {
-                    user.closed_but(None)
-                } else {
-                    vec![]
-                };
-                Ok(changed
-                    .then_some(Event::RolesSet(roles))
-                    .into_iter()
-                    .chain(ended)
-                    .collect())
+                let ended = if changed && !on { user.closed_but(None) } else { vec![] };
+                Ok(changed.then_some(Event::RolesSet(roles)).into_iter().chain(ended).collect())
             }
-            Command::Follow { followee, .. } if *followee == user.profile.id => {
-                Err(Rejection::CannotFollowSelf)
-            }
+            Command::Follow { followee, .. } if *followee == user.profile.id => Err(Rejection::CannotFollowSelf),
             Command::Follow { followee, on, at } => Ok(match (on, facts.following) {
-                (true, false) => vec![Event::Followed {
-                    followee: *followee,
-                    at: *at,
-                }],
-                (false, true) => vec![Event::Unfollowed {
-                    followee: *followee,
-                    at: *at,
-                }],
+                (true, false) => vec![Event::Followed { followee: *followee, at: *at }],
+                (false, true) => vec![Event::Unfollowed { followee: *followee, at: *at }],
                 _ => vec![],
             }),
             Command::Delete { proof, at } => {
                 user.prove(proof.as_ref())?;
-                let gone = Profile {
-                    updated_at: *at,
-                    ..user.profile.clone()
-                };
-                Ok(user
-                    .closed_but(None)
-                    .into_iter()
-                    .chain([Event::Deleted(gone)])
-                    .collect())
+                let gone = Profile { updated_at: *at, ..user.profile.clone() };
+                Ok(user.closed_but(None).into_iter().chain([Event::Deleted(gone)]).collect())
             }
         }
     }
@@ -451,20 +381,8 @@ impl Entity for User {
             Event::Registered(registered) => *user = (**registered).clone(),
             Event::ProfileEdited(after) => {
                 // Counters are told by other logs and may be ahead of the edit; they survive it.
-                let Profile {
-                    post_count,
-                    comment_count,
-                    follower_count,
-                    following_count,
-                    ..
-                } = user.profile;
-                user.profile = Profile {
-                    post_count,
-                    comment_count,
-                    follower_count,
-                    following_count,
-                    ..after.clone()
-                };
+                let Profile { post_count, comment_count, follower_count, following_count, .. } = user.profile;
+                user.profile = Profile { post_count, comment_count, follower_count, following_count, ..after.clone() };
             }
             Event::SessionOpened(session) | Event::SessionRotated(session) => {
                 user.sessions.insert(SessionId(session.id), session.clone());
@@ -476,11 +394,7 @@ impl Entity for User {
             Event::Followed { .. } => user.profile.following_count += 1,
             Event::Unfollowed { .. } => user.profile.following_count -= 1,
             Event::Deleted(_) => *state = None,
-            Event::Counted(Counts {
-                posts,
-                comments,
-                followers,
-            }) => {
+            Event::Counted(Counts { posts, comments, followers }) => {
                 user.profile.post_count += posts;
                 user.profile.comment_count += comments;
                 user.profile.follower_count += followers;
@@ -490,13 +404,7 @@ impl Entity for User {
 }
 
 impl User {
-    fn new(
-        id: UserId,
-        username: &Username,
-        email: Option<Email>,
-        password_hash: Option<PasswordHash>,
-        at: Timestamp,
-    ) -> Self {
+    fn new(id: UserId, username: &Username, email: Option<Email>, password_hash: Option<PasswordHash>, at: Timestamp) -> Self {
         let profile = Profile {
             id,
             username: username.clone(),
@@ -511,22 +419,12 @@ impl User {
             follower_count: 0,
             following_count: 0,
         };
-        Self {
-            profile,
-            email,
-            password_hash,
-            roles: BTreeSet::new(),
-            sessions: BTreeMap::new(),
-        }
+        Self { profile, email, password_hash, roles: BTreeSet::new(), sessions: BTreeMap::new() }
     }
 
     /// What they see of themselves.
     pub fn account(&self) -> Account {
-        Account {
-            profile: self.profile.clone(),
-            email: self.email.clone(),
-            roles: self.roles.clone(),
-        }
+        Account { profile: self.profile.clone(), email: self.email.clone(), roles: self.roles.clone() }
     }
 
     fn session(&self, id: SessionId) -> Result<&Session, Rejection> {
@@ -551,9 +449,7 @@ impl User {
     ) -> Result<Vec<Event>, Rejection> {
         let before = &self.profile;
         if if_version.is_some_and(|seen| seen != before.version) {
-            return Err(Rejection::VersionMismatch {
-                version: before.version,
-            });
+            return Err(Rejection::VersionMismatch { version: before.version });
         }
         let after = Profile {
             display_name: display_name.unwrap_or(&before.display_name).clone(),
@@ -563,37 +459,23 @@ impl User {
             version: before.version + 1,
             ..before.clone()
         };
-        let unchanged = (&after.display_name, &after.bio, &after.avatar_url)
-            == (&before.display_name, &before.bio, &before.avatar_url);
-        Ok(if unchanged {
-            vec![]
-        } else {
-            vec![Event::ProfileEdited(after)]
-        })
+        let unchanged =
+            (&after.display_name, &after.bio, &after.avatar_url) == (&before.display_name, &before.bio, &before.avatar_url);
+        Ok(if unchanged { vec![] } else { vec![Event::ProfileEdited(after)] })
     }
 
     /// Ends what has expired by the time of the new session, and whatever is unused for longest, to make room for it.
     fn opened(&self, session: &Session) -> Vec<Event> {
         let now = session.created_at;
-        let (expired, mut rest): (Vec<&Session>, Vec<&Session>) = self
-            .sessions
-            .values()
-            .partition(|kept| kept.is_expired(now));
+        let (expired, mut rest): (Vec<&Session>, Vec<&Session>) = self.sessions.values().partition(|kept| kept.is_expired(now));
         rest.sort_by_key(|kept| kept.last_used_at);
         let surplus = (rest.len() + 1).saturating_sub(SESSIONS_MAX);
         let ended = expired.into_iter().chain(rest.into_iter().take(surplus));
-        ended
-            .map(|ended| Event::SessionClosed(SessionId(ended.id)))
-            .chain([Event::SessionOpened(session.clone())])
-            .collect()
+        ended.map(|ended| Event::SessionClosed(SessionId(ended.id))).chain([Event::SessionOpened(session.clone())]).collect()
     }
 
     fn closed_but(&self, except: Option<SessionId>) -> Vec<Event> {
-        self.sessions
-            .keys()
-            .filter(|id| Some(**id) != except)
-            .map(|id| Event::SessionClosed(*id))
-            .collect()
+        self.sessions.keys().filter(|id| Some(**id) != except).map(|id| Event::SessionClosed(*id)).collect()
     }
 }
 
@@ -627,10 +509,7 @@ impl std::str::FromStr for Role {
     type Err = UnknownRole;
 
     fn from_str(name: &str) -> Result<Self, UnknownRole> {
-        Role::ALL
-            .into_iter()
-            .find(|role| role.as_str() == name)
-            .ok_or_else(|| UnknownRole(name.to_owned()))
+        Role::ALL.into_iter().find(|role| role.as_str() == name).ok_or_else(|| UnknownRole(name.to_owned()))
     }
 }
 

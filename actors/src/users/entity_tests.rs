@@ -7,10 +7,7 @@ use crate::{secret::ClusterSecret, users::token::RefreshTokens};
 
 const ADA: UserId = UserId(Uuid::from_u128(1));
 const BOB: UserId = UserId(Uuid::from_u128(2));
-const LIFETIME: Lifetime = Lifetime {
-    idle: SignedDuration::from_secs(1_000),
-    total: SignedDuration::from_secs(10_000),
-};
+const LIFETIME: Lifetime = Lifetime { idle: SignedDuration::from_secs(1_000), total: SignedDuration::from_secs(10_000) };
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -23,9 +20,7 @@ fn hash(of: &str) -> PasswordHash {
 /// A genuine token of a session of Ada's.
 fn token(session: u128, generation: u32) -> Presented {
     let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
-    let (token, _) = tokens
-        .mint(ADA.0, Uuid::from_u128(session), generation)
-        .unwrap();
+    let (token, _) = tokens.mint(ADA.0, Uuid::from_u128(session), generation).unwrap();
     tokens.parse(token.expose()).unwrap()
 }
 
@@ -35,10 +30,7 @@ fn sid(session: u128) -> SessionId {
 
 fn session(id: u128, second: i64) -> (Session, Presented) {
     let token = token(id, 0);
-    (
-        Session::start(token.session, token.hash, None, at(second), LIFETIME),
-        token,
-    )
+    (Session::start(token.session, token.hash, None, at(second), LIFETIME), token)
 }
 
 fn register() -> Command {
@@ -53,38 +45,20 @@ fn register() -> Command {
 }
 
 fn open(id: u128, second: i64) -> Command {
-    Command::OpenSession {
-        session: session(id, second).0,
-        proof: Some(hash("old")),
-    }
+    Command::OpenSession { session: session(id, second).0, proof: Some(hash("old")) }
 }
 
 fn edit(name: &str, if_version: Option<i64>) -> Command {
     let display_name = Some(DisplayName::parse(name).unwrap());
-    Command::EditProfile {
-        display_name,
-        bio: None,
-        avatar_url: None,
-        if_version,
-        at: at(9),
-    }
+    Command::EditProfile { display_name, bio: None, avatar_url: None, if_version, at: at(9) }
 }
 
 fn rotate(presented: &Presented, next: &Presented, second: i64) -> Command {
-    Command::Rotate {
-        presented: presented.clone(),
-        next: next.hash,
-        at: at(second),
-        lifetime: LIFETIME,
-    }
+    Command::Rotate { presented: presented.clone(), next: next.hash, at: at(second), lifetime: LIFETIME }
 }
 
 /// Decides and applies; the events.
-fn run(
-    state: &mut Option<User>,
-    command: &Command,
-    facts: &Facts,
-) -> Result<Vec<Event>, Rejection> {
+fn run(state: &mut Option<User>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
     let events = User::decide(state.as_ref(), command, facts)?;
     for event in &events {
         User::evolve(state, event);
@@ -112,29 +86,9 @@ fn after(mut state: Option<User>, command: &Command) -> User {
 
 #[test]
 fn whoever_registers_is_logged_in() {
-    let Command::Register {
-        id,
-        username,
-        email,
-        password_hash,
-        at,
-        ..
-    } = register()
-    else {
-        unreachable!()
-    };
+    let Command::Register { id, username, email, password_hash, at, .. } = register() else { unreachable!() };
     let first = session(1, 0).0;
-    let ada = after(
-        None,
-        &Command::Register {
-            id,
-            username,
-            email,
-            password_hash,
-            session: Some(first.clone()),
-            at,
-        },
-    );
+    let ada = after(None, &Command::Register { id, username, email, password_hash, session: Some(first.clone()), at });
     assert_eq!(ada.sessions.into_values().collect::<Vec<_>>(), [first]);
 }
 
@@ -157,18 +111,12 @@ fn an_edit_changes_what_is_given_and_nothing_else() {
 
 #[test]
 fn an_edit_that_changes_nothing_is_no_event() {
-    assert_eq!(
-        decide(&given(&[edit("Ada", None)]), &edit("Ada", None)),
-        Ok(vec![])
-    );
+    assert_eq!(decide(&given(&[edit("Ada", None)]), &edit("Ada", None)), Ok(vec![]));
 }
 
 #[test]
 fn an_edit_of_what_has_changed_meanwhile_is_refused() {
-    assert_eq!(
-        decide(&given(&[edit("Ada", None)]), &edit("Lady Ada", Some(1))),
-        Err(Rejection::VersionMismatch { version: 2 })
-    );
+    assert_eq!(decide(&given(&[edit("Ada", None)]), &edit("Lady Ada", Some(1))), Err(Rejection::VersionMismatch { version: 2 }));
 }
 
 #[test]
@@ -188,26 +136,16 @@ fn a_picture_can_be_taken_away() {
 #[test]
 fn a_login_with_a_password_that_has_changed_meanwhile_is_refused() {
     let changed = given(&[Command::SetPassword { new: hash("new") }]);
-    assert_eq!(
-        decide(&changed, &open(1, 0)),
-        Err(Rejection::WrongCredentials)
-    );
+    assert_eq!(decide(&changed, &open(1, 0)), Err(Rejection::WrongCredentials));
 }
 
 #[test]
 fn the_session_that_was_unused_for_longest_makes_room_for_a_new_one() {
-    let logins: Vec<Command> = (1..=SESSIONS_MAX as u128)
-        .map(|n| open(n, n as i64))
-        .collect();
+    let logins: Vec<Command> = (1..=SESSIONS_MAX as u128).map(|n| open(n, n as i64)).collect();
     let mut full = given(&logins);
     // The oldest login is used again, so the second oldest is the idlest.
     let current = session_token(&full, 1);
-    run(
-        &mut full,
-        &rotate(&current, &token(1, 1), 100),
-        &Facts::default(),
-    )
-    .unwrap();
+    run(&mut full, &rotate(&current, &token(1, 1), 100), &Facts::default()).unwrap();
     let ada = after(full, &open(1_000, 101));
     assert_eq!(ada.sessions.len(), SESSIONS_MAX);
     assert!(ada.sessions.contains_key(&sid(1)) && !ada.sessions.contains_key(&sid(2)));
@@ -216,12 +154,7 @@ fn the_session_that_was_unused_for_longest_makes_room_for_a_new_one() {
 /// The token that counts, as its owner would present it.
 fn session_token(state: &Option<User>, id: u128) -> Presented {
     let session = &state.as_ref().unwrap().sessions[&sid(id)];
-    Presented {
-        user: ADA.0,
-        session: session.id,
-        generation: session.generation,
-        hash: session.refresh_hash,
-    }
+    Presented { user: ADA.0, session: session.id, generation: session.generation, hash: session.refresh_hash }
 }
 
 #[test]
@@ -236,29 +169,15 @@ fn a_spent_token_ends_its_session_and_no_other() {
     let first = session_token(&ada, 1);
     let rotated = Some(after(ada, &rotate(&first, &token(1, 1), 1)));
     let events = decide(&rotated, &rotate(&first, &token(1, 2), 2));
-    assert_eq!(
-        events,
-        Ok(vec![
-            Event::TokenReused(sid(1)),
-            Event::SessionClosed(sid(1))
-        ])
-    );
+    assert_eq!(events, Ok(vec![Event::TokenReused(sid(1)), Event::SessionClosed(sid(1))]));
 }
 
 #[test]
 fn a_token_of_a_session_that_ended_counts_nothing() {
     let mut ada = given(&[open(1, 0)]);
     let presented = session_token(&ada, 1);
-    run(
-        &mut ada,
-        &Command::CloseSession { id: sid(1) },
-        &Facts::default(),
-    )
-    .unwrap();
-    assert_eq!(
-        decide(&ada, &rotate(&presented, &token(1, 1), 1)),
-        Err(Rejection::NoSuchSession)
-    );
+    run(&mut ada, &Command::CloseSession { id: sid(1) }, &Facts::default()).unwrap();
+    assert_eq!(decide(&ada, &rotate(&presented, &token(1, 1), 1)), Err(Rejection::NoSuchSession));
 }
 
 #[test]
@@ -267,80 +186,34 @@ fn a_retried_rotation_is_answered_with_another_token_and_ends_nothing() {
     let first = session_token(&ada, 1);
     let rotated = Some(after(ada, &rotate(&first, &token(1, 1), 1)));
     let again = token(1, 1);
-    let retried = after(
-        rotated,
-        &Command::Reissue {
-            session: sid(1),
-            generation: 1,
-            next: again.hash,
-            at: at(2),
-        },
-    );
-    assert_eq!(
-        (
-            retried.sessions[&sid(1)].refresh_hash,
-            retried.sessions[&sid(1)].generation
-        ),
-        (again.hash, 1)
-    );
+    let retried = after(rotated, &Command::Reissue { session: sid(1), generation: 1, next: again.hash, at: at(2) });
+    assert_eq!((retried.sessions[&sid(1)].refresh_hash, retried.sessions[&sid(1)].generation), (again.hash, 1));
 }
 
 #[test]
 fn a_new_password_ends_the_other_sessions() {
-    let change = Command::ChangePassword {
-        current: hash("old"),
-        new: hash("new"),
-        keep: Some(sid(2)),
-    };
+    let change = Command::ChangePassword { current: hash("old"), new: hash("new"), keep: Some(sid(2)) };
     let ada = after(given(&[open(1, 0), open(2, 0), open(3, 0)]), &change);
-    assert_eq!(
-        (ada.sessions.into_keys().collect(), ada.password_hash),
-        (vec![sid(2)], Some(hash("new")))
-    );
+    assert_eq!((ada.sessions.into_keys().collect(), ada.password_hash), (vec![sid(2)], Some(hash("new"))));
 }
 
 #[test]
 fn a_password_that_was_changed_meanwhile_proves_nothing() {
     let changed = given(&[Command::SetPassword { new: hash("new") }]);
-    let change = Command::ChangePassword {
-        current: hash("old"),
-        new: hash("newer"),
-        keep: None,
-    };
+    let change = Command::ChangePassword { current: hash("old"), new: hash("newer"), keep: None };
     assert_eq!(decide(&changed, &change), Err(Rejection::WrongCredentials));
-    assert_eq!(
-        decide(
-            &changed,
-            &Command::Delete {
-                proof: Some(hash("old")),
-                at: at(1)
-            }
-        ),
-        Err(Rejection::WrongCredentials)
-    );
+    assert_eq!(decide(&changed, &Command::Delete { proof: Some(hash("old")), at: at(1) }), Err(Rejection::WrongCredentials));
 }
 
 #[test]
 fn a_late_rehash_does_not_bring_the_old_password_back() {
     let changed = given(&[Command::SetPassword { new: hash("new") }]);
-    assert_eq!(
-        decide(
-            &changed,
-            &Command::Rehash {
-                current: hash("old"),
-                new: hash("old, stronger")
-            }
-        ),
-        Ok(vec![])
-    );
+    assert_eq!(decide(&changed, &Command::Rehash { current: hash("old"), new: hash("old, stronger") }), Ok(vec![]));
 }
 
 #[test]
 fn a_role_that_is_taken_back_ends_the_sessions_whose_tokens_name_it() {
-    let role = |on| Command::SetRole {
-        role: Role::Admin,
-        on,
-    };
+    let role = |on| Command::SetRole { role: Role::Admin, on };
     let admin = given(&[role(true), open(1, 0)]);
     assert!(admin.as_ref().unwrap().roles.contains(&Role::Admin));
     let ada = after(admin, &role(false));
@@ -349,82 +222,41 @@ fn a_role_that_is_taken_back_ends_the_sessions_whose_tokens_name_it() {
 
 #[test]
 fn a_role_is_given_once() {
-    let role = |on| Command::SetRole {
-        role: Role::Moderator,
-        on,
-    };
+    let role = |on| Command::SetRole { role: Role::Moderator, on };
     assert_eq!(decide(&given(&[role(true)]), &role(true)), Ok(vec![]));
     assert_eq!(decide(&given(&[open(1, 0)]), &role(false)), Ok(vec![]));
 }
 
 #[test]
 fn nobody_follows_themselves() {
-    let follow = Command::Follow {
-        followee: ADA,
-        on: true,
-        at: at(1),
-    };
-    assert_eq!(
-        decide(&given(&[]), &follow),
-        Err(Rejection::CannotFollowSelf)
-    );
+    let follow = Command::Follow { followee: ADA, on: true, at: at(1) };
+    assert_eq!(decide(&given(&[]), &follow), Err(Rejection::CannotFollowSelf));
 }
 
 #[test]
 fn a_second_follow_counts_nothing() {
-    let follow = Command::Follow {
-        followee: BOB,
-        on: true,
-        at: at(1),
-    };
+    let follow = Command::Follow { followee: BOB, on: true, at: at(1) };
     let ada = given(std::slice::from_ref(&follow));
     assert_eq!(ada.as_ref().unwrap().profile.following_count, 1);
-    assert_eq!(
-        User::decide(ada.as_ref(), &follow, &Facts { following: true }),
-        Ok(vec![])
-    );
+    assert_eq!(User::decide(ada.as_ref(), &follow, &Facts { following: true }), Ok(vec![]));
 }
 
 #[test]
 fn an_edit_keeps_the_counts_of_other_logs() {
     let mut ada = given(&[]);
     let edited = decide(&ada, &edit("Ada", None)).unwrap();
-    User::evolve(
-        &mut ada,
-        &Event::Counted(Counts {
-            posts: 3,
-            comments: 2,
-            followers: 1,
-        }),
-    );
+    User::evolve(&mut ada, &Event::Counted(Counts { posts: 3, comments: 2, followers: 1 }));
     for event in &edited {
         User::evolve(&mut ada, event);
     }
-    let Profile {
-        post_count,
-        comment_count,
-        follower_count,
-        version,
-        ..
-    } = ada.unwrap().profile;
-    assert_eq!(
-        (post_count, comment_count, follower_count, version),
-        (3, 2, 1, 2)
-    );
+    let Profile { post_count, comment_count, follower_count, version, .. } = ada.unwrap().profile;
+    assert_eq!((post_count, comment_count, follower_count, version), (3, 2, 1, 2));
 }
 
 #[test]
 fn a_deleted_user_takes_no_commands_and_leaves_no_session() {
     let mut ada = given(&[open(1, 0)]);
-    let events = run(
-        &mut ada,
-        &Command::Delete {
-            proof: Some(hash("old")),
-            at: at(1),
-        },
-        &Facts::default(),
-    )
-    .unwrap();
+    let events = run(&mut ada, &Command::Delete { proof: Some(hash("old")), at: at(1) }, &Facts::default()).unwrap();
     assert_eq!(events[0], Event::SessionClosed(sid(1)));
     assert_eq!(decide(&ada, &edit("Ada", None)), Err(Rejection::NotFound));
 }
@@ -432,13 +264,7 @@ fn a_deleted_user_takes_no_commands_and_leaves_no_session() {
 #[test]
 fn a_count_that_arrives_after_the_end_brings_nobody_back() {
     let mut nobody = None;
-    User::evolve(
-        &mut nobody,
-        &Event::Counted(Counts {
-            posts: 1,
-            ..Counts::default()
-        }),
-    );
+    User::evolve(&mut nobody, &Event::Counted(Counts { posts: 1, ..Counts::default() }));
     assert_eq!(nobody, None);
 }
 

@@ -33,10 +33,7 @@ pub struct Overlap {
 impl Default for Overlap {
     /// Ten minutes before, half an hour after; access tokens live for a quarter of an hour.
     fn default() -> Self {
-        Self {
-            publish: SignedDuration::from_mins(10),
-            retire: SignedDuration::from_mins(30),
-        }
+        Self { publish: SignedDuration::from_mins(10), retire: SignedDuration::from_mins(30) }
     }
 }
 
@@ -92,10 +89,7 @@ impl SigningKeys {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub async fn load_or_create(
-        database: &Database,
-        secret: &ClusterSecret,
-    ) -> Result<Self, KeyError> {
+    pub async fn load_or_create(database: &Database, secret: &ClusterSecret) -> Result<Self, KeyError> {
         let mut client = database.get().await?;
         let transaction = lock(&mut client).await?;
         let mut keys = load(&transaction, secret).await?;
@@ -113,11 +107,7 @@ impl SigningKeys {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub async fn rotate(
-        database: &Database,
-        secret: &ClusterSecret,
-        overlap: Overlap,
-    ) -> Result<Self, KeyError> {
+    pub async fn rotate(database: &Database, secret: &ClusterSecret, overlap: Overlap) -> Result<Self, KeyError> {
         let mut client = database.get().await?;
         let transaction = lock(&mut client).await?;
         let mut keys = load(&transaction, secret).await?;
@@ -125,10 +115,7 @@ impl SigningKeys {
             store(&transaction, secret, &next).await?;
             for key in &keys.keys {
                 transaction
-                    .execute(
-                        "UPDATE signing_key SET retired_at = $2 WHERE kid = $1",
-                        &[&key.kid, &key.retired_at],
-                    )
+                    .execute("UPDATE signing_key SET retired_at = $2 WHERE kid = $1", &[&key.kid, &key.retired_at])
                     .await?;
             }
             keys.keys.push(next);
@@ -139,10 +126,7 @@ impl SigningKeys {
 
     /// The key to sign with: the newest whose time has come.
     pub fn signing(&self, at: Timestamp) -> Option<&SigningKey> {
-        self.keys
-            .iter()
-            .rev()
-            .find(|key| key.not_before <= at && !key.is_retired(at))
+        self.keys.iter().rev().find(|key| key.not_before <= at && !key.is_retired(at))
     }
 
     /// The keys to publish, those that are yet to sign included.
@@ -157,14 +141,9 @@ impl SigningKeys {
         }
         let later = |from: Timestamp, span| from.saturating_add(span).unwrap_or(Timestamp::MAX);
         // The first of all keys need not wait: nobody has gone without it.
-        let not_before = if self.keys.is_empty() {
-            at
-        } else {
-            later(at, overlap.publish)
-        };
+        let not_before = if self.keys.is_empty() { at } else { later(at, overlap.publish) };
         for key in &mut self.keys {
-            key.retired_at
-                .get_or_insert(later(not_before, overlap.retire));
+            key.retired_at.get_or_insert(later(not_before, overlap.retire));
         }
         SigningKey::generate(at, not_before).map(Some)
     }
@@ -176,11 +155,7 @@ impl SigningKey {
         let pkcs8: Pkcs8V1Der<'static> = pair.as_der().map_err(|_| KeyError::NotMade)?;
         Ok(Self {
             kid: Uuid::now_v7().to_string(),
-            public: pair
-                .public_key()
-                .as_ref()
-                .try_into()
-                .map_err(|_| KeyError::NotMade)?,
+            public: pair.public_key().as_ref().try_into().map_err(|_| KeyError::NotMade)?,
             pkcs8: SecretBox::new(Box::new(pkcs8.as_ref().to_vec())),
             created_at,
             not_before,
@@ -195,10 +170,7 @@ impl SigningKey {
 
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningKey")
-            .field("kid", &self.kid)
-            .field("not_before", &self.not_before)
-            .finish_non_exhaustive()
+        f.debug_struct("SigningKey").field("kid", &self.kid).field("not_before", &self.not_before).finish_non_exhaustive()
     }
 }
 
@@ -211,46 +183,23 @@ async fn lock(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, Ke
     Ok(transaction)
 }
 
-async fn load(
-    transaction: &Transaction<'_>,
-    secret: &ClusterSecret,
-) -> Result<SigningKeys, KeyError> {
+async fn load(transaction: &Transaction<'_>, secret: &ClusterSecret) -> Result<SigningKeys, KeyError> {
     let rows = transaction
         .query("SELECT kid, sealed, public, created_at, not_before, retired_at FROM signing_key ORDER BY not_before, kid", &[])
         .await?;
     let mut keys = Vec::with_capacity(rows.len());
     for row in &rows {
         let kid: String = row.get(0);
-        let pkcs8 = secret
-            .unseal(row.get(1), &place(&kid))
-            .map_err(|source| KeyError::Sealed {
-                kid: kid.clone(),
-                source,
-            })?;
+        let pkcs8 = secret.unseal(row.get(1), &place(&kid)).map_err(|source| KeyError::Sealed { kid: kid.clone(), source })?;
         let public = <&[u8; 32]>::try_from(row.get::<_, &[u8]>(2));
-        let public = *public.map_err(|_| {
-            Failure::Unavailable(format!("the public key {kid} has another length"))
-        })?;
-        keys.push(SigningKey {
-            kid,
-            public,
-            pkcs8,
-            created_at: row.get(3),
-            not_before: row.get(4),
-            retired_at: row.get(5),
-        });
+        let public = *public.map_err(|_| Failure::Unavailable(format!("the public key {kid} has another length")))?;
+        keys.push(SigningKey { kid, public, pkcs8, created_at: row.get(3), not_before: row.get(4), retired_at: row.get(5) });
     }
     Ok(SigningKeys { keys })
 }
 
-async fn store(
-    transaction: &Transaction<'_>,
-    secret: &ClusterSecret,
-    key: &SigningKey,
-) -> Result<(), KeyError> {
-    let sealed = secret
-        .seal(key.pkcs8.expose_secret(), &place(&key.kid))
-        .map_err(|_| KeyError::NotMade)?;
+async fn store(transaction: &Transaction<'_>, secret: &ClusterSecret, key: &SigningKey) -> Result<(), KeyError> {
+    let sealed = secret.seal(key.pkcs8.expose_secret(), &place(&key.kid)).map_err(|_| KeyError::NotMade)?;
     transaction
         .execute(
             "INSERT INTO signing_key (kid, sealed, public, created_at, not_before) VALUES ($1, $2, $3, $4, $5)",
@@ -275,9 +224,7 @@ mod tests {
 
     /// One key that signs from minute 0, and one that was made at minute 100.
     fn rotated() -> SigningKeys {
-        let mut keys = SigningKeys {
-            keys: vec![SigningKey::generate(at(0), at(0)).unwrap()],
-        };
+        let mut keys = SigningKeys { keys: vec![SigningKey::generate(at(0), at(0)).unwrap()] };
         let next = keys.follow(at(100), Overlap::default()).unwrap().unwrap();
         keys.keys.push(next);
         keys

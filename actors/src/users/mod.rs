@@ -109,19 +109,8 @@ impl From<&Session> for SessionData {
 
 impl Users {
     /// The face of a runtime.
-    pub fn new(
-        runtime: Runtime<UserService>,
-        hasher: Hasher,
-        tokens: RefreshTokens,
-        lifetime: Lifetime,
-    ) -> Self {
-        Self {
-            runtime,
-            hasher,
-            tokens,
-            lifetime,
-            sweeping: Arc::default(),
-        }
+    pub fn new(runtime: Runtime<UserService>, hasher: Hasher, tokens: RefreshTokens, lifetime: Lifetime) -> Self {
+        Self { runtime, hasher, tokens, lifetime, sweeping: Arc::default() }
     }
 
     /// The runtime behind it.
@@ -149,18 +138,11 @@ impl Users {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn by_username(
-        &self,
-        username: &Username,
-        deadline: Instant,
-    ) -> Result<Option<Profile>, Failure> {
+    pub async fn by_username(&self, username: &Username, deadline: Instant) -> Result<Option<Profile>, Failure> {
         let names = &self.runtime.service().names;
         if let Some(id) = names.get(username) {
             let profile = self.get(id, deadline).await?;
-            if profile
-                .as_ref()
-                .is_some_and(|profile| profile.username == *username)
-            {
+            if profile.as_ref().is_some_and(|profile| profile.username == *username) {
                 return Ok(profile);
             }
             // Deleted elsewhere; by now the name may be another's.
@@ -168,17 +150,12 @@ impl Users {
         }
         let row = {
             let client = self.runtime.database().get().await?;
-            client
-                .query_opt("SELECT id FROM app_user WHERE username = $1", &[username])
-                .await?
+            client.query_opt("SELECT id FROM app_user WHERE username = $1", &[username]).await?
         };
         let Some(id) = row.map(|row| UserId(row.get(0))) else {
             return Ok(None);
         };
-        let profile = self
-            .seen(id, deadline)
-            .await?
-            .filter(|profile| profile.username == *username);
+        let profile = self.seen(id, deadline).await?.filter(|profile| profile.username == *username);
         if profile.is_some() {
             names.insert(username.clone(), id);
         }
@@ -189,16 +166,10 @@ impl Users {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn by_email(
-        &self,
-        email: &Email,
-        deadline: Instant,
-    ) -> Result<Option<Profile>, Failure> {
+    pub async fn by_email(&self, email: &Email, deadline: Instant) -> Result<Option<Profile>, Failure> {
         let row = {
             let client = self.runtime.database().get().await?;
-            client
-                .query_opt("SELECT id FROM app_user WHERE email = $1", &[email])
-                .await?
+            client.query_opt("SELECT id FROM app_user WHERE email = $1", &[email]).await?
         };
         match row {
             Some(row) => self.seen(UserId(row.get(0)), deadline).await,
@@ -212,22 +183,14 @@ impl Users {
     /// When it cannot be read now.
     pub async fn author(&self, id: UserId, deadline: Instant) -> Result<Option<Author>, Failure> {
         let profile = self.get(id, deadline).await?;
-        Ok(profile.map(
-            |Profile {
-                 version,
-                 username,
-                 display_name,
-                 avatar_url,
-                 ..
-             }| Author {
-                id,
-                version,
-                username: username.as_str().to_owned(),
-                display_name: display_name.as_str().to_owned(),
-                avatar_url: avatar_url.map(|url| url.as_str().to_owned()),
-                deleted: false,
-            },
-        ))
+        Ok(profile.map(|Profile { version, username, display_name, avatar_url, .. }| Author {
+            id,
+            version,
+            username: username.as_str().to_owned(),
+            display_name: display_name.as_str().to_owned(),
+            avatar_url: avatar_url.map(|url| url.as_str().to_owned()),
+            deleted: false,
+        }))
     }
 
     /// Edits a profile; the account after it.
@@ -235,20 +198,9 @@ impl Users {
     /// # Errors
     /// The user's rejection.
     pub async fn edit(&self, id: UserId, changes: Changes, context: Context) -> Asked<Account> {
-        let Changes {
-            display_name,
-            bio,
-            avatar_url,
-            if_version,
-        } = changes;
+        let Changes { display_name, bio, avatar_url, if_version } = changes;
         let deadline = context.deadline;
-        let edit = Command::EditProfile {
-            display_name,
-            bio,
-            avatar_url,
-            if_version,
-            at: now(),
-        };
+        let edit = Command::EditProfile { display_name, bio, avatar_url, if_version, at: now() };
         let Accepted { shard, seq, .. } = self.ask(id, edit, context).await?;
         let reply = self.existing(id, deadline).await?;
         Ok(Accepted { reply, shard, seq })
@@ -258,57 +210,28 @@ impl Users {
     ///
     /// # Errors
     /// The user's rejection.
-    pub async fn set_role(
-        &self,
-        username: &Username,
-        role: Role,
-        on: bool,
-        context: Context,
-    ) -> Asked<()> {
+    pub async fn set_role(&self, username: &Username, role: Role, on: bool, context: Context) -> Asked<()> {
         let user = self.named(username, context.deadline).await?;
-        self.ask(user.id, Command::SetRole { role, on }, context)
-            .await
-            .map(done)
+        self.ask(user.id, Command::SetRole { role, on }, context).await.map(done)
     }
 
     /// A copy of what is stored about a user, for the user.
     ///
     /// # Errors
     /// [`Rejection::NotFound`]; when it cannot be read now.
-    pub async fn personal_data(
-        &self,
-        id: UserId,
-        deadline: Instant,
-    ) -> Result<PersonalData, AskError<Rejection>> {
-        let seen = self
-            .view(id, deadline, |user| {
-                (
-                    user.account(),
-                    user.sessions.values().map(SessionData::from).collect(),
-                )
-            })
-            .await?;
+    pub async fn personal_data(&self, id: UserId, deadline: Instant) -> Result<PersonalData, AskError<Rejection>> {
+        let seen =
+            self.view(id, deadline, |user| (user.account(), user.sessions.values().map(SessionData::from).collect())).await?;
         let (account, sessions) = seen.ok_or(AskError::Rejected(Rejection::NotFound))?;
-        let following = self
-            .edges(Edges::Following, id, None, PersonalData::FOLLOWING_MAX)
-            .await?;
-        Ok(PersonalData {
-            account,
-            sessions,
-            following,
-        })
+        let following = self.edges(Edges::Following, id, None, PersonalData::FOLLOWING_MAX).await?;
+        Ok(PersonalData { account, sessions, following })
     }
 
     /// Every account there is or was, page by page in the order of ids: for whoever rebuilds a projection.
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn export(
-        &self,
-        after: Option<UserId>,
-        limit: usize,
-        deadline: Instant,
-    ) -> Result<Vec<UserRecord>, Failure> {
+    pub async fn export(&self, after: Option<UserId>, limit: usize, deadline: Instant) -> Result<Vec<UserRecord>, Failure> {
         let after = after.map_or(Uuid::nil(), |after| after.0);
         let count = i64::try_from(limit).expect("a page is short");
         let rows = {
@@ -322,13 +245,9 @@ impl Users {
         };
         let mut records = Vec::with_capacity(rows.len());
         // One page loads together: the loader takes what waits.
-        let profiles = futures_util::future::join_all(rows.iter().map(async |row| {
-            if row.get(1) {
-                Ok(None)
-            } else {
-                self.seen(UserId(row.get(0)), deadline).await
-            }
-        }))
+        let profiles = futures_util::future::join_all(
+            rows.iter().map(async |row| if row.get(1) { Ok(None) } else { self.seen(UserId(row.get(0)), deadline).await }),
+        )
         .await;
         for (row, profile) in rows.iter().zip(profiles) {
             records.push(match profile? {
@@ -351,12 +270,7 @@ impl Users {
     pub async fn which_exist(&self, ids: &[UserId]) -> Result<HashSet<UserId>, Failure> {
         let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let client = self.runtime.database().get().await?;
-        let rows = client
-            .query(
-                "SELECT id FROM app_user WHERE id = ANY($1) AND NOT deleted",
-                &[&wanted],
-            )
-            .await?;
+        let rows = client.query("SELECT id FROM app_user WHERE id = ANY($1) AND NOT deleted", &[&wanted]).await?;
         Ok(rows.iter().map(|row| UserId(row.get(0))).collect())
     }
 
@@ -375,14 +289,7 @@ impl Users {
         if self.get(id, context.deadline).await?.is_some() {
             return Ok(());
         }
-        let register = Command::Register {
-            id,
-            username,
-            email: None,
-            password_hash: None,
-            session: None,
-            at,
-        };
+        let register = Command::Register { id, username, email: None, password_hash: None, session: None, at };
         match self.ask(id, register, context).await {
             Ok(_) | Err(AskError::Rejected(Rejection::Exists)) => Ok(()),
             Err(error) => Err(error),
@@ -393,18 +300,11 @@ impl Users {
         self.runtime.ask(id.0, command, context).await
     }
 
-    async fn view<T>(
-        &self,
-        id: UserId,
-        deadline: Instant,
-        view: impl Fn(&User) -> T,
-    ) -> Result<Option<T>, Failure> {
+    async fn view<T>(&self, id: UserId, deadline: Instant, view: impl Fn(&User) -> T) -> Result<Option<T>, Failure> {
         if let Some(seen) = self.runtime.read_loaded(id.0, |user| user.map(&view)) {
             return seen;
         }
-        self.runtime
-            .read(id.0, deadline, |user| user.map(&view))
-            .await
+        self.runtime.read(id.0, deadline, |user| user.map(&view)).await
     }
 
     /// A user whom SQL has shown: memory must have what SQL saw committed (rule 9).
@@ -413,42 +313,23 @@ impl Users {
         self.get(id, deadline).await
     }
 
-    async fn existing(
-        &self,
-        id: UserId,
-        deadline: Instant,
-    ) -> Result<Account, AskError<Rejection>> {
-        self.account(id, deadline)
-            .await?
-            .ok_or(AskError::Rejected(Rejection::NotFound))
+    async fn existing(&self, id: UserId, deadline: Instant) -> Result<Account, AskError<Rejection>> {
+        self.account(id, deadline).await?.ok_or(AskError::Rejected(Rejection::NotFound))
     }
 
-    async fn named(
-        &self,
-        username: &Username,
-        deadline: Instant,
-    ) -> Result<Profile, AskError<Rejection>> {
-        self.by_username(username, deadline)
-            .await?
-            .ok_or(AskError::Rejected(Rejection::NotFound))
+    async fn named(&self, username: &Username, deadline: Instant) -> Result<Profile, AskError<Rejection>> {
+        self.by_username(username, deadline).await?.ok_or(AskError::Rejected(Rejection::NotFound))
     }
 }
 
 /// A write without an answer of its own.
 fn done<T>(accepted: Accepted<T>) -> Accepted<()> {
-    Accepted {
-        reply: (),
-        shard: accepted.shard,
-        seq: accepted.seq,
-    }
+    Accepted { reply: (), shard: accepted.shard, seq: accepted.seq }
 }
 
 /// For a second ask within one request: the retry key belongs to the first.
 fn keyless(context: &Context) -> Context {
-    Context {
-        idempotency: None,
-        ..context.clone()
-    }
+    Context { idempotency: None, ..context.clone() }
 }
 
 impl From<HasherError> for Failure {

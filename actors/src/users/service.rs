@@ -36,9 +36,7 @@ pub struct UserService {
 
 impl Default for UserService {
     fn default() -> Self {
-        Self {
-            names: Cache::new(NAMES_MAX),
-        }
+        Self { names: Cache::new(NAMES_MAX) }
     }
 }
 
@@ -221,10 +219,8 @@ impl Service for UserService {
             ),
         )
         .await?;
-        let mut found: HashMap<Uuid, User> = users
-            .iter()
-            .map(|row| user(row).map(|user| (user.profile.id.0, user)))
-            .collect::<Result<_, _>>()?;
+        let mut found: HashMap<Uuid, User> =
+            users.iter().map(|row| user(row).map(|user| (user.profile.id.0, user))).collect::<Result<_, _>>()?;
         for row in &sessions {
             if let Some(user) = found.get_mut(&row.get::<_, Uuid>(0)) {
                 let session = session(row)?;
@@ -237,44 +233,21 @@ impl Service for UserService {
     fn need(&self, _: Uuid, state: Option<&User>, command: &Command) -> Option<UserId> {
         match command {
             // Who follows nobody does not follow this one either.
-            Command::Follow { followee, .. }
-                if state.is_some_and(|user| user.profile.following_count > 0) =>
-            {
-                Some(*followee)
-            }
+            Command::Follow { followee, .. } if state.is_some_and(|user| user.profile.following_count > 0) => Some(*followee),
             _ => None,
         }
     }
 
-    async fn look_up(
-        &self,
-        client: Pooled<'_>,
-        id: Uuid,
-        followee: UserId,
-    ) -> Result<Facts, LoadError> {
-        let row = client
-            .query_opt(
-                "SELECT 1 FROM follow WHERE follower = $1 AND followee = $2",
-                &[&id, &followee.0],
-            )
-            .await?;
-        Ok(Facts {
-            following: row.is_some(),
-        })
+    async fn look_up(&self, client: Pooled<'_>, id: Uuid, followee: UserId) -> Result<Facts, LoadError> {
+        let row = client.query_opt("SELECT 1 FROM follow WHERE follower = $1 AND followee = $2", &[&id, &followee.0]).await?;
+        Ok(Facts { following: row.is_some() })
     }
 
     fn creates(command: &Command) -> bool {
         matches!(command, Command::Register { .. })
     }
 
-    fn write(
-        &self,
-        _: ShardId,
-        id: Uuid,
-        _: Option<&User>,
-        events: &[Event],
-        unit: &mut Unit<Self>,
-    ) {
+    fn write(&self, _: ShardId, id: Uuid, _: Option<&User>, events: &[Event], unit: &mut Unit<Self>) {
         for event in events {
             write(id, event, unit);
         }
@@ -288,22 +261,10 @@ impl Service for UserService {
                         Event::SessionOpened(session) => Some(SessionId(session.id)),
                         _ => None,
                     });
-                    return Reply::Registered {
-                        user: UserId(id),
-                        session,
-                    };
+                    return Reply::Registered { user: UserId(id), session };
                 }
-                Event::SessionRotated(Session {
-                    id,
-                    generation,
-                    refresh_hash,
-                    ..
-                }) => {
-                    return Reply::Rotated {
-                        session: SessionId(*id),
-                        generation: *generation,
-                        hash: *refresh_hash,
-                    };
+                Event::SessionRotated(Session { id, generation, refresh_hash, .. }) => {
+                    return Reply::Rotated { session: SessionId(*id), generation: *generation, hash: *refresh_hash };
                 }
                 Event::TokenReused(_) => return Reply::Reused,
                 _ => {}
@@ -322,21 +283,11 @@ impl Service for UserService {
     }
 
     fn weight(state: Option<&User>) -> usize {
-        let Some(User {
-            profile, sessions, ..
-        }) = state
-        else {
+        let Some(User { profile, sessions, .. }) = state else {
             return 0;
         };
-        let agents: usize = sessions
-            .values()
-            .map(|session| session.user_agent.as_ref().map_or(0, String::len))
-            .sum();
-        let texts = profile.bio.as_str().len()
-            + profile
-                .avatar_url
-                .as_ref()
-                .map_or(0, |url| url.as_str().len());
+        let agents: usize = sessions.values().map(|session| session.user_agent.as_ref().map_or(0, String::len)).sum();
+        let texts = profile.bio.as_str().len() + profile.avatar_url.as_ref().map_or(0, |url| url.as_str().len());
         // 512: the short texts, their counters, and the password's hash.
         size_of::<User>() + texts + 512 + sessions.len() * (size_of::<Session>() + 64) + agents
     }
@@ -344,9 +295,7 @@ impl Service for UserService {
     fn committed(&self, _: ShardId, _: Uuid, _: Option<&User>, events: &[Event]) {
         for event in events {
             match event {
-                Event::Registered(user) => self
-                    .names
-                    .insert(user.profile.username.clone(), user.profile.id),
+                Event::Registered(user) => self.names.insert(user.profile.username.clone(), user.profile.id),
                 Event::Deleted(profile) => self.names.invalidate(&profile.username),
                 _ => {}
             }
@@ -355,8 +304,7 @@ impl Service for UserService {
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
         Ok(match (foreign.source.topic, &*foreign.record.kind) {
-            (Topic::Posts, "post.created" | "post.deleted")
-            | (Topic::Comments, "comment.created" | "comment.deleted") => {
+            (Topic::Posts, "post.created" | "post.deleted") | (Topic::Comments, "comment.created" | "comment.deleted") => {
                 vec![foreign.parse::<Written>()?.author.0]
             }
             (Topic::Users, "user.followed" | "user.unfollowed") => {
@@ -366,69 +314,24 @@ impl Service for UserService {
         })
     }
 
-    fn project(
-        &self,
-        foreign: &Foreign<'_>,
-        id: Uuid,
-        unit: &mut Unit<Self>,
-    ) -> Result<(), Poison> {
+    fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         let counts = match &*foreign.record.kind {
-            "post.created" => Counts {
-                posts: 1,
-                ..Counts::default()
-            },
-            "post.deleted" => Counts {
-                posts: -1,
-                ..Counts::default()
-            },
-            "comment.created" => Counts {
-                comments: 1,
-                ..Counts::default()
-            },
-            "comment.deleted" => Counts {
-                comments: -1,
-                ..Counts::default()
-            },
+            "post.created" => Counts { posts: 1, ..Counts::default() },
+            "post.deleted" => Counts { posts: -1, ..Counts::default() },
+            "comment.created" => Counts { comments: 1, ..Counts::default() },
+            "comment.deleted" => Counts { comments: -1, ..Counts::default() },
             kind @ ("user.followed" | "user.unfollowed") => {
-                let FollowRecord {
-                    follower,
-                    followee,
-                    at,
-                } = foreign.parse()?;
+                let FollowRecord { follower, followee, at } = foreign.parse()?;
                 let active = kind == "user.followed";
                 let (nr, follower, followee) = (foreign.record.seq, follower.0, followee.0);
-                unit.writes.followers.push(FollowerRow {
-                    nr,
-                    followee,
-                    follower,
-                    at,
-                    active,
-                });
-                unit.writes.unfollowers.push(UnfollowerRow {
-                    nr,
-                    followee,
-                    follower,
-                    active,
-                });
-                Counts {
-                    followers: if active { 1 } else { -1 },
-                    ..Counts::default()
-                }
+                unit.writes.followers.push(FollowerRow { nr, followee, follower, at, active });
+                unit.writes.unfollowers.push(UnfollowerRow { nr, followee, follower, active });
+                Counts { followers: if active { 1 } else { -1 }, ..Counts::default() }
             }
             _ => return Ok(()),
         };
-        let Counts {
-            posts,
-            comments,
-            followers,
-        } = counts;
-        unit.writes.counts.push(CountRow {
-            user_id: id,
-            posts,
-            comments,
-            followers,
-            following: 0,
-        });
+        let Counts { posts, comments, followers } = counts;
+        unit.writes.counts.push(CountRow { user_id: id, posts, comments, followers, following: 0 });
         unit.effects.push((id, Event::Counted(counts)));
         Ok(())
     }
@@ -465,127 +368,45 @@ fn write(id: Uuid, event: &Event, unit: &mut Unit<UserService>) {
         }
         Event::TokenReused(_) => return,
         Event::SessionClosed(session) => {
-            writes.closed.push(ClosedRow {
-                user_id: id,
-                id: session.0,
-            });
-            (
-                "session.closed",
-                json(&SessionRecord {
-                    id: *session,
-                    user: UserId(id),
-                }),
-            )
+            writes.closed.push(ClosedRow { user_id: id, id: session.0 });
+            ("session.closed", json(&SessionRecord { id: *session, user: UserId(id) }))
         }
         Event::PasswordSet(hash) => {
-            return writes.passwords.push(PasswordRow {
-                id,
-                password_hash: hash.clone(),
-            });
+            return writes.passwords.push(PasswordRow { id, password_hash: hash.clone() });
         }
         Event::RolesSet(roles) => {
-            return writes.roles.push(RoleRow {
-                id,
-                roles: joined(roles),
-            });
+            return writes.roles.push(RoleRow { id, roles: joined(roles) });
         }
         Event::Followed { followee, at } => {
-            writes.follows.push(FollowRow {
-                follower: id,
-                followee: followee.0,
-                at: *at,
-            });
-            writes.counts.push(CountRow {
-                user_id: id,
-                posts: 0,
-                comments: 0,
-                followers: 0,
-                following: 1,
-            });
-            (
-                "user.followed",
-                json(&FollowRecord {
-                    follower: UserId(id),
-                    followee: *followee,
-                    at: *at,
-                }),
-            )
+            writes.follows.push(FollowRow { follower: id, followee: followee.0, at: *at });
+            writes.counts.push(CountRow { user_id: id, posts: 0, comments: 0, followers: 0, following: 1 });
+            ("user.followed", json(&FollowRecord { follower: UserId(id), followee: *followee, at: *at }))
         }
         Event::Unfollowed { followee, at } => {
-            writes.counts.push(CountRow {
-                user_id: id,
-                posts: 0,
-                comments: 0,
-                followers: 0,
-                following: -1,
-            });
+            writes.counts.push(CountRow { user_id: id, posts: 0, comments: 0, followers: 0, following: -1 });
             return unfollow(unit, UserId(id), *followee, *at);
         }
         Event::Deleted(profile) => {
-            let Profile {
-                id: user,
-                version,
-                created_at,
-                updated_at,
-                ..
-            } = *profile;
-            writes.gone.push(GoneRow {
-                id,
-                version: version + 1,
-                at: updated_at,
-            });
+            let Profile { id: user, version, created_at, updated_at, .. } = *profile;
+            writes.gone.push(GoneRow { id, version: version + 1, at: updated_at });
             writes.departed.push(DepartedRow { user_id: id });
-            (
-                "user.deleted",
-                json(&UserRecord::gone(user, version + 1, created_at)),
-            )
+            ("user.deleted", json(&UserRecord::gone(user, version + 1, created_at)))
         }
         // Comes from other logs, never from a command.
         Event::Counted(_) => return,
     };
-    unit.records.push(NewRecord {
-        key: id,
-        kind,
-        payload,
-        traceparent: None,
-    });
+    unit.records.push(NewRecord { key: id, kind, payload, traceparent: None });
 }
 
 /// Takes an edge away and tells the followee's shard.
-pub(super) fn unfollow(
-    unit: &mut Unit<UserService>,
-    follower: UserId,
-    followee: UserId,
-    at: Timestamp,
-) {
-    unit.writes.unfollows.push(UnfollowRow {
-        follower: follower.0,
-        followee: followee.0,
-    });
-    let payload = json(&FollowRecord {
-        follower,
-        followee,
-        at,
-    });
-    unit.records.push(NewRecord {
-        key: follower.0,
-        kind: "user.unfollowed",
-        payload,
-        traceparent: None,
-    });
+pub(super) fn unfollow(unit: &mut Unit<UserService>, follower: UserId, followee: UserId, at: Timestamp) {
+    unit.writes.unfollows.push(UnfollowRow { follower: follower.0, followee: followee.0 });
+    let payload = json(&FollowRecord { follower, followee, at });
+    unit.records.push(NewRecord { key: follower.0, kind: "user.unfollowed", payload, traceparent: None });
 }
 
 fn user_row(user: &User) -> UserRow {
-    let Profile {
-        id,
-        username,
-        display_name,
-        bio,
-        avatar_url,
-        version,
-        created_at,
-        ..
-    } = user.profile.clone();
+    let Profile { id, username, display_name, bio, avatar_url, version, created_at, .. } = user.profile.clone();
     UserRow {
         id: id.0,
         username,
@@ -619,10 +440,7 @@ fn joined<'a>(roles: impl IntoIterator<Item = &'a Role>) -> String {
 }
 
 fn user(row: &Row) -> Result<User, LoadError> {
-    let roles = row
-        .get::<_, Vec<&str>>(7)
-        .into_iter()
-        .map(|name| name.parse());
+    let roles = row.get::<_, Vec<&str>>(7).into_iter().map(|name| name.parse());
     Ok(User {
         profile: Profile {
             id: UserId(row.get(0)),
@@ -640,9 +458,7 @@ fn user(row: &Row) -> Result<User, LoadError> {
         },
         email: row.get::<_, Option<&str>>(2).map(stored).transpose()?,
         password_hash: row.get::<_, Option<&str>>(3).map(stored).transpose()?,
-        roles: roles
-            .collect::<Result<_, _>>()
-            .map_err(|unknown: super::UnknownRole| LoadError::Corrupt(unknown.to_string()))?,
+        roles: roles.collect::<Result<_, _>>().map_err(|unknown: super::UnknownRole| LoadError::Corrupt(unknown.to_string()))?,
         sessions: Default::default(),
     })
 }
@@ -667,7 +483,5 @@ pub(super) fn stored<T: DeserializeOwned>(text: &str) -> Result<T, LoadError> {
 }
 
 fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record)
-        .expect("a record is plain data")
-        .into()
+    serde_json::to_string(record).expect("a record is plain data").into()
 }

@@ -49,25 +49,15 @@ impl<S: Service> Probed for Runtime<S> {
         async move {
             let began = Instant::now();
             let ask = async {
-                let client = Runtime::database(self)
-                    .get()
-                    .await
-                    .map_err(|failure| failure.to_string())?;
-                client
-                    .simple_query("SELECT 1")
-                    .await
-                    .map_err(|error| error.to_string())
+                let client = Runtime::database(self).get().await.map_err(|failure| failure.to_string())?;
+                client.simple_query("SELECT 1").await.map_err(|error| error.to_string())
             };
             let (status, detail) = match tokio::time::timeout(PATIENCE, ask).await {
                 Ok(Ok(_)) => (Status::Ok, None),
                 Ok(Err(reason)) => (Status::Failed, Some(reason)),
                 Err(_) => (Status::Failed, Some("no answer within a second".to_owned())),
             };
-            Probe {
-                status,
-                latency_ms: Some(began.elapsed().as_secs_f64() * 1e3),
-                detail,
-            }
+            Probe { status, latency_ms: Some(began.elapsed().as_secs_f64() * 1e3), detail }
         }
         .boxed()
     }
@@ -77,18 +67,11 @@ impl<S: Service> Probed for Runtime<S> {
         let (status, detail) = if !self.lease().is_valid() {
             (Status::Failed, Some("the lease has ended".to_owned()))
         } else if owned < usize::from(self.shards()) {
-            (
-                Status::Failed,
-                Some(format!("{owned} of {} shards are served", self.shards())),
-            )
+            (Status::Failed, Some(format!("{owned} of {} shards are served", self.shards())))
         } else {
             (Status::Ok, None)
         };
-        Probe {
-            status,
-            latency_ms: None,
-            detail,
-        }
+        Probe { status, latency_ms: None, detail }
     }
 }
 
@@ -106,13 +89,7 @@ impl NodeHealth {
             Box::new(services.comments.runtime.clone()),
             Box::new(services.search.runtime.clone()),
         ];
-        Self {
-            started,
-            services,
-            bridges: Arc::clone(bridges),
-            breakers,
-            tree,
-        }
+        Self { started, services, bridges: Arc::clone(bridges), breakers, tree }
     }
 }
 
@@ -125,12 +102,7 @@ impl Health for NodeHealth {
                 probes.insert(format!("{}.database", service.name()), database);
                 probes.insert(format!("{}.shards", service.name()), service.serving());
             }
-            for NamedBridge {
-                topic,
-                consumer,
-                bridge,
-            } in self.bridges.iter()
-            {
+            for NamedBridge { topic, consumer, bridge } in self.bridges.iter() {
                 let lag = bridge.caught_up_at().elapsed();
                 let late = lag > LAG_MAX;
                 let probe = Probe {
@@ -148,19 +120,9 @@ impl Health for NodeHealth {
                 .breakers
                 .positions()
                 .into_iter()
-                .map(|(service, position)| {
-                    (
-                        service.name().to_owned(),
-                        format!("{position:?}").to_lowercase(),
-                    )
-                })
+                .map(|(service, position)| (service.name().to_owned(), format!("{position:?}").to_lowercase()))
                 .collect();
-            Report {
-                probes,
-                uptime_s: self.started.elapsed().as_secs(),
-                restarts,
-                breakers,
-            }
+            Report { probes, uptime_s: self.started.elapsed().as_secs(), restarts, breakers }
         }
         .boxed()
     }
@@ -175,12 +137,7 @@ pub(super) fn ports(
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let services = &config.services;
     let mut ports = Vec::new();
-    for of in [
-        &services.users,
-        &services.posts,
-        &services.comments,
-        &services.search,
-    ] {
+    for of in [&services.users, &services.posts, &services.comments, &services.search] {
         let address: SocketAddr = of.listen;
         let listener = rookery_gateway::server::bind(address)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -189,8 +146,7 @@ pub(super) fn ports(
         let limits = Limits::from(&GatewayConfig::default());
         let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
         ports.push(tokio::spawn(async move {
-            if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await
-            {
+            if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await {
                 tracing::error!(%error, "a health port ended");
             }
         }));

@@ -19,17 +19,8 @@ const RECORDS: Duration = Duration::from_secs(3600);
 const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
 
 /// Trims a service's logs until the runtime stops.
-pub(super) fn start<S: Service>(
-    runtime: Runtime<S>,
-    consumers: Vec<&'static str>,
-    relayed: bool,
-) -> JoinHandle<()> {
-    let retention = Retention {
-        consumers,
-        relayed,
-        records: RECORDS,
-        idempotency: IDEMPOTENCY,
-    };
+pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str>, relayed: bool) -> JoinHandle<()> {
+    let retention = Retention { consumers, relayed, records: RECORDS, idempotency: IDEMPOTENCY };
     tokio::spawn(async move {
         while !runtime.is_stopped() {
             tokio::time::sleep(EVERY).await;

@@ -22,28 +22,18 @@ pub(super) async fn start(
     verifier: Arc<Verifier>,
 ) -> anyhow::Result<JoinHandle<()>> {
     // The heads first: what is closed in between comes twice, and not never.
-    let mut positions: Vec<(ShardId, Seq)> = (0..users.shards())
-        .map(ShardId)
-        .map(|shard| (shard, users.head(shard).unwrap_or(0)))
-        .collect();
+    let mut positions: Vec<(ShardId, Seq)> =
+        (0..users.shards()).map(ShardId).map(|shard| (shard, users.head(shard).unwrap_or(0))).collect();
     let client = users.database().get().await?;
     let since = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(TOKEN_LIFE_S);
-    let rows = client
-        .query(
-            "SELECT payload FROM outbox WHERE at > $1 AND type = 'session.closed'",
-            &[&since],
-        )
-        .await?;
+    let rows = client.query("SELECT payload FROM outbox WHERE at > $1 AND type = 'session.closed'", &[&since]).await?;
     for row in rows {
         revoke(&verifier, row.get(0));
     }
     drop(client);
     Ok(tokio::spawn(async move {
         loop {
-            match log
-                .fetch(Topic::Users, &positions, 1 << 20, Duration::from_secs(1))
-                .await
-            {
+            match log.fetch(Topic::Users, &positions, 1 << 20, Duration::from_secs(1)).await {
                 Ok(fetched) => {
                     for fetched in fetched {
                         for record in &fetched.records {
@@ -74,9 +64,7 @@ struct Closed {
 
 fn revoke(verifier: &Verifier, payload: Option<&str>) {
     match payload.map(serde_json::from_str::<Closed>) {
-        Some(Ok(Closed { id })) => verifier
-            .revoked()
-            .revoke(id, jiff::Timestamp::now().as_second() + TOKEN_LIFE_S),
+        Some(Ok(Closed { id })) => verifier.revoked().revoke(id, jiff::Timestamp::now().as_second() + TOKEN_LIFE_S),
         _ => tracing::error!("a closed session's record does not parse"),
     }
 }

@@ -25,16 +25,10 @@ pub(super) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> 
         Ok(text) => SecretString::from(text.trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
         Err(error) => {
-            return Err(error)
-                .with_context(|| format!("cannot read the cluster's secret in {}", path.display()));
+            return Err(error).with_context(|| format!("cannot read the cluster's secret in {}", path.display()));
         }
     };
-    ClusterSecret::parse(&text).with_context(|| {
-        format!(
-            "{} does not hold a secret of 32 bytes or more",
-            path.display()
-        )
-    })
+    ClusterSecret::parse(&text).with_context(|| format!("{} does not hold a secret of 32 bytes or more", path.display()))
 }
 
 fn make(path: &Path) -> anyhow::Result<SecretString> {
@@ -42,15 +36,8 @@ fn make(path: &Path) -> anyhow::Result<SecretString> {
     let describe = || format!("cannot keep the cluster's secret in {}", path.display());
     // Whole or not at all: half a secret would lock everybody out at the next start.
     let draft = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)
-        .with_context(describe)?;
-    file.write_all(secret.expose_secret().as_bytes())
-        .with_context(describe)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).with_context(describe)?;
+    file.write_all(secret.expose_secret().as_bytes()).with_context(describe)?;
     file.sync_all().with_context(describe)?;
     std::fs::rename(&draft, path).with_context(describe)?;
     Ok(secret)

@@ -38,23 +38,11 @@ const ROLES: [(Database, Role); 4] = [
 
 impl Databases {
     pub(super) async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
-        let url = |role| {
-            config
-                .services
-                .of(role)
-                .and_then(|service| service.database_url.as_ref())
-        };
+        let url = |role| config.services.of(role).and_then(|service| service.database_url.as_ref());
         let private = ROLES.iter().any(|(_, role)| url(*role).is_none());
-        let names: Vec<&str> = ROLES
-            .iter()
-            .filter(|(_, role)| url(*role).is_none())
-            .map(|(database, _)| database.name())
-            .collect();
-        let embedded = if private {
-            Some(EmbeddedPostgres::start(data, &names).await?)
-        } else {
-            None
-        };
+        let names: Vec<&str> =
+            ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
+        let embedded = if private { Some(EmbeddedPostgres::start(data, &names).await?) } else { None };
         let mut configs = Vec::new();
         for (database, role) in ROLES {
             let config = match (url(role), &embedded) {
@@ -64,27 +52,19 @@ impl Databases {
             };
             configs.push((database, config));
         }
-        let databases = Self {
-            embedded: Mutex::new(embedded),
-            configs,
-        };
+        let databases = Self { embedded: Mutex::new(embedded), configs };
         databases.migrate().await?;
         Ok(databases)
     }
 
     fn config(&self, wanted: Database) -> tokio_postgres::Config {
-        let found = self
-            .configs
-            .iter()
-            .find(|(database, _)| *database == wanted);
+        let found = self.configs.iter().find(|(database, _)| *database == wanted);
         found.expect("every service has a database").1.clone()
     }
 
     async fn migrate(&self) -> anyhow::Result<()> {
         let all = self.configs.iter().map(|(database, config)| async move {
-            let mut client = postgres::connect(config)
-                .await
-                .with_context(|| format!("cannot reach the {database} database"))?;
+            let mut client = postgres::connect(config).await.with_context(|| format!("cannot reach the {database} database"))?;
             migrate::run(&mut client, *database).await?;
             anyhow::Ok(())
         });
@@ -102,10 +82,7 @@ impl Databases {
             let status = postgres.exited().await;
             tracing::error!(%status, "the private Postgres died, starting it again");
             if let Err(error) = postgres.restart().await {
-                tracing::error!(
-                    error = format!("{:#}", anyhow::Error::from(error)),
-                    "the private Postgres does not start again"
-                );
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the private Postgres does not start again");
                 return;
             }
         }
@@ -154,37 +131,12 @@ pub(super) struct Started {
     pub(super) search: Running<SearchService>,
 }
 
-pub(super) async fn start(
-    config: &Config,
-    databases: &Databases,
-    tree: &SupervisorRef,
-) -> anyhow::Result<Started> {
+pub(super) async fn start(config: &Config, databases: &Databases, tree: &SupervisorRef) -> anyhow::Result<Started> {
     let shards = config.cluster.shards;
     let (users, posts, comments, search) = tokio::try_join!(
-        one(
-            UserService::default(),
-            &config.services.users,
-            config,
-            shards,
-            databases.config(Database::Users),
-            tree
-        ),
-        one(
-            PostService::default(),
-            &config.services.posts,
-            config,
-            shards,
-            databases.config(Database::Posts),
-            tree
-        ),
-        one(
-            CommentService::default(),
-            &config.services.comments,
-            config,
-            shards,
-            databases.config(Database::Comments),
-            tree
-        ),
+        one(UserService::default(), &config.services.users, config, shards, databases.config(Database::Users), tree),
+        one(PostService::default(), &config.services.posts, config, shards, databases.config(Database::Posts), tree),
+        one(CommentService::default(), &config.services.comments, config, shards, databases.config(Database::Comments), tree),
         one(
             SearchService,
             &config.services.search,
@@ -194,12 +146,7 @@ pub(super) async fn start(
             tree
         ),
     )?;
-    Ok(Started {
-        users,
-        posts,
-        comments,
-        search,
-    })
+    Ok(Started { users, posts, comments, search })
 }
 
 async fn one<S: Service>(
@@ -216,33 +163,19 @@ async fn one<S: Service>(
         passivate_after: config.entities.passivate_after,
         batch_units_max: config.committer.commands_max,
         batch_bytes_max: config.committer.bytes_max,
-        pool: PoolSize {
-            connections_max: of.pool_max,
-            wait_max: Duration::from_secs(2),
-        },
+        pool: PoolSize { connections_max: of.pool_max, wait_max: Duration::from_secs(2) },
         ..Settings::default()
     };
     let runtime = Runtime::new(service, database, Incarnation(Uuid::new_v4()), settings);
     // A level of its own in the tree: its shards end with it.
-    let supervisor = SupervisorRef::spawn_linked(S::NAME, Vec::<ChildSpec>::new(), tree.cell())
-        .await?
-        .0;
+    let supervisor = SupervisorRef::spawn_linked(S::NAME, Vec::<ChildSpec>::new(), tree.cell()).await?.0;
     runtime.start(supervisor.cell());
-    let lease = LeaseSettings {
-        ttl: config.lease.ttl,
-        renew_every: config.lease.renew,
-    };
+    let lease = LeaseSettings { ttl: config.lease.ttl, renew_every: config.lease.renew };
     let reader = runtime.clone();
     let changed = Arc::new(move || reader.service().shards_changed());
     // We hold the lock of the data folder, so whoever was this node before is dead.
-    let ownership = Ownership::start(
-        runtime.clone(),
-        config.node.name.as_str(),
-        lease,
-        true,
-        changed,
-    )
-    .await
-    .with_context(|| format!("the {} service cannot begin to serve", S::NAME))?;
+    let ownership = Ownership::start(runtime.clone(), config.node.name.as_str(), lease, true, changed)
+        .await
+        .with_context(|| format!("the {} service cannot begin to serve", S::NAME))?;
     Ok(Running { runtime, ownership })
 }

@@ -21,10 +21,7 @@ pub struct TestService<S: Service> {
 }
 
 /// The lease of production.
-pub const LEASE: LeaseSettings = LeaseSettings {
-    ttl: Duration::from_millis(2500),
-    renew_every: Duration::from_millis(500),
-};
+pub const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_millis(2500), renew_every: Duration::from_millis(500) };
 
 impl<S: Service> TestService<S> {
     /// Starts a service as node `node` and waits until it serves what it should.
@@ -39,21 +36,12 @@ impl<S: Service> TestService<S> {
     ///
     /// # Panics
     /// If the database does not answer.
-    pub async fn start_with(
-        service: S,
-        config: Config,
-        node: &str,
-        settings: Settings,
-        lease: LeaseSettings,
-    ) -> Self {
+    pub async fn start_with(service: S, config: Config, node: &str, settings: Settings, lease: LeaseSettings) -> Self {
         let runtime = Runtime::new(service, config, Incarnation(Uuid::new_v4()), settings);
-        let (root, _) = Actor::spawn(None, Root, ())
-            .await
-            .expect("an actor can be started");
+        let (root, _) = Actor::spawn(None, Root, ()).await.expect("an actor can be started");
         runtime.start(root.get_cell());
-        let ownership = Ownership::start(runtime.clone(), node, lease, false, Arc::new(|| {}))
-            .await
-            .expect("the directory answers");
+        let ownership =
+            Ownership::start(runtime.clone(), node, lease, false, Arc::new(|| {})).await.expect("the directory answers");
         Self { runtime, ownership }
     }
 

@@ -18,7 +18,11 @@ async fn the_tour_of_the_readme_works() {
     let node = NodeProcess::start(folder.path()).await;
     let url = node.url("");
     let output = tokio::task::spawn_blocking(move || {
-        Command::new("timeout").args(["60", "bash", "-c", &format!("set -euo pipefail\n{script}")]).env("ROOKERY", url).output().unwrap()
+        Command::new("timeout")
+            .args(["60", "bash", "-c", &format!("set -euo pipefail\n{script}")])
+            .env("ROOKERY", url)
+            .output()
+            .unwrap()
     })
     .await
     .unwrap();
@@ -56,7 +60,8 @@ async fn what_was_acknowledged_survives_kill_9() {
         })
     });
     let writers: Vec<_> = writers.collect();
-    node.until("some posts", async |node| node.get("/api/v1/posts?limit=50").await["items"].as_array().unwrap().len() == 50).await;
+    node.until("some posts", async |node| node.get("/api/v1/posts?limit=50").await["items"].as_array().unwrap().len() == 50)
+        .await;
     node.kill();
     let mut acknowledged = HashSet::new();
     for writer in writers {
@@ -116,7 +121,8 @@ async fn bad_input_is_refused_clearly_and_nothing_is_lost() {
         ("10 MB", huge, 413),
     ];
     for (what, body, status) in bodies {
-        let request = node.client.post(node.url("/api/v1/posts")).bearer_auth(&token).header("content-type", "application/json").body(body);
+        let request =
+            node.client.post(node.url("/api/v1/posts")).bearer_auth(&token).header("content-type", "application/json").body(body);
         let answer = request.send().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let got = answer.status().as_u16();
         // How deep is too deep is told before whether the fields fit: both are the sender's fault.
@@ -167,7 +173,14 @@ async fn the_private_postgres_may_die_and_comes_back() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     node.until("writes again", async |node| {
         let post = json!({"title": "after", "body": "", "tags": []});
-        let sent = node.client.post(node.url("/api/v1/posts")).bearer_auth(&token).json(&post).timeout(Duration::from_secs(5)).send().await;
+        let sent = node
+            .client
+            .post(node.url("/api/v1/posts"))
+            .bearer_auth(&token)
+            .json(&post)
+            .timeout(Duration::from_secs(5))
+            .send()
+            .await;
         sent.is_ok_and(|answer| answer.status() == 201)
     })
     .await;

@@ -33,7 +33,8 @@ impl NodeProcess {
     pub(crate) async fn start(data: &Path) -> Self {
         let log = data.with_extension("log");
         let (out, err) = (data.with_extension("out"), std::fs::File::create(&log).unwrap());
-        let mut child = command(data).stdout(std::fs::File::create(&out).unwrap()).stderr(err).stdin(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command(data).stdout(std::fs::File::create(&out).unwrap()).stderr(err).stdin(Stdio::null()).spawn().unwrap();
         let began = Instant::now();
         let address = loop {
             let said = std::fs::read_to_string(&out).unwrap();

@@ -17,19 +17,11 @@ fn body(text: &str) -> CommentBody {
 }
 
 fn text(author: UserId) -> Text {
-    Text {
-        author,
-        body: body("Well said."),
-        created_at: Timestamp::UNIX_EPOCH,
-        updated_at: Timestamp::UNIX_EPOCH,
-    }
+    Text { author, body: body("Well said."), created_at: Timestamp::UNIX_EPOCH, updated_at: Timestamp::UNIX_EPOCH }
 }
 
 fn by(author: UserId) -> Facts {
-    Facts {
-        text: Some(text(author)),
-        liked: false,
-    }
+    Facts { text: Some(text(author)), liked: false }
 }
 
 fn given(events: &[Event]) -> Option<Thread> {
@@ -41,72 +33,32 @@ fn given(events: &[Event]) -> Option<Thread> {
 }
 
 fn written(id: CommentId, parent: Option<CommentId>, depth: u8) -> Event {
-    Event::Added {
-        id,
-        parent,
-        depth,
-        text: text(ADA),
-    }
+    Event::Added { id, parent, depth, text: text(ADA) }
 }
 
 fn add(id: CommentId, parent: Option<CommentId>) -> Command {
-    Command::Add {
-        id,
-        author: ADA,
-        body: body("Well said."),
-        parent,
-        at: Timestamp::UNIX_EPOCH,
-    }
+    Command::Add { id, author: ADA, body: body("Well said."), parent, at: Timestamp::UNIX_EPOCH }
 }
 
 fn edit_by(editor: UserId, text: &str, if_version: Option<i64>) -> Command {
-    Command::Edit {
-        comment: FIRST,
-        editor,
-        body: body(text),
-        if_version,
-        at: Timestamp::UNIX_EPOCH,
-    }
+    Command::Edit { comment: FIRST, editor, body: body(text), if_version, at: Timestamp::UNIX_EPOCH }
 }
 
 fn delete_by(by: UserId, moderator: bool) -> Command {
-    Command::Delete {
-        comment: FIRST,
-        by,
-        moderator,
-        if_version: None,
-        at: Timestamp::UNIX_EPOCH,
-    }
+    Command::Delete { comment: FIRST, by, moderator, if_version: None, at: Timestamp::UNIX_EPOCH }
 }
 
 fn deleted(id: CommentId, left: Deletion) -> Event {
-    Event::Deleted {
-        id,
-        text: text(ADA),
-        at: Timestamp::UNIX_EPOCH,
-        left,
-    }
+    Event::Deleted { id, text: text(ADA), at: Timestamp::UNIX_EPOCH, left }
 }
 
 fn like(on: bool) -> Command {
-    Command::Like {
-        comment: FIRST,
-        user: BOB,
-        on,
-    }
+    Command::Like { comment: FIRST, user: BOB, on }
 }
 
 fn import(ids: &[(CommentId, Option<CommentId>)]) -> Command {
-    let imported = |&(id, parent)| Imported {
-        id,
-        author: ADA,
-        body: body("From afar."),
-        parent,
-        at: Timestamp::UNIX_EPOCH,
-    };
-    Command::Import {
-        comments: ids.iter().map(imported).collect(),
-    }
+    let imported = |&(id, parent)| Imported { id, author: ADA, body: body("From afar."), parent, at: Timestamp::UNIX_EPOCH };
+    Command::Import { comments: ids.iter().map(imported).collect() }
 }
 
 fn decide(events: &[Event], command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
@@ -115,50 +67,30 @@ fn decide(events: &[Event], command: &Command, facts: &Facts) -> Result<Vec<Even
 
 #[test]
 fn a_post_without_comments_takes_the_first_one() {
-    assert_eq!(
-        decide(&[], &add(FIRST, None), &Facts::default()),
-        Ok(vec![written(FIRST, None, 0)])
-    );
+    assert_eq!(decide(&[], &add(FIRST, None), &Facts::default()), Ok(vec![written(FIRST, None, 0)]));
 }
 
 #[test]
 fn a_reply_stands_one_level_below_what_it_answers() {
-    let reply = decide(
-        &[written(FIRST, None, 0)],
-        &add(REPLY, Some(FIRST)),
-        &Facts::default(),
-    );
+    let reply = decide(&[written(FIRST, None, 0)], &add(REPLY, Some(FIRST)), &Facts::default());
     assert_eq!(reply, Ok(vec![written(REPLY, Some(FIRST), 1)]));
 }
 
 #[test]
 fn a_reply_to_what_is_not_there_is_refused() {
-    assert_eq!(
-        decide(&[], &add(REPLY, Some(FIRST)), &Facts::default()),
-        Err(Rejection::NoSuchParent)
-    );
+    assert_eq!(decide(&[], &add(REPLY, Some(FIRST)), &Facts::default()), Err(Rejection::NoSuchParent));
 }
 
 #[test]
 fn a_reply_to_a_tombstone_is_refused() {
-    let thread = [
-        written(FIRST, None, 0),
-        written(REPLY, Some(FIRST), 1),
-        deleted(FIRST, Deletion::Tombstone),
-    ];
+    let thread = [written(FIRST, None, 0), written(REPLY, Some(FIRST), 1), deleted(FIRST, Deletion::Tombstone)];
     let late = add(CommentId(Uuid::from_u128(103)), Some(FIRST));
-    assert_eq!(
-        decide(&thread, &late, &Facts::default()),
-        Err(Rejection::Deleted)
-    );
+    assert_eq!(decide(&thread, &late, &Facts::default()), Err(Rejection::Deleted));
 }
 
 #[test]
 fn a_comment_on_its_way_finds_the_thread_of_a_deleted_post_closed() {
-    assert_eq!(
-        decide(&[Event::Closed], &add(FIRST, None), &Facts::default()),
-        Err(Rejection::Closed)
-    );
+    assert_eq!(decide(&[Event::Closed], &add(FIRST, None), &Facts::default()), Err(Rejection::Closed));
 }
 
 #[test]
@@ -170,18 +102,12 @@ fn what_was_decided_before_the_post_went_does_not_open_its_thread_again() {
 #[test]
 fn only_the_author_may_edit() {
     let edit = edit_by(BOB, "Changed.", None);
-    assert_eq!(
-        decide(&[written(FIRST, None, 0)], &edit, &by(ADA)),
-        Err(Rejection::NotAuthor)
-    );
+    assert_eq!(decide(&[written(FIRST, None, 0)], &edit, &by(ADA)), Err(Rejection::NotAuthor));
 }
 
 #[test]
 fn an_edit_of_what_has_changed_meanwhile_is_refused() {
-    let edited = Event::Edited {
-        id: FIRST,
-        text: text(ADA),
-    };
+    let edited = Event::Edited { id: FIRST, text: text(ADA) };
     let edit = edit_by(ADA, "Changed.", Some(1));
     let rejection = decide(&[written(FIRST, None, 0), edited], &edit, &by(ADA));
     assert_eq!(rejection, Err(Rejection::VersionMismatch { version: 2 }));
@@ -190,123 +116,65 @@ fn an_edit_of_what_has_changed_meanwhile_is_refused() {
 #[test]
 fn an_edit_that_changes_nothing_is_no_event() {
     let edit = edit_by(ADA, "Well said.", None);
-    assert_eq!(
-        decide(&[written(FIRST, None, 0)], &edit, &by(ADA)),
-        Ok(vec![])
-    );
+    assert_eq!(decide(&[written(FIRST, None, 0)], &edit, &by(ADA)), Ok(vec![]));
 }
 
 #[test]
 fn an_edit_keeps_when_the_comment_was_written() {
     let at = Timestamp::from_second(60).unwrap();
-    let edit = Command::Edit {
-        comment: FIRST,
-        editor: ADA,
-        body: body("Changed."),
-        if_version: Some(1),
-        at,
-    };
-    let changed = Text {
-        body: body("Changed."),
-        updated_at: at,
-        ..text(ADA)
-    };
+    let edit = Command::Edit { comment: FIRST, editor: ADA, body: body("Changed."), if_version: Some(1), at };
+    let changed = Text { body: body("Changed."), updated_at: at, ..text(ADA) };
     let edited = decide(&[written(FIRST, None, 0)], &edit, &by(ADA));
-    assert_eq!(
-        edited,
-        Ok(vec![Event::Edited {
-            id: FIRST,
-            text: changed
-        }])
-    );
+    assert_eq!(edited, Ok(vec![Event::Edited { id: FIRST, text: changed }]));
 }
 
 #[test]
 fn a_moderator_may_delete_what_others_wrote() {
     let thread = [written(FIRST, None, 0)];
-    assert_eq!(
-        decide(&thread, &delete_by(BOB, false), &by(ADA)),
-        Err(Rejection::NotAuthor)
-    );
+    assert_eq!(decide(&thread, &delete_by(BOB, false), &by(ADA)), Err(Rejection::NotAuthor));
     let gone = deleted(FIRST, Deletion::Removed(vec![FIRST.0]));
-    assert_eq!(
-        decide(&thread, &delete_by(BOB, true), &by(ADA)),
-        Ok(vec![gone])
-    );
+    assert_eq!(decide(&thread, &delete_by(BOB, true), &by(ADA)), Ok(vec![gone]));
 }
 
 #[test]
 fn a_deleted_comment_with_replies_stays_as_a_tombstone() {
     let thread = [written(FIRST, None, 0), written(REPLY, Some(FIRST), 1)];
-    assert_eq!(
-        decide(&thread, &delete_by(ADA, false), &by(ADA)),
-        Ok(vec![deleted(FIRST, Deletion::Tombstone)])
-    );
+    assert_eq!(decide(&thread, &delete_by(ADA, false), &by(ADA)), Ok(vec![deleted(FIRST, Deletion::Tombstone)]));
 }
 
 #[test]
 fn a_tombstone_is_not_edited() {
-    let thread = [
-        written(FIRST, None, 0),
-        written(REPLY, Some(FIRST), 1),
-        deleted(FIRST, Deletion::Tombstone),
-    ];
-    assert_eq!(
-        decide(&thread, &edit_by(ADA, "Back.", None), &Facts::default()),
-        Err(Rejection::Deleted)
-    );
+    let thread = [written(FIRST, None, 0), written(REPLY, Some(FIRST), 1), deleted(FIRST, Deletion::Tombstone)];
+    assert_eq!(decide(&thread, &edit_by(ADA, "Back.", None), &Facts::default()), Err(Rejection::Deleted));
 }
 
 #[test]
 fn a_second_like_of_the_same_user_counts_nothing() {
     let thread = [written(FIRST, None, 0)];
     let liked = |liked| Facts { text: None, liked };
-    assert_eq!(
-        decide(&thread, &like(true), &liked(false)),
-        Ok(vec![Event::Liked {
-            id: FIRST,
-            user: BOB
-        }])
-    );
+    assert_eq!(decide(&thread, &like(true), &liked(false)), Ok(vec![Event::Liked { id: FIRST, user: BOB }]));
     assert_eq!(decide(&thread, &like(true), &liked(true)), Ok(vec![]));
     assert_eq!(decide(&thread, &like(false), &liked(false)), Ok(vec![]));
 }
 
 #[test]
 fn an_import_may_hold_a_comment_and_the_reply_to_it() {
-    let events = decide(
-        &[],
-        &import(&[(FIRST, None), (REPLY, Some(FIRST))]),
-        &Facts::default(),
-    )
-    .unwrap();
+    let events = decide(&[], &import(&[(FIRST, None), (REPLY, Some(FIRST))]), &Facts::default()).unwrap();
     let thread = given(&events).unwrap();
-    assert_eq!(
-        thread
-            .tree()
-            .and_then(|tree| tree.get(REPLY.0))
-            .map(|info| info.depth),
-        Some(1)
-    );
+    assert_eq!(thread.tree().and_then(|tree| tree.get(REPLY.0)).map(|info| info.depth), Some(1));
 }
 
 #[test]
 fn an_import_that_is_repeated_adds_what_is_missing() {
     let again = import(&[(FIRST, None), (REPLY, Some(FIRST)), (REPLY, Some(FIRST))]);
     let events = decide(&[written(FIRST, None, 0)], &again, &Facts::default()).unwrap();
-    assert!(
-        matches!(&events[..], [Event::Added { id: REPLY, .. }]),
-        "{events:?}"
-    );
+    assert!(matches!(&events[..], [Event::Added { id: REPLY, .. }]), "{events:?}");
 }
 
 #[test]
 fn an_import_without_a_parent_adds_nothing() {
     let orphan = import(&[(FIRST, None), (REPLY, Some(CommentId(Uuid::nil())))]);
-    assert_eq!(
-        decide(&[], &orphan, &Facts::default()),
-        Err(Rejection::NoSuchParent)
-    );
+    assert_eq!(decide(&[], &orphan, &Facts::default()), Err(Rejection::NoSuchParent));
 }
 
 /// A thread as a plain list with everything in it.
@@ -327,15 +195,11 @@ struct Entry {
 
 impl Model {
     fn depth(&self, id: CommentId) -> u8 {
-        self.comments[&id]
-            .parent
-            .map_or(0, |parent| self.depth(parent) + 1)
+        self.comments[&id].parent.map_or(0, |parent| self.depth(parent) + 1)
     }
 
     fn replies(&self, id: CommentId) -> impl Iterator<Item = &Entry> {
-        self.comments
-            .values()
-            .filter(move |entry| entry.parent == Some(id))
+        self.comments.values().filter(move |entry| entry.parent == Some(id))
     }
 
     fn live(&mut self, id: CommentId) -> Result<&mut Entry, Rejection> {
@@ -358,9 +222,7 @@ impl Model {
             return Err(Rejection::NotAuthor);
         }
         if if_version.is_some_and(|seen| seen != entry.version) {
-            return Err(Rejection::VersionMismatch {
-                version: entry.version,
-            });
+            return Err(Rejection::VersionMismatch { version: entry.version });
         }
         Ok(entry)
     }
@@ -371,76 +233,32 @@ impl Model {
             return Err(Rejection::Closed);
         }
         match command.clone() {
-            Command::Add {
-                id,
-                author,
-                body,
-                parent,
-                at,
-            } => {
+            Command::Add { id, author, body, parent, at } => {
                 if self.comments.contains_key(&id) {
                     return Err(Rejection::Exists);
                 }
                 if let Some(parent) = parent {
-                    self.live(parent).map_err(|no| {
-                        if no == Rejection::NoSuchComment {
-                            Rejection::NoSuchParent
-                        } else {
-                            no
-                        }
-                    })?;
+                    self.live(parent).map_err(|no| if no == Rejection::NoSuchComment { Rejection::NoSuchParent } else { no })?;
                 }
-                let text = Text {
-                    author,
-                    body,
-                    created_at: at,
-                    updated_at: at,
-                };
-                self.comments.insert(
-                    id,
-                    Entry {
-                        parent,
-                        text,
-                        version: 1,
-                        likes: BTreeSet::new(),
-                        deleted: false,
-                    },
-                );
+                let text = Text { author, body, created_at: at, updated_at: at };
+                self.comments.insert(id, Entry { parent, text, version: 1, likes: BTreeSet::new(), deleted: false });
                 Ok(true)
             }
-            Command::Edit {
-                comment,
-                editor,
-                body,
-                if_version,
-                at,
-            } => {
+            Command::Edit { comment, editor, body, if_version, at } => {
                 let entry = self.changeable(comment, editor, false, if_version)?;
                 let changed = entry.text.body != body;
                 if changed {
-                    entry.text = Text {
-                        body,
-                        updated_at: at,
-                        ..entry.text.clone()
-                    };
+                    entry.text = Text { body, updated_at: at, ..entry.text.clone() };
                     entry.version += 1;
                 }
                 Ok(changed)
             }
-            Command::Delete {
-                comment,
-                by,
-                moderator,
-                if_version,
-                ..
-            } => {
+            Command::Delete { comment, by, moderator, if_version, .. } => {
                 let entry = self.changeable(comment, by, moderator, if_version)?;
                 entry.deleted = true;
                 entry.version += 1;
-                while let Some(bare) = self
-                    .comments
-                    .iter()
-                    .find(|(id, entry)| entry.deleted && self.replies(**id).next().is_none())
+                while let Some(bare) =
+                    self.comments.iter().find(|(id, entry)| entry.deleted && self.replies(**id).next().is_none())
                 {
                     let bare = *bare.0;
                     self.comments.remove(&bare);
@@ -449,11 +267,7 @@ impl Model {
             }
             Command::Like { comment, user, on } => {
                 let likes = &mut self.live(comment)?.likes;
-                Ok(if on {
-                    likes.insert(user)
-                } else {
-                    likes.remove(&user)
-                })
+                Ok(if on { likes.insert(user) } else { likes.remove(&user) })
             }
             Command::Import { .. } => unreachable!("the model is asked for one comment at a time"),
         }
@@ -462,49 +276,23 @@ impl Model {
     /// What SQL would say to the thread's questions.
     fn facts(&self, command: &Command) -> Facts {
         let (id, user) = match command {
-            Command::Edit {
-                comment,
-                editor: user,
-                ..
-            }
-            | Command::Delete {
-                comment, by: user, ..
-            }
+            Command::Edit { comment, editor: user, .. }
+            | Command::Delete { comment, by: user, .. }
             | Command::Like { comment, user, .. } => (comment, user),
             Command::Add { .. } | Command::Import { .. } => return Facts::default(),
         };
         let entry = self.comments.get(id).filter(|entry| !entry.deleted);
-        Facts {
-            text: entry.map(|entry| entry.text.clone()),
-            liked: entry.is_some_and(|entry| entry.likes.contains(user)),
-        }
+        Facts { text: entry.map(|entry| entry.text.clone()), liked: entry.is_some_and(|entry| entry.likes.contains(user)) }
     }
 }
 
 /// A command whose comments are drawn from what is there when it comes.
 #[derive(Clone, Debug)]
 enum Step {
-    Add {
-        id: u8,
-        parent: Option<Index>,
-        by: u8,
-    },
-    Edit {
-        comment: Index,
-        by: u8,
-        body: u8,
-        seen: Option<i64>,
-    },
-    Delete {
-        comment: Index,
-        by: u8,
-        moderator: bool,
-    },
-    Like {
-        comment: Index,
-        by: u8,
-        on: bool,
-    },
+    Add { id: u8, parent: Option<Index>, by: u8 },
+    Edit { comment: Index, by: u8, body: u8, seen: Option<i64> },
+    Delete { comment: Index, by: u8, moderator: bool },
+    Like { comment: Index, by: u8, on: bool },
     Close,
 }
 
@@ -523,12 +311,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn command(step: &Step, model: &Model) -> Option<Command> {
     // An id that was never there is as good a question as any other.
-    let known: Vec<CommentId> = model
-        .comments
-        .keys()
-        .copied()
-        .chain([CommentId(Uuid::max())])
-        .collect();
+    let known: Vec<CommentId> = model.comments.keys().copied().chain([CommentId(Uuid::max())]).collect();
     let pick = |index: &Index| *index.get(&known);
     let user = |number: u8| UserId(Uuid::from_u128(u128::from(number)));
     let at = Timestamp::UNIX_EPOCH;
@@ -540,34 +323,13 @@ fn command(step: &Step, model: &Model) -> Option<Command> {
             parent: parent.as_ref().map(pick),
             at,
         },
-        Step::Edit {
-            comment,
-            by,
-            body: words,
-            seen,
-        } => Command::Edit {
-            comment: pick(comment),
-            editor: user(*by),
-            body: body(&words.to_string()),
-            if_version: *seen,
-            at,
-        },
-        Step::Delete {
-            comment,
-            by,
-            moderator,
-        } => Command::Delete {
-            comment: pick(comment),
-            by: user(*by),
-            moderator: *moderator,
-            if_version: None,
-            at,
-        },
-        Step::Like { comment, by, on } => Command::Like {
-            comment: pick(comment),
-            user: user(*by),
-            on: *on,
-        },
+        Step::Edit { comment, by, body: words, seen } => {
+            Command::Edit { comment: pick(comment), editor: user(*by), body: body(&words.to_string()), if_version: *seen, at }
+        }
+        Step::Delete { comment, by, moderator } => {
+            Command::Delete { comment: pick(comment), by: user(*by), moderator: *moderator, if_version: None, at }
+        }
+        Step::Like { comment, by, on } => Command::Like { comment: pick(comment), user: user(*by), on: *on },
         Step::Close => return None,
     })
 }
