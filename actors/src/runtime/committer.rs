@@ -354,7 +354,10 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
     admitted
 }
 
-async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a Session, tokio_postgres::Error> {
+async fn connected<'a, S: Service>(
+    inner: &Inner<S>,
+    session: &'a mut Option<Session>,
+) -> Result<&'a Session, tokio_postgres::Error> {
     // Under a former name whoever takes over from us would not find it (rule 4).
     let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
     if session.as_ref().is_none_or(stale) {

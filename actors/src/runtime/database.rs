@@ -59,7 +59,8 @@ impl Database {
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
         loop {
-            let pooled = self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))?;
+            let pooled =
+                self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))?;
             // Sessions that a server ended go back as broken when dropped; without the round trip this much is known.
             if !pooled.is_closed() {
                 return Ok(pooled);

@@ -1,6 +1,10 @@
 //! An open outcome is resolved, never guessed (rule 3): take over from oneself, then look whether the batch is in.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -12,10 +16,7 @@ use super::{
     describe,
     directory::{Granted, ShardRow, take_over},
 };
-use crate::{
-    ids::ShardId,
-    service::Service,
-};
+use crate::{ids::ShardId, service::Service};
 
 /// Resolves a batch that was sent through `session`; the groups of units that are proved absent and may be tried again.
 ///
@@ -92,9 +93,7 @@ async fn attempt<S: Service>(
     end_session::<S>(&client, session).await?;
     // Ours may have a newer epoch than the batch: an earlier attempt took over and lost the answer.
     let ids: Vec<i16> = held.iter().map(|shard| shard.as_i16()).collect();
-    let rows = client
-        .query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &me.0])
-        .await?;
+    let rows = client.query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &me.0]).await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
         .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(me), target: None })

@@ -54,7 +54,12 @@ impl<S: Service> Actor for ShardActor<S> {
         Ok(())
     }
 
-    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, event: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Silence>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         let Some(inner) = self.inner.upgrade() else { return Ok(()) };
         match event {
             SupervisionEvent::ActorFailed(who, error) => failed(&inner, self.shard, &who, &error),
