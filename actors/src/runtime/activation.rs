@@ -43,6 +43,10 @@ pub(crate) async fn ask<S: Service>(
                 pending = (command, context);
                 tokio::task::yield_now().await;
             }
+            // Ended with its shard, in the middle of this: nobody can say how far it came.
+            Ok(Err(_)) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
+                return Err(Failure::Unknown("the shard moved while the command was under way".to_owned()).into());
+            }
             Ok(Err(_)) => return Err(Failure::Crashed.into()),
             Err(_) => {
                 return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into());

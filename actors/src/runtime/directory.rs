@@ -216,6 +216,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn declare_dead(&self, incarnation: Incarnation, seen: Option<i64>) -> Result<bool, DirectoryError> {
+        self.end_sessions(incarnation).await?;
         let count = self
             .client
             .execute(
@@ -223,9 +224,6 @@ impl Directory {
                 &[&incarnation.0, &seen],
             )
             .await?;
-        if count == 1 {
-            self.end_sessions(incarnation).await?;
-        }
         Ok(count == 1)
     }
 
@@ -237,7 +235,7 @@ impl Directory {
         let name = format!("{}:{incarnation}", self.service);
         self.client
             .execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
                  WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid()",
                 &[&name],
             )

@@ -231,9 +231,9 @@ impl<S: Service> Runtime<S> {
         *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
     }
 
-    /// Whether a shard is ours but answers nothing until the outcome of a commit is known.
-    pub fn is_suspended(&self, shard: ShardId) -> bool {
-        self.inner.shards[shard.index()].is_suspended()
+    /// Whether a shard is ours as far as we know: open, or silent until the outcome of a commit is known.
+    pub fn is_held(&self, shard: ShardId) -> bool {
+        self.inner.shards[shard.index()].is_held()
     }
 
     /// The shard of an entity.

@@ -38,7 +38,10 @@ pub(crate) async fn open<S: Service>(
     let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
     let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
     let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
-    inner.shards[granted.shard.index()].open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
+    let shard = &inner.shards[granted.shard.index()];
+    // Whatever an earlier tenure left is not ours to serve.
+    inner.memory.forget(shard.close());
+    shard.open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
     Ok(())
 }
 
@@ -57,10 +60,14 @@ impl<S: Service> Actor for ShardActor<S> {
         event: SupervisionEvent,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(who, error) = event
-            && let Some(inner) = self.inner.upgrade()
-        {
-            failed(&inner, self.shard, &who, &error);
+        let Some(inner) = self.inner.upgrade() else { return Ok(()) };
+        match event {
+            SupervisionEvent::ActorFailed(who, error) => failed(&inner, self.shard, &who, &error),
+            // One that leaves has taken itself off the books; one that was killed has not, and would be asked for ever.
+            SupervisionEvent::ActorTerminated(who, _, reason) => {
+                failed(&inner, self.shard, &who, &reason.unwrap_or_else(|| "it ended unasked".to_owned()).into());
+            }
+            _ => {}
         }
         Ok(())
     }
