@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(shard_of(id, 256), ShardId(SHARD_OF_SAMPLE));
     }
 
-    const SHARD_OF_SAMPLE: u16 = 181;
+    const SHARD_OF_SAMPLE: u16 = 112;
 
     #[test]
     fn ids_spread_evenly_over_the_shards() {

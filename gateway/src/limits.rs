@@ -47,29 +47,42 @@ impl RouteClass {
     }
 }
 
-/// How many requests a minute each class allows; a sixth of it may come at once.
+/// What each class of routes allows a user or an address.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quotas {
     /// Reads.
-    pub read_per_minute: NonZeroU32,
+    pub read: Allowance,
     /// Writes.
-    pub write_per_minute: NonZeroU32,
+    pub write: Allowance,
     /// Logins, registrations, refreshes.
-    pub auth_per_minute: NonZeroU32,
+    pub auth: Allowance,
     /// Searches.
-    pub search_per_minute: NonZeroU32,
+    pub search: Allowance,
+}
+
+/// Requests in the long run, and at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allowance {
+    /// Requests per minute in the long run.
+    pub per_minute: NonZeroU32,
+    /// Requests at once.
+    pub burst: NonZeroU32,
+}
+
+impl Allowance {
+    /// The time in which a spent burst is whole again, in seconds.
+    fn window_s(self) -> u32 {
+        (self.burst.get().saturating_mul(60)).div_ceil(self.per_minute.get()).max(1)
+    }
 }
 
 impl Default for Quotas {
     fn default() -> Self {
-        let per_minute = |n| NonZeroU32::new(n).expect("the defaults are positive");
-        Self {
-            read_per_minute: per_minute(1200),
-            write_per_minute: per_minute(240),
-            auth_per_minute: per_minute(60),
-            search_per_minute: per_minute(300),
-        }
+        let positive = |n| NonZeroU32::new(n).expect("the defaults are positive");
+        let allow = |per_minute, burst| Allowance { per_minute: positive(per_minute), burst: positive(burst) };
+        Self { read: allow(1200, 200), write: allow(120, 30), auth: allow(20, 10), search: allow(240, 40) }
     }
 }
 
@@ -120,10 +133,10 @@ impl RateLimits {
     /// Limiters that remember up to `keys_max` keys each.
     pub fn new(quotas: &Quotas, keys_max: usize) -> Self {
         Self {
-            read: Limiter::new("read", quotas.read_per_minute, keys_max),
-            write: Limiter::new("write", quotas.write_per_minute, keys_max),
-            auth: Limiter::new("auth", quotas.auth_per_minute, keys_max),
-            search: Limiter::new("search", quotas.search_per_minute, keys_max),
+            read: Limiter::new("read", quotas.read, keys_max),
+            write: Limiter::new("write", quotas.write, keys_max),
+            auth: Limiter::new("auth", quotas.auth, keys_max),
+            search: Limiter::new("search", quotas.search, keys_max),
         }
     }
 
@@ -195,15 +208,15 @@ struct Limiter {
 }
 
 impl Limiter {
-    fn new(name: &'static str, per_minute: NonZeroU32, keys_max: usize) -> Self {
-        let burst = NonZeroU32::new(per_minute.get().div_ceil(6))
-            .expect("a sixth, rounded up, of a positive number");
+    fn new(name: &'static str, allowance: Allowance, keys_max: usize) -> Self {
+        let Allowance { per_minute, burst } = allowance;
+        let window_s = allowance.window_s();
         let quota = Quota::per_minute(per_minute).allow_burst(burst);
-        let policy = format!("\"{name}\";q={burst};w=10");
+        let policy = format!("\"{name}\";q={burst};w={window_s}");
         Self {
             name,
             policy: HeaderValue::from_str(&policy).expect("names and numbers are a header value"),
-            window_s: 10,
+            window_s,
             gcra: RateLimiter::dashmap(quota).with_middleware(),
             clock: DefaultClock::default(),
             keys_max,
@@ -426,7 +439,8 @@ mod tests {
         }
         assert_eq!(
             limits.check(RouteClass::Auth, key).unwrap().retry_after_s,
-            Some(1)
+            Some(3),
+            "twenty a minute is one every three seconds"
         );
     }
 

@@ -18,7 +18,8 @@ CREATE TABLE shard (
     id     int2 PRIMARY KEY,
     epoch  bigint NOT NULL DEFAULT 0,
     owner  uuid,
-    target uuid
+    target uuid,
+    floor  int8 NOT NULL DEFAULT 0             -- the log is trimmed up to here; epoch records and the last row stay
 ) WITH (fillfactor = 50);
 
 -- The log: gap-free per shard. Its primary key is the fence, so nothing here may ever say ON CONFLICT. Epoch records have

@@ -86,3 +86,7 @@ CREATE TABLE dead_letter (
     at       timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (shard, source, seq)
 );
+
+-- A starting gateway asks for the sessions that were closed within the life of a token. The log grows in time order,
+-- so a few summaries of block ranges do for an index.
+CREATE INDEX outbox_by_time ON outbox USING brin (at) WITH (pages_per_range = 16);

@@ -1,6 +1,8 @@
 //! A running Rookery: ownership, event bridges, embedded Postgres, configuration, the command line.
 
+pub mod admin;
 pub mod bridge;
+pub mod cli;
 pub mod config;
 pub mod event_log;
 pub mod migrate;

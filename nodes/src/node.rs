@@ -4,33 +4,39 @@
 //! bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
 mod health;
+mod janitor;
 mod revocations;
 mod secret;
 mod services;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Instant};
 
+use anyhow::Context;
 use ractor::Actor;
 use rookery_actors::{
     comments::Comments,
     event::{EventLog, Topic},
     posts::Posts,
     search::SearchFace,
-    secret::{ClusterSecret, Purpose},
+    secret::ClusterSecret,
     supervisor::{ChildSpec, SupervisorRef},
     users::{
         Users,
-        keys::SigningKeys,
+        keys::{self, SigningKeys},
         password::{Hasher, HasherConfig},
         session::Lifetime,
         token::RefreshTokens,
     },
 };
+use secrecy::ExposeSecret;
 use rookery_gateway::{
     Gateway, GatewayConfig, Parts,
     actor::Arguments,
     auth::{self, RevokedSessions, Verifier},
     chain::Edge,
+    issuer::Issuer,
+    limits::{Allowance, Quotas},
+    routes::{self, Api},
     server,
 };
 
@@ -39,8 +45,9 @@ use self::{
     services::{Databases, RunningService},
 };
 use crate::{
+    admin::{About, Admin, AdminPort},
     bridge::{Bridge, RunningBridge},
-    config::Config,
+    config::{Config, Rate, Rates},
     event_log::EmbeddedLog,
     postgres::DataDir,
 };
@@ -63,6 +70,7 @@ pub struct Node {
     comments: RunningService,
     search: RunningService,
     bridges: Arc<Vec<NamedBridge>>,
+    admin: AdminPort,
     revocations: tokio::task::JoinHandle<()>,
     ports: Vec<tokio::task::JoinHandle<()>>,
     stop_ports: tokio::sync::watch::Sender<bool>,
@@ -120,11 +128,20 @@ impl Node {
         let revoked = Arc::new(RevokedSessions::default());
         let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
         let revocations = revocations::start(&services.users.runtime, Arc::clone(&log), Arc::clone(&verifier)).await?;
-        install(&keys, &verifier)?;
-
-        let edge = Edge::new(gateway_config(&config), Arc::clone(&verifier));
-        let health = Arc::new(NodeHealth::new(started, &services, &bridges, Arc::new(rookery_gateway::Services::new(Default::default())), tree.clone()));
-        let parts = Parts { api: Default::default(), health: health.clone(), metrics: metrics.clone() };
+        let settings = gateway_config(&config)?;
+        let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
+        install(&keys, &verifier, &issuer)?;
+        let breakers = Arc::new(rookery_gateway::Services::new(Default::default()));
+        let edge = Edge::new(settings, Arc::clone(&verifier));
+        let gateway_faces = routes::Faces {
+            users: faces.users.clone(),
+            posts: faces.posts.clone(),
+            comments: faces.comments.clone(),
+            search: faces.search.clone(),
+        };
+        let api = Api::new(gateway_faces, Arc::clone(&breakers), Arc::clone(&issuer), &secret);
+        let health = Arc::new(NodeHealth::new(started, &services, &bridges, breakers, tree.clone()));
+        let parts = Parts { api: routes::router(api), health: health.clone(), metrics: metrics.clone() };
         let router = rookery_gateway::build(&edge, parts)?;
         let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
         tree.start_child(ChildSpec::new("gateway", move |supervisor| {
@@ -135,6 +152,25 @@ impl Node {
             }
         }))
         .await?;
+        janitor::start(services.users.runtime.clone(), vec!["users", "posts", "comments", "search"], false);
+        janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], false);
+        janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], false);
+        janitor::start(services.search.runtime.clone(), Vec::new(), false);
+        janitor::sweep(faces.users.clone());
+        let about = About {
+            name: config.node.name.to_string(),
+            roles: config.node.roles.iter().map(|role| role.to_string()).collect(),
+            gateway,
+            started,
+        };
+        let install = move |keys: &SigningKeys| {
+            if let Err(error) = install(keys, &verifier, &issuer) {
+                tracing::error!(%error, "the signing keys cannot be used");
+            }
+        };
+        janitor::follow_keys(services.users.runtime.clone(), secret.clone(), install.clone());
+        let keys_changed = Box::new(install);
+        let admin = AdminPort::open(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed), data.path())?;
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
         let ports = health::ports(&config, &health, &metrics, &stopped)?;
 
@@ -152,6 +188,7 @@ impl Node {
             comments: comments.erase(),
             search: search.erase(),
             bridges,
+            admin,
             revocations,
             ports,
             stop_ports,
@@ -175,6 +212,7 @@ impl Node {
 
     /// Stops in order; what was acknowledged is in the database.
     pub async fn stop(self) {
+        self.admin.close();
         self.tree.stop().await;
         self.stop_ports.send_replace(true);
         self.revocations.abort();
@@ -238,24 +276,37 @@ async fn faces(
     Ok(Faces { users, posts, comments, search })
 }
 
-/// Lets gateways verify with all published keys and sign with the newest that may.
-fn install(keys: &SigningKeys, verifier: &Verifier) -> anyhow::Result<()> {
-    use secrecy::ExposeSecret;
-    let now = jiff::Timestamp::now();
-    let signer = |key: &rookery_actors::users::keys::SigningKey| {
-        auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())
-    };
-    let published = keys.published(now).map(|key| signer(key).map(|key| key.public())).collect::<Result<Vec<_>, _>>()?;
-    verifier.set_keys(published);
-    let signing = keys.signing(now).ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;
-    let _ = signer(signing)?;
+/// The key that signs now.
+fn signer(keys: &SigningKeys) -> anyhow::Result<auth::SigningKey> {
+    let key = keys.signing(jiff::Timestamp::now()).context("no key may sign access tokens yet")?;
+    for_gateway(key)
+}
+
+/// Signs and verifies with other keys from now on.
+fn install(keys: &SigningKeys, verifier: &Verifier, issuer: &Issuer) -> anyhow::Result<()> {
+    verifier.set_keys(published(keys)?);
+    issuer.set_key(signer(keys)?);
     Ok(())
 }
 
-fn gateway_config(config: &Config) -> GatewayConfig {
+/// The keys with which tokens are verified.
+fn published(keys: &SigningKeys) -> anyhow::Result<Vec<auth::PublicKey>> {
+    keys.published(jiff::Timestamp::now()).map(|key| Ok(for_gateway(key)?.public())).collect()
+}
+
+fn for_gateway(key: &keys::SigningKey) -> anyhow::Result<auth::SigningKey> {
+    Ok(auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())?)
+}
+
+fn gateway_config(config: &Config) -> anyhow::Result<GatewayConfig> {
     let of = &config.gateway;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    GatewayConfig {
+    let allowance = |rate: Rate| {
+        let positive = |count| NonZeroU32::new(count).context("a rate of zero allows nothing");
+        anyhow::Ok(Allowance { per_minute: positive(rate.per_minute)?, burst: positive(rate.burst)? })
+    };
+    let Rates { auth, read, write, search } = of.rates;
+    Ok(GatewayConfig {
         listen: of.listen,
         body_limit_bytes: of.body_limit_bytes,
         request_timeout_ms: millis(of.request_timeout),
@@ -266,6 +317,8 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         cors_origins: of.cors_origins.iter().map(ToString::to_string).collect(),
         token_issuer: config.tokens.issuer.clone(),
         token_audience: config.tokens.audience.clone(),
+        quotas: Quotas { auth: allowance(auth)?, read: allowance(read)?, write: allowance(write)?, search: allowance(search)? },
+        trusted_proxies: of.trusted_proxies.iter().map(|network| network.to_string().parse()).collect::<Result<_, _>>()?,
         ..GatewayConfig::default()
-    }
+    })
 }

@@ -161,10 +161,8 @@ async fn an_account_is_the_same_after_a_restart() {
 #[tokio::test]
 async fn a_name_and_an_address_are_given_once_even_to_two_at_once() {
     let world = World::new().await;
-    let (one, two) = tokio::join!(
-        world.try_sign_up("ada", "a@example.org", soon()),
-        world.try_sign_up("ada", "b@example.org", soon())
-    );
+    let (one, two) =
+        tokio::join!(world.try_sign_up("ada", "a@example.org", soon()), world.try_sign_up("ada", "b@example.org", soon()));
     let mut refused: Vec<_> = [one, two].into_iter().filter_map(|asked| rejection(asked).err()).collect();
     assert_eq!(refused.pop(), Some(Rejection::UsernameTaken));
     assert!(refused.is_empty());
@@ -241,7 +239,8 @@ async fn a_new_password_ends_the_other_sessions_and_the_old_password() {
     let world = World::new().await;
     let (here, there) = (world.sign_up("ada").await, world.log_in("ada", PASSWORD).await.unwrap());
     let ada = here.account.profile.id;
-    let change = |current| world.users.change_password(ada, password(current), password("a better password"), Some(here.session), soon());
+    let change =
+        |current| world.users.change_password(ada, password(current), password("a better password"), Some(here.session), soon());
     assert_eq!(rejection(change("not my password").await).unwrap_err(), Rejection::WrongCredentials);
     change(PASSWORD).await.unwrap();
     let left: Vec<_> = world.users.sessions(ada, deadline()).await.unwrap().into_iter().map(|session| session.id).collect();
@@ -249,6 +248,21 @@ async fn a_new_password_ends_the_other_sessions_and_the_old_password() {
     assert_eq!(world.refresh(&there, soon()).await.unwrap_err(), Rejection::NoSuchSession);
     assert!(world.log_in("ada", PASSWORD).await.is_err());
     world.log_in("ada", "a better password").await.unwrap();
+    world.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_login_replaces_a_hash_of_older_parameters() {
+    // Of the password, with 8 MiB and one pass.
+    const OLDER: &str = "$argon2id$v=19$m=8192,t=1,p=1$c29tZXNhbHRzb21lc2FsdA$HhdGxmsoo8pSkWu74EOdjWuyMCjKM2aof0XQCAMO4jU";
+    let world = World::new().await;
+    world.sign_up("ada").await;
+    world.sql().await.execute("UPDATE app_user SET password_hash = $1", &[&OLDER]).await.unwrap();
+    let world = world.restarted().await;
+    world.log_in("ada", PASSWORD).await.unwrap();
+    let now: String = world.sql().await.query_one("SELECT password_hash FROM app_user", &[]).await.unwrap().get(0);
+    assert!(now.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{now}");
+    world.log_in("ada", PASSWORD).await.unwrap();
     world.service.stop().await;
 }
 
@@ -274,7 +288,9 @@ async fn followers_are_counted_once_each_and_listed_newest_first() {
         fans.push(world.sign_up(&format!("fan{n}")).await.account.profile.id);
     }
     let bridge = world.bridged();
-    for (fan, on) in fans.iter().map(|fan| (fan, true)).chain([(&fans[0], true), (&fans[1], false), (&fans[1], true), (&fans[2], false)]) {
+    for (fan, on) in
+        fans.iter().map(|fan| (fan, true)).chain([(&fans[0], true), (&fans[1], false), (&fans[1], true), (&fans[2], false)])
+    {
         world.users.follow(*fan, &named("ada"), on, soon()).await.unwrap();
     }
     eventually("ada has four followers", async || world.follower_count("ada").await == 4).await;
@@ -286,6 +302,10 @@ async fn followers_are_counted_once_each_and_listed_newest_first() {
     let following = world.users.following(fans[0], None, 3, deadline()).await.unwrap();
     assert_eq!(following.items.iter().map(|user| user.id).collect::<Vec<_>>(), [ada]);
     bridge.stop();
+    let first = world.users.export_follows(None, 3).await.unwrap();
+    let rest = world.users.export_follows(first.last().map(|edge| (edge.follower, edge.followee)), 3).await.unwrap();
+    let exported: Vec<UserId> = first.iter().chain(&rest).map(|edge| edge.follower).collect();
+    assert_eq!(exported, [fans[0], fans[1], fans[3], fans[4]]);
     let world = world.restarted().await;
     assert_eq!(world.follower_count("ada").await, 4);
     world.service.stop().await;
@@ -394,6 +414,20 @@ async fn an_imported_author_is_made_once_and_cannot_log_in_before_there_is_a_pas
     world.users.ensure_author(id, named("old_author"), at, soon()).await.unwrap();
     world.users.set_password(&named("old_author"), password(PASSWORD), soon()).await.unwrap();
     assert_eq!(world.log_in("old_author", PASSWORD).await.unwrap().account.profile.id, id);
+    world.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_import_does_not_bring_a_deleted_author_back() {
+    let world = World::new().await;
+    let (id, at) = (UserId(Uuid::now_v7()), Timestamp::UNIX_EPOCH);
+    let import = || world.users.ensure_author(id, named("old_author"), at, soon());
+    import().await.unwrap();
+    world.users.set_password(&named("old_author"), password(PASSWORD), soon()).await.unwrap();
+    world.users.delete(id, password(PASSWORD), soon()).await.unwrap();
+    import().await.unwrap();
+    assert_eq!(world.users.get(id, deadline()).await.unwrap(), None);
+    assert_eq!(world.users.by_username(&named("old_author"), deadline()).await.unwrap(), None);
     world.service.stop().await;
 }
 

@@ -358,6 +358,23 @@ impl Comments {
         Ok(records)
     }
 
+    /// Which of these comments can be read, tombstones not among them: in one question, without loading their threads.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn which_exist(&self, comments: &[(PostId, CommentId)]) -> Result<HashSet<CommentId>, Failure> {
+        let (posts, ids): (Vec<Uuid>, Vec<Uuid>) = comments.iter().map(|(post, id)| (post.0, id.0)).unzip();
+        let client = self.runtime.database().get().await?;
+        let rows = client
+            .query(
+                "SELECT c.id FROM UNNEST($1::uuid[], $2::uuid[]) AS r(post, id) JOIN comment c ON c.post = r.post AND c.id = r.id
+                 WHERE c.author IS NOT NULL AND NOT EXISTS (SELECT FROM closed_thread t WHERE t.post = c.post)",
+                &[&posts, &ids],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
+    }
+
     async fn view<T>(&self, post: PostId, deadline: Instant, view: impl Fn(Option<&Thread>) -> T) -> Result<T, Failure> {
         match self.runtime.read_loaded(post.0, &view) {
             Some(value) => value,

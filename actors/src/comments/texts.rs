@@ -64,7 +64,12 @@ impl Texts {
     }
 
     /// Asks the table for these comments of a post: version and words as committed now. Those that are gone are left out.
-    pub(crate) async fn fetch(&self, database: &Database, post: PostId, ids: &[Uuid]) -> Result<HashMap<Uuid, (u32, Arc<Written>)>, Failure> {
+    pub(crate) async fn fetch(
+        &self,
+        database: &Database,
+        post: PostId,
+        ids: &[Uuid],
+    ) -> Result<HashMap<Uuid, (u32, Arc<Written>)>, Failure> {
         let rows = {
             let client = database.get().await?;
             client

@@ -14,6 +14,7 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 use tokio_postgres::{Client, Statement, error::SqlState};
+use uuid::Uuid;
 
 use super::{
     Inner,
@@ -48,7 +49,23 @@ pub(crate) struct Queued<S: Service> {
     pub(crate) epoch: Epoch,
     pub(crate) unit: Unit<S>,
     ticket: u64,
-    done: oneshot::Sender<Result<Committed, CommitError>>,
+    done: oneshot::Sender<Landed<S>>,
+}
+
+/// How a unit ended. Until it is dropped the unit counts as under way: whoever folds it into memory holds it meanwhile,
+/// so that nobody loads the entity, or answers from SQL beside it, in between (rule 9).
+pub(crate) struct Landed<S: Service> {
+    pub(crate) result: Result<Committed, CommitError>,
+    inner: Arc<Inner<S>>,
+    shard: ShardId,
+    ticket: u64,
+    touches: Vec<Uuid>,
+}
+
+impl<S: Service> Drop for Landed<S> {
+    fn drop(&mut self) {
+        self.inner.shards[self.shard.index()].end(self.ticket, &self.touches);
+    }
 }
 
 /// When commits last worked, and since when they have not.
@@ -124,7 +141,7 @@ pub(crate) fn submit<S: Service>(
     shard: ShardId,
     decided: Epoch,
     unit: Unit<S>,
-) -> Result<oneshot::Receiver<Result<Committed, CommitError>>, CommitError> {
+) -> Result<oneshot::Receiver<Landed<S>>, CommitError> {
     let committer = &inner.committer;
     let state = &inner.shards[shard.index()];
     let epoch = state.tenure_since(decided).ok_or(CommitError::Fenced)?;
@@ -147,6 +164,11 @@ pub(crate) fn submit<S: Service>(
     }
     committer.lane(lane).notify_one();
     Ok(outcome)
+}
+
+/// Waits for a unit whose effects the committer itself folds.
+pub(crate) async fn landed<S: Service>(submitted: oneshot::Receiver<Landed<S>>) -> Result<Committed, CommitError> {
+    submitted.await.map_or(Err(CommitError::Unknown), |landed| landed.result.clone())
 }
 
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
@@ -286,7 +308,7 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
 }
 
 /// Answers the units whose shard we have lost since they were queued.
-fn admit<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
+fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
     let mut admitted = Vec::with_capacity(units.len());
     for mut queued in units {
         match inner.shards[queued.shard.index()].tenure_since(queued.epoch) {
@@ -331,7 +353,7 @@ fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<
 }
 
 /// The batch is in: memory follows, in order, then the callers hear.
-pub(crate) fn fold<S: Service>(inner: &Inner<S>, placed: Vec<Placed<S>>) {
+pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     inner.commits.worked();
     inner.commits.batches.fetch_add(1, Ordering::Relaxed);
     inner.commits.units.fetch_add(placed.len() as u64, Ordering::Relaxed);
@@ -353,10 +375,10 @@ pub(crate) fn fold<S: Service>(inner: &Inner<S>, placed: Vec<Placed<S>>) {
 }
 
 impl<S: Service> Queued<S> {
-    pub(crate) fn finish(self, inner: &Inner<S>, result: Result<Committed, CommitError>) {
-        inner.shards[self.shard.index()].end(self.ticket, &self.unit.touches);
-        // Nobody waiting is fine: the caller's deadline may have passed.
-        let _ = self.done.send(result);
+    pub(crate) fn finish(self, inner: &Arc<Inner<S>>, result: Result<Committed, CommitError>) {
+        let Self { shard, ticket, unit, done, .. } = self;
+        // Nobody waiting is fine: what was to be folded is dropped with the entity, which loads anew.
+        let _ = done.send(Landed { result, inner: Arc::clone(inner), shard, ticket, touches: unit.touches });
     }
 }
 

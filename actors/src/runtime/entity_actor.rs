@@ -204,12 +204,12 @@ impl<S: Service> EntityActor<S> {
             (reply, events, unit)
         };
         let unit = seal(unit, context, &reply);
-        let committed = match committer::submit(inner, shard.id, cell.epoch, unit) {
-            Ok(outcome) => outcome.await.unwrap_or(Err(CommitError::Unknown)),
-            Err(error) => Err(error),
-        };
-        let committed = committed.map_err(refusal::<S>)?;
+        let submitted = committer::submit(inner, shard.id, cell.epoch, unit).map_err(refusal::<S>)?;
+        let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
+        let committed = landed.result.clone().map_err(refusal::<S>)?;
         cell.evolve(&inner.service, shard.id, &events);
+        // In memory: from here on others may read beside it.
+        drop(landed);
         self.weigh(ACTOR_BYTES + cell.state.read().map_or(0, |state| S::weight(state.as_ref())));
         Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
     }

@@ -15,6 +15,7 @@ mod project;
 mod shard;
 mod shard_actor;
 mod tail;
+mod trim;
 
 use std::{
     collections::HashMap,
@@ -35,6 +36,7 @@ pub use self::{
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
+    trim::Retention,
     project::{ProjectError, Slice, SlicePart},
 };
 pub(crate) use self::database::describe;
@@ -312,7 +314,7 @@ impl<S: Service> Runtime<S> {
     /// Why it was not committed.
     pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
         let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
-        committer::submit(&self.inner, shard, epoch, unit)?.await.unwrap_or_else(|_| Err(CommitError::Unavailable("shutting down".into())))
+        committer::landed(committer::submit(&self.inner, shard, epoch, unit)?).await
     }
 
     /// Reads a shard's log after `position`; the tail in memory, what is older from SQL.
@@ -346,6 +348,14 @@ impl<S: Service> Runtime<S> {
     /// Wakes whenever a batch was committed.
     pub fn batches(&self) -> watch::Receiver<u64> {
         self.inner.batches.subscribe()
+    }
+
+    /// Forgets records that every reader has, and old idempotency keys; the rows that went.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn trim(&self, retention: &Retention) -> Result<u64, Failure> {
+        trim::trim(&self.inner, retention).await
     }
 
     /// How far a consumer has read the logs of this service.

@@ -110,7 +110,7 @@ pub(crate) async fn commit<S: Service>(
     unit.touches.sort_unstable();
     unit.touches.dedup();
     let submitted = committer::submit(inner, shard, epoch, unit).map_err(Failure::from)?;
-    match submitted.await.unwrap_or(Err(CommitError::Unknown)) {
+    match committer::landed(submitted).await {
         Ok(_) => Ok(()),
         Err(CommitError::Refused { message, .. }) => Err(ProjectError::Refused(message)),
         Err(error) => Err(Failure::from(error).into()),

@@ -69,11 +69,8 @@ impl Users {
         let again = keyless(&context);
         let accepted = self.ask(minted, register, context).await?;
         match accepted.reply {
-            Reply::Registered { user, .. } if user != minted => {
-                let opened = self.open(user, None, user_agent.as_deref(), again).await?;
-                // The position is the first request's, as it is for every kept answer.
-                Ok(Accepted { shard: accepted.shard, seq: accepted.seq.max(opened.seq), reply: opened.reply })
-            }
+            // A kept answer: the account is there, and its first session's token is stored nowhere.
+            Reply::Registered { user, .. } if user != minted => self.open(user, None, user_agent.as_deref(), again).await,
             _ => self.logged_in(minted, &session, refresh_token, accepted, deadline).await,
         }
     }
@@ -258,7 +255,13 @@ impl Users {
         Ok((Session::start(id, hash, user_agent, now(), self.lifetime), token))
     }
 
-    async fn open(&self, user: UserId, proof: Option<PasswordHash>, user_agent: Option<&str>, context: Context) -> Asked<LoggedIn> {
+    async fn open(
+        &self,
+        user: UserId,
+        proof: Option<PasswordHash>,
+        user_agent: Option<&str>,
+        context: Context,
+    ) -> Asked<LoggedIn> {
         let deadline = context.deadline;
         let (session, refresh_token) = self.start(user, user_agent)?;
         let accepted = self.ask(user, Command::OpenSession { session: session.clone(), proof }, context).await?;

@@ -52,16 +52,6 @@ impl Users {
         self.ask(follower, Command::Follow { followee, on, at: now() }, context).await.map(done)
     }
 
-    /// Whether a user follows another.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn follows(&self, follower: UserId, followee: UserId) -> Result<bool, Failure> {
-        let client = self.runtime.database().get().await?;
-        let row = client.query_opt("SELECT 1 FROM follow WHERE follower = $1 AND followee = $2", &[&follower.0, &followee.0]).await?;
-        Ok(row.is_some())
-    }
-
     /// A page of those who follow a user, the newest accounts first.
     ///
     /// # Errors
@@ -206,7 +196,13 @@ impl Users {
         Ok(Page { items, next })
     }
 
-    pub(super) async fn edges(&self, edges: Edges, user: UserId, after: Option<UserId>, limit: usize) -> Result<Vec<Edge>, Failure> {
+    pub(super) async fn edges(
+        &self,
+        edges: Edges,
+        user: UserId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Edge>, Failure> {
         let after = after.map_or(Uuid::max(), |after| after.0);
         let count = i64::try_from(limit).expect("a page is short");
         let sql = match edges {

@@ -459,7 +459,8 @@ impl User {
             version: before.version + 1,
             ..before.clone()
         };
-        let unchanged = (&after.display_name, &after.bio, &after.avatar_url) == (&before.display_name, &before.bio, &before.avatar_url);
+        let unchanged =
+            (&after.display_name, &after.bio, &after.avatar_url) == (&before.display_name, &before.bio, &before.avatar_url);
         Ok(if unchanged { vec![] } else { vec![Event::ProfileEdited(after)] })
     }
 

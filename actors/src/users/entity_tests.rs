@@ -388,7 +388,8 @@ proptest! {
     fn the_same_question_has_the_same_answer(ids in prop::collection::vec(0..9_u128, 0..30)) {
         let mut ada = given(&[]);
         for id in ids {
-            let command = if ada.as_ref().unwrap().sessions.contains_key(&sid(id)) { Command::CloseSession { id: sid(id) } } else { open(id, 1) };
+            let is_open = ada.as_ref().unwrap().sessions.contains_key(&sid(id));
+            let command = if is_open { Command::CloseSession { id: sid(id) } } else { open(id, 1) };
             let before = ada.clone();
             let decided = decide(&ada, &command);
             prop_assert_eq!(&decided, &decide(&ada, &command));

@@ -114,7 +114,9 @@ impl SigningKeys {
         if let Some(next) = keys.follow(now(), overlap)? {
             store(&transaction, secret, &next).await?;
             for key in &keys.keys {
-                transaction.execute("UPDATE signing_key SET retired_at = $2 WHERE kid = $1", &[&key.kid, &key.retired_at]).await?;
+                transaction
+                    .execute("UPDATE signing_key SET retired_at = $2 WHERE kid = $1", &[&key.kid, &key.retired_at])
+                    .await?;
             }
             keys.keys.push(next);
         }
@@ -175,7 +177,9 @@ impl fmt::Debug for SigningKey {
 /// A transaction that is the only one to read and write keys, on any node.
 async fn lock(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, KeyError> {
     let transaction = client.transaction().await?;
-    transaction.batch_execute("SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(hashtext('rookery signing keys'))").await?;
+    transaction
+        .batch_execute("SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(hashtext('rookery signing keys'))")
+        .await?;
     Ok(transaction)
 }
 

@@ -10,7 +10,7 @@ pub mod service;
 pub mod session;
 pub mod token;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -218,7 +218,8 @@ impl Users {
     /// # Errors
     /// [`Rejection::NotFound`]; when it cannot be read now.
     pub async fn personal_data(&self, id: UserId, deadline: Instant) -> Result<PersonalData, AskError<Rejection>> {
-        let seen = self.view(id, deadline, |user| (user.account(), user.sessions.values().map(SessionData::from).collect())).await?;
+        let seen =
+            self.view(id, deadline, |user| (user.account(), user.sessions.values().map(SessionData::from).collect())).await?;
         let (account, sessions) = seen.ok_or(AskError::Rejected(Rejection::NotFound))?;
         let following = self.edges(Edges::Following, id, None, PersonalData::FOLLOWING_MAX).await?;
         Ok(PersonalData { account, sessions, following })
@@ -234,14 +235,17 @@ impl Users {
         let rows = {
             let client = self.runtime.database().get().await?;
             client
-                .query("SELECT id, deleted, version, created_at FROM app_user WHERE id > $1 ORDER BY id LIMIT $2", &[&after, &count])
+                .query(
+                    "SELECT id, deleted, version, created_at FROM app_user WHERE id > $1 ORDER BY id LIMIT $2",
+                    &[&after, &count],
+                )
                 .await?
         };
         let mut records = Vec::with_capacity(rows.len());
         // One page loads together: the loader takes what waits.
-        let profiles = futures_util::future::join_all(rows.iter().map(async |row| {
-            if row.get(1) { Ok(None) } else { self.seen(UserId(row.get(0)), deadline).await }
-        }))
+        let profiles = futures_util::future::join_all(
+            rows.iter().map(async |row| if row.get(1) { Ok(None) } else { self.seen(UserId(row.get(0)), deadline).await }),
+        )
         .await;
         for (row, profile) in rows.iter().zip(profiles) {
             records.push(match profile? {
@@ -257,12 +261,29 @@ impl Users {
         Ok(records)
     }
 
+    /// Which of these accounts exist: in one question, without loading them.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn which_exist(&self, ids: &[UserId]) -> Result<HashSet<UserId>, Failure> {
+        let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let client = self.runtime.database().get().await?;
+        let rows = client.query("SELECT id FROM app_user WHERE id = ANY($1) AND NOT deleted", &[&wanted]).await?;
+        Ok(rows.iter().map(|row| UserId(row.get(0))).collect())
+    }
+
     /// Makes the account of an imported author: without a password, so nobody can log in to it until it gets one. Doing so
     /// again changes nothing, also when the account was deleted meanwhile.
     ///
     /// # Errors
     /// [`Rejection::UsernameTaken`] when another has the name.
-    pub async fn ensure_author(&self, id: UserId, username: Username, at: Timestamp, context: Context) -> Result<(), AskError<Rejection>> {
+    pub async fn ensure_author(
+        &self,
+        id: UserId,
+        username: Username,
+        at: Timestamp,
+        context: Context,
+    ) -> Result<(), AskError<Rejection>> {
         if self.get(id, context.deadline).await?.is_some() {
             return Ok(());
         }

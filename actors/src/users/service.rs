@@ -247,9 +247,9 @@ impl Service for UserService {
         matches!(command, Command::Register { .. })
     }
 
-    fn write(&self, _: ShardId, id: Uuid, state: Option<&User>, events: &[Event], unit: &mut Unit<Self>) {
+    fn write(&self, _: ShardId, id: Uuid, _: Option<&User>, events: &[Event], unit: &mut Unit<Self>) {
         for event in events {
-            write(id, state, event, unit);
+            write(id, event, unit);
         }
     }
 
@@ -339,7 +339,7 @@ struct Written {
     author: UserId,
 }
 
-fn write(id: Uuid, state: Option<&User>, event: &Event, unit: &mut Unit<UserService>) {
+fn write(id: Uuid, event: &Event, unit: &mut Unit<UserService>) {
     let writes = &mut unit.writes;
     let (kind, payload) = match event {
         Event::Registered(user) => {
@@ -378,7 +378,6 @@ fn write(id: Uuid, state: Option<&User>, event: &Event, unit: &mut Unit<UserServ
         }
         Event::Deleted(profile) => {
             let Profile { id: user, version, created_at, updated_at, .. } = *profile;
-            debug_assert!(state.is_some(), "only a user who exists is deleted");
             writes.gone.push(GoneRow { id, version: version + 1, at: updated_at });
             writes.departed.push(DepartedRow { user_id: id });
             ("user.deleted", json(&UserRecord::gone(user, version + 1, created_at)))

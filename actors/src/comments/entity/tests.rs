@@ -291,7 +291,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let user = 0..3_u8;
     prop_oneof![
-        60 => (any::<u8>(), prop::option::weighted(0.8, any::<Index>()), user.clone()).prop_map(|(id, parent, by)| Step::Add { id, parent, by }),
+        60 => (any::<u8>(), prop::option::weighted(0.8, any::<Index>()), user.clone())
+            .prop_map(|(id, parent, by)| Step::Add { id, parent, by }),
         20 => (any::<Index>(), user.clone(), 0..3_u8, prop::option::weighted(0.3, 1..3_i64))
             .prop_map(|(comment, by, body, seen)| Step::Edit { comment, by, body, seen }),
         20 => (any::<Index>(), user.clone(), any::<bool>()).prop_map(|(comment, by, moderator)| Step::Delete { comment, by, moderator }),

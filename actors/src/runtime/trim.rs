@@ -1,0 +1,103 @@
+//! Forgets what nobody needs any more: records that every reader has (rule 5), idempotency keys past their day.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Inner, describe};
+use crate::{
+    entity::Failure,
+    ids::{Seq, ShardId},
+    service::Service,
+};
+
+/// Rows deleted by one statement at most: it holds locks, and shares the disk with commits.
+const ROWS_MAX: i64 = 10_000;
+
+/// What trimming waits for.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Everybody who reads this log; one who never noted a place holds everything back.
+    pub consumers: Vec<&'static str>,
+    /// Whether Kafka must have it as well.
+    pub relayed: bool,
+    /// How long a record stays in any case.
+    pub records: Duration,
+    /// How long an idempotency key is kept; API.md promises 24 h.
+    pub idempotency: Duration,
+}
+
+/// Trims the shards that are served here; the rows that went.
+pub(crate) async fn trim<S: Service>(inner: &Inner<S>, retention: &Retention) -> Result<u64, Failure> {
+    let mut gone = 0;
+    for (shard, read) in read_by_all(inner, retention).await? {
+        loop {
+            let rows = forget(inner, shard, read, retention.records).await?;
+            gone += rows;
+            if rows < ROWS_MAX.unsigned_abs() {
+                break;
+            }
+        }
+    }
+    gone += forget_keys(inner, retention.idempotency).await?;
+    Ok(gone)
+}
+
+/// How far every reader has each of our shards.
+async fn read_by_all<S: Service>(inner: &Inner<S>, retention: &Retention) -> Result<Vec<(ShardId, Seq)>, Failure> {
+    let client = inner.database.get().await?;
+    let names: Vec<&str> = retention.consumers.clone();
+    let expected = i64::try_from(names.len()).expect("consumers are few");
+    let rows = client
+        .query(
+            "SELECT s.id, LEAST(
+                 CASE WHEN c.readers = $3 THEN c.position WHEN $3 = 0 THEN 9223372036854775807 ELSE 0 END,
+                 CASE WHEN $4 THEN COALESCE(r.seq, 0) ELSE 9223372036854775807 END)
+             FROM shard s
+             LEFT JOIN (SELECT shard, count(*) AS readers, min(position) AS position FROM consumer WHERE name = ANY($2)
+                        GROUP BY shard) c ON c.shard = s.id
+             LEFT JOIN relayed r ON r.shard = s.id
+             WHERE s.owner = $1",
+            &[&inner.incarnation().0, &names, &expected, &retention.relayed],
+        )
+        .await?;
+    let served = |row: &tokio_postgres::Row| {
+        let shard = ShardId(row.get::<_, i16>(0) as u16);
+        inner.shards[shard.index()].tenure().map(|_| (shard, row.get::<_, i64>(1)))
+    };
+    Ok(rows.iter().filter_map(served).filter(|(_, read)| *read > 0).collect())
+}
+
+/// One statement: the floor rises with the rows, and only while we own the shard. Epoch records and the last row of
+/// the shard stay: the next owner counts from it.
+async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: Duration) -> Result<u64, Failure> {
+    let before = ago(keep);
+    let head = inner.shards[shard.index()].head();
+    let client = inner.database.get().await?;
+    let row = client
+        .query_one(
+            "WITH old AS (
+                 SELECT seq FROM outbox, (SELECT floor FROM shard WHERE id = $1) f
+                 WHERE shard = $1 AND seq > f.floor AND seq <= LEAST($2::int8, $3::int8 - 1) AND at < $4 ORDER BY seq LIMIT $5::int8),
+             raised AS (
+                 UPDATE shard SET floor = (SELECT max(seq) FROM old)
+                 WHERE id = $1 AND owner = $6 AND EXISTS (SELECT FROM old) RETURNING floor),
+             gone AS (
+                 DELETE FROM outbox o USING raised WHERE o.shard = $1 AND o.seq <= raised.floor AND o.type <> $7 RETURNING 1)
+             SELECT count(*) FROM gone",
+            &[&shard.as_i16(), &read, &head, &before, &ROWS_MAX, &inner.incarnation().0, &crate::event::EPOCH],
+        )
+        .await?;
+    Ok(row.get::<_, i64>(0).unsigned_abs())
+}
+
+async fn forget_keys<S: Service>(inner: &Inner<S>, keep: Duration) -> Result<u64, Failure> {
+    let shards: Vec<i16> = inner.shards.iter().filter(|shard| shard.tenure().is_some()).map(|shard| shard.id.as_i16()).collect();
+    let client = inner.database.get().await?;
+    let gone = client.execute("DELETE FROM idempotency WHERE at < $1 AND shard = ANY($2)", &[&ago(keep), &shards]).await;
+    gone.map_err(|error| Failure::Unavailable(describe(&error)))
+}
+
+fn ago(time: Duration) -> Timestamp {
+    Timestamp::now() - SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX)
+}

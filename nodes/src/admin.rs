@@ -1,0 +1,193 @@
+//! The admin port of a running node: a small HTTP service behind a unix socket that only the node's own user may open.
+//!
+//! | | |
+//! |---|---|
+//! | `GET /status` | [`status::Status`] |
+//! | `POST /import` | [`item::Numbered`] in, [`item::Answer`] out, a line each |
+//! | `POST /reindex` | [`reindex::Progress`] out, a line each |
+//! | `GET /dlt` `POST /dlt` | [`services::Letter`]; replay: [`dlt::Wanted`] in, [`dlt::Replayed`] out, a line each |
+//! | `GET /keys` `POST /keys/rotate` | [`keys::Key`] |
+//! | `POST /grant` | [`keys::Grant`] in |
+//!
+//! [`router`] knows nothing of the socket, so that a gateway can mount it for admins' tokens.
+
+pub mod dlt;
+mod import;
+pub mod item;
+pub mod keys;
+pub mod ndjson;
+pub mod reindex;
+pub mod services;
+pub mod socket;
+pub mod status;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use axum::{
+    Json, Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use rookery_actors::{
+    entity::Failure,
+    secret::ClusterSecret,
+    users::keys::{KeyError, SigningKeys},
+};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use self::services::Administered;
+use crate::node::{Faces, NamedBridge};
+
+/// What is administered.
+pub struct Admin {
+    node: About,
+    faces: Faces,
+    services: Vec<Box<dyn Administered>>,
+    bridges: Arc<Vec<NamedBridge>>,
+    secret: ClusterSecret,
+    keys_changed: KeysChanged,
+    reindexing: tokio::sync::Mutex<()>,
+}
+
+/// Tells the gateway of this node to sign and verify with other keys.
+pub type KeysChanged = Box<dyn Fn(&SigningKeys) + Send + Sync>;
+
+/// Who the node is.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub roles: Vec<String>,
+    /// Where its gateway listens.
+    pub gateway: SocketAddr,
+    /// When it began.
+    pub started: Instant,
+}
+
+impl Admin {
+    /// What a node has to show and to do.
+    pub fn new(
+        node: About,
+        faces: Faces,
+        bridges: Arc<Vec<NamedBridge>>,
+        secret: ClusterSecret,
+        keys_changed: KeysChanged,
+    ) -> Self {
+        let services: Vec<Box<dyn Administered>> = vec![
+            Box::new(faces.users.runtime().clone()),
+            Box::new(faces.posts.runtime().clone()),
+            Box::new(faces.comments.runtime().clone()),
+            Box::new(faces.search.runtime().clone()),
+        ];
+        Self { node, faces, services, bridges, secret, keys_changed, reindexing: tokio::sync::Mutex::default() }
+    }
+}
+
+/// The routes, to be mounted behind whatever proves that the caller is an administrator.
+pub fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/status", get(status::status))
+        .route("/import", post(import::import))
+        .route("/reindex", post(reindex::reindex))
+        .route("/dlt", get(dlt::list).post(dlt::replay))
+        .route("/keys", get(keys::list))
+        .route("/keys/rotate", post(keys::rotate))
+        .route("/grant", post(keys::grant))
+        .with_state(admin)
+}
+
+/// The port at work.
+pub struct AdminPort {
+    task: JoinHandle<()>,
+    data: PathBuf,
+    socket: PathBuf,
+}
+
+impl AdminPort {
+    /// Opens the port in the data folder, whose lock the caller holds.
+    ///
+    /// # Errors
+    /// When there can be no socket.
+    pub fn open(admin: Admin, data: &Path) -> io::Result<Self> {
+        let (listener, socket) = socket::listen(data)?;
+        let router = router(Arc::new(admin));
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the admin port ended");
+            }
+        });
+        Ok(Self { task, data: data.to_owned(), socket })
+    }
+
+    /// Where it is.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Takes no more connections; those that are open end with their services.
+    pub fn close(self) {
+        self.task.abort();
+        socket::remove(&self.data, &self.socket);
+    }
+}
+
+/// Why something was not done: a problem (RFC 9457) like those of the gateway.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The kind of problem.
+    pub title: String,
+    /// As in the head of the answer.
+    pub status: u16,
+    /// What is wrong here, and what to do.
+    pub detail: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: String) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error").to_owned();
+        Self { title, status: status.as_u16(), detail }
+    }
+
+    fn unfit(detail: String) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    }
+
+    fn absent(detail: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string())
+    }
+}
+
+impl From<KeyError> for Refusal {
+    fn from(error: KeyError) -> Self {
+        let status = match error {
+            KeyError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            KeyError::Sealed { .. } | KeyError::NotMade => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        let problem = axum::http::HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(axum::http::header::CONTENT_TYPE, problem);
+        response
+    }
+}

@@ -1,0 +1,90 @@
+//! `GET /keys`, `POST /keys/rotate`, `POST /grant`: what signs tokens, and who may do what.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Json, extract::State, http::StatusCode};
+use jiff::Timestamp;
+use rookery_actors::{
+    entity::AskError,
+    runtime::Context,
+    users::{
+        Rejection, Role,
+        keys::{Overlap, SigningKeys},
+        names::Username,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Refusal};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A key that is published.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Key {
+    /// Its name in the headers of tokens.
+    pub kid: String,
+    /// `waiting`, `signing` or `verifying`.
+    pub state: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From here on it signs.
+    pub not_before: Timestamp,
+    /// From here on nobody knows it any more.
+    pub retired_at: Option<Timestamp>,
+}
+
+/// Who gets which role, or loses it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// The handle.
+    pub username: String,
+    /// `admin` or `moderator`.
+    pub role: String,
+    /// Take it back instead.
+    #[serde(default)]
+    pub revoke: bool,
+}
+
+pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
+    let keys = SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secret).await?;
+    Ok(Json(shown(&keys)))
+}
+
+pub(super) async fn rotate(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
+    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secret, Overlap::default()).await?;
+    (admin.keys_changed)(&keys);
+    Ok(Json(shown(&keys)))
+}
+
+pub(super) async fn grant(State(admin): State<Arc<Admin>>, Json(grant): Json<Grant>) -> Result<StatusCode, Refusal> {
+    let username = Username::parse(&grant.username).map_err(|error| Refusal::unfit(format!("username: {error}")))?;
+    let role: Role = grant.role.parse().map_err(|error| Refusal::unfit(format!("{error}")))?;
+    match admin.faces.users.set_role(&username, role, !grant.revoke, Context::within(PATIENCE)).await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Err(AskError::Rejected(Rejection::NotFound)) => {
+            Err(Refusal::absent(format!("there is no user {username}: register first, then ask again")))
+        }
+        Err(AskError::Rejected(rejection)) => Err(Refusal::unfit(rejection.to_string())),
+        Err(AskError::Failed(failure)) => Err(failure.into()),
+    }
+}
+
+fn shown(keys: &SigningKeys) -> Vec<Key> {
+    let now = Timestamp::now();
+    let signing = keys.signing(now).map(|key| key.kid.as_str());
+    let state = |key: &rookery_actors::users::keys::SigningKey| match () {
+        () if key.not_before > now => "waiting",
+        () if signing == Some(key.kid.as_str()) => "signing",
+        () => "verifying",
+    };
+    let show = |key| Key {
+        state: state(key).to_owned(),
+        kid: key.kid.clone(),
+        created_at: key.created_at,
+        not_before: key.not_before,
+        retired_at: key.retired_at,
+    };
+    keys.published(now).map(show).collect()
+}
