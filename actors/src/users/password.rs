@@ -70,7 +70,7 @@ impl Password {
     }
 
     /// Once more, for a password that is verified and then hashed anew.
-    pub(super) fn again(&self) -> Self {
+    pub fn again(&self) -> Self {
         Self(self.0.expose_secret().into())
     }
 

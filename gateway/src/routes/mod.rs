@@ -1,7 +1,9 @@
 //! The API's routes: one file per endpoint, with its types, its handler and its documentation.
 
 mod ask;
+mod auth;
 mod authors;
+mod comments;
 mod contract;
 mod fields;
 mod keyed;
@@ -10,6 +12,7 @@ mod posts;
 mod rejection;
 mod render;
 mod search;
+mod users;
 
 use std::sync::Arc;
 
@@ -99,7 +102,12 @@ pub fn router(api: Api) -> OpenApiRouter {
 }
 
 fn routes() -> OpenApiRouter<SharedApi> {
-    OpenApiRouter::with_openapi(contract::document()).merge(posts::routes()).merge(search::routes())
+    OpenApiRouter::with_openapi(contract::document())
+        .merge(auth::routes())
+        .merge(users::routes())
+        .merge(posts::routes())
+        .merge(comments::routes())
+        .merge(search::routes())
 }
 
 /// Names a write in its answer, so that a search can wait until it is found.

@@ -1,5 +1,6 @@
 //! The one place that knows which status a service's no, or its failure, becomes.
 
+use rookery_actors::comments::{self, rules::BodyRejection};
 use rookery_actors::entity::Failure;
 use rookery_actors::{posts, users};
 
@@ -36,6 +37,32 @@ impl From<users::Rejection> for Problem {
             }
         };
         Self::new(kind, rejection.to_string())
+    }
+}
+
+impl From<comments::Rejection> for Problem {
+    fn from(rejection: comments::Rejection) -> Self {
+        use comments::Rejection::{Closed, Deleted, Exists, NoSuchComment, NoSuchParent, NotAuthor, TooDeep, VersionMismatch};
+        let kind = match rejection {
+            Closed | NoSuchComment | Deleted => &problem::NOT_FOUND,
+            Exists => &problem::CONFLICT,
+            NotAuthor => &problem::FORBIDDEN,
+            VersionMismatch { .. } => &problem::PRECONDITION_FAILED,
+            NoSuchParent => return Self::field("parent_id", "not_found", rejection.to_string()),
+            TooDeep => return Self::field("parent_id", "too_deep", rejection.to_string()),
+        };
+        Self::new(kind, rejection.to_string())
+    }
+}
+
+impl From<BodyRejection> for Problem {
+    fn from(rejection: BodyRejection) -> Self {
+        let code = match rejection {
+            BodyRejection::Empty => "too_short",
+            BodyRejection::TooLong { .. } => "too_long",
+            BodyRejection::Nul => "nul",
+        };
+        Self::field("body", code, rejection.to_string())
     }
 }
 
@@ -91,6 +118,14 @@ mod tests {
         assert_eq!((status(UsernameTaken), status(EmailTaken)), (409, 409));
         assert_eq!((status(WrongCredentials), status(TokenReused)), (401, 401));
         assert_eq!((status(NotFound), status(CannotFollowSelf)), (404, 422));
+    }
+
+    #[test]
+    fn a_thread_says_no_with_the_contracts_statuses() {
+        use comments::Rejection::{Closed, Deleted, NoSuchParent, NotAuthor, TooDeep, VersionMismatch};
+        assert_eq!((status(Closed), status(Deleted)), (404, 404));
+        assert_eq!((status(NoSuchParent), status(TooDeep)), (422, 422));
+        assert_eq!((status(NotAuthor), status(VersionMismatch { version: 2 })), (403, 412));
     }
 
     #[test]

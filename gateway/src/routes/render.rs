@@ -160,6 +160,11 @@ pub(crate) fn list<'a>(items: impl ExactSizeIterator<Item = (&'a Item, Option<bo
     answer(StatusCode::OK, json.into(), None)
 }
 
+/// A value as JSON.
+pub(crate) fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("answers are plain data").into()
+}
+
 /// An answer of JSON that is there already.
 pub(crate) fn answer(status: StatusCode, json: Bytes, etag: Option<HeaderValue>) -> Response {
     let mut response = Response::new(Body::from(json));

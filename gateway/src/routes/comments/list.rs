@@ -1,0 +1,77 @@
+use std::num::NonZeroUsize;
+
+use axum::extract::State;
+use axum::response::Response;
+use rookery_actors::comments::{Order, Place, Scope};
+use rookery_actors::ids::{CommentId, PostId};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{CommentList, no_such_comment};
+use crate::call::Service;
+use crate::context::Context;
+use crate::extract::{MaybeUser, Path, Query};
+use crate::problem::Problem;
+use crate::routes::SharedApi;
+use crate::routes::page::page_size;
+
+/// Which part of the thread.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[garde(allow_unvalidated)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ThreadQuery {
+    /// The order among siblings: `new` (default), `old` or `top` (most likes, then newest).
+    #[param(value_type = Option<String>, pattern = "^(new|old|top)$")]
+    sort: Option<Order>,
+    /// Only what stands below this comment, itself not included.
+    parent: Option<Uuid>,
+    /// How many levels below the parent, or from the top; all unless asked otherwise.
+    #[garde(range(min = 1, max = 51))]
+    #[param(minimum = 1, maximum = 51)]
+    depth: Option<u16>,
+    /// Items on the page, 20 unless asked otherwise.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List the comments of a post
+///
+/// A page of the tree, flat in tree order: replies follow what they answer.
+#[utoipa::path(
+    get,
+    path = "/api/v1/posts/{id}/comments",
+    tag = "Comments",
+    operation_id = "list_comments",
+    params(("id" = Uuid, Path, description = "The post."), ThreadQuery),
+    responses((status = 200, description = "A page of the thread.", body = CommentList)),
+    security((), ("bearer" = []))
+)]
+pub(crate) async fn handle(
+    State(api): State<SharedApi>,
+    context: Context,
+    Path(post): Path<Uuid>,
+    MaybeUser(user): MaybeUser,
+    Query(asked): Query<ThreadQuery>,
+) -> Result<Response, Problem> {
+    let post = PostId(post);
+    let scope = Scope { post, order: asked.sort.unwrap_or_default(), parent: asked.parent.map(CommentId), depth: asked.depth };
+    // A cursor of one walk opens in no other.
+    let seal = format!("comments {scope:?}");
+    let place = match asked.cursor.as_deref() {
+        None => Place::start(scope),
+        Some(cursor) => api.cursors.open(&seal, cursor)?,
+    };
+    // A thread knows only that its post is gone, not that it never was.
+    api.post(&context, post).await?;
+    let limit = NonZeroUsize::new(page_size(asked.limit)).expect("the limit is at least 1");
+    let page = api
+        .read(Service::Comments, &context, |deadline| api.comments.page(&place, limit, deadline))
+        .await?
+        .ok_or_else(no_such_comment)?;
+    let next = page.next.map(|place| api.cursors.seal(&seal, &place));
+    api.comment_list(&context, user.as_deref(), &page.items, next).await
+}

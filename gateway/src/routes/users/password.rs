@@ -1,0 +1,62 @@
+use axum::extract::State;
+use axum::http::StatusCode;
+use rookery_actors::ids::{SessionId, UserId};
+use rookery_actors::users::Rejection;
+use rookery_actors::users::password::Password;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::call::Service;
+use crate::context::Context;
+use crate::extract::{CurrentUser, Json};
+use crate::problem::Problem;
+use crate::routes::SharedApi;
+use crate::routes::ask::{Twice, along};
+use crate::routes::auth::revoke;
+use crate::routes::fields::Fields;
+
+/// The old password and the new one.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[garde(allow_unvalidated)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PasswordChange {
+    #[schema(value_type = String, format = Password)]
+    current_password: SecretString,
+    /// 10–128 bytes.
+    #[schema(value_type = String, format = Password)]
+    new_password: SecretString,
+}
+
+/// Change my password
+///
+/// Ends all other sessions.
+#[utoipa::path(
+    post,
+    path = "/api/v1/users/me/password",
+    tag = "Users",
+    operation_id = "change_password",
+    request_body = PasswordChange,
+    responses((status = 204, description = "It is changed.")),
+    security(("bearer" = []))
+)]
+pub(crate) async fn handle(
+    State(api): State<SharedApi>,
+    context: Context,
+    CurrentUser(user): CurrentUser,
+    Json(body): Json<PasswordChange>,
+) -> Result<StatusCode, Problem> {
+    let (id, this) = (UserId(user.sub), SessionId(user.sid));
+    let mut fields = Fields::default();
+    let new = fields.take("new_password", Password::parse(body.new_password));
+    fields.check()?;
+    let new = new.expect("fields without errors have values");
+    let current = Password::parse(body.current_password).map_err(|_| Rejection::WrongCredentials)?;
+    let sessions = api.session_ids(&context, id).await?;
+    let along = along(&context, None);
+    api.write(Service::Users, &context, Twice::Unsafe, || {
+        api.users.change_password(id, current.again(), new.again(), Some(this), along.clone())
+    })
+    .await?;
+    revoke(&context, sessions.into_iter().filter(|session| *session != this));
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,80 @@
+//! What clients get wrong is refused with a reason, and nothing is lost by it.
+
+use reqwest::Method;
+
+use crate::client::{Answer, Client, anybody, sign_up};
+
+async fn post(ada: &Client, body: impl Into<Vec<u8>>) -> Answer {
+    ada.send_raw(Method::POST, "/api/v1/posts", Some(body.into())).await
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_json_is_a_400_and_one_that_is_wrong_a_422() {
+    let ada = sign_up("bad_bodies").await;
+    for malformed in [&b"{\"title\": "[..], b"", b"{\"title\": \"a\"} x", b"{\"title\": \"\xff\xfe\"}"] {
+        assert_eq!(post(&ada, malformed).await.is(400).text("/type"), "/problems/malformed-json");
+    }
+    let deep = format!("{{\"title\": {}1{}}}", "[".repeat(20), "]".repeat(20));
+    assert_eq!(post(&ada, deep).await.is(400).text("/type"), "/problems/nested-too-deeply");
+    for (wrong, error) in [
+        (r#"{"title": "a", "score": 1}"#, ("score", "unknown_field")),
+        (r#"{"body": "a"}"#, ("title", "missing_field")),
+        (r#"{"title": 1}"#, ("title", "invalid_type")),
+        (r#"{"title": "a\u0000b"}"#, ("", "nul_byte")),
+        (r#"{"title": ""}"#, ("title", "too_short")),
+        (r#"{"title": "a", "tags": ["A"]}"#, ("tags", "invalid_characters")),
+    ] {
+        assert_eq!(post(&ada, wrong).await.is(422).errors(), [error], "{wrong}");
+    }
+    assert!(anybody().get("/users/bad_bodies/posts").await.is(200).items().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_of_10_mb_is_a_413() {
+    let ada = sign_up("bad_large").await;
+    let body = format!("{{\"title\": \"a\", \"body\": \"{}\"}}", "x".repeat(10 << 20));
+    post(&ada, body).await.is(413);
+}
+
+#[tokio::test]
+async fn a_body_of_another_type_is_a_415() {
+    let ada = sign_up("bad_type").await.with("content-type", "text/plain");
+    post(&ada, "title=a").await.is(415);
+}
+
+#[tokio::test]
+async fn what_cannot_exist_is_a_404() {
+    let ada = sign_up("bad_paths").await;
+    for path in ["/posts/1", "/posts/%00", "/posts/%ff", "/users/%00", "/nothing", "/posts/019a0000-0000-7000-8000-000000000000"]
+    {
+        ada.get(path).await.is(404);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_parameter_is_a_400() {
+    for query in ["limit=0", "limit=101", "limit=x", "sort=best", "tag=NO", "author=a%00b", "cursor=x", "nonsense=1"] {
+        anybody().get(&format!("/posts?{query}")).await.is(400);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_token_is_a_401_also_where_none_is_needed() {
+    let mut ada = sign_up("bad_token").await;
+    ada.token = ada.token.map(|token| format!("{token}x"));
+    ada.get("/users/me").await.is(401);
+    ada.get("/posts").await.is(401);
+    let answer = anybody().get("/feed").await.is(401);
+    assert_eq!(answer.header("www-authenticate"), "Bearer");
+}
+
+#[tokio::test]
+async fn a_bad_idempotency_key_is_a_400() {
+    let ada = sign_up("bad_key").await.with("idempotency-key", "a b");
+    post(&ada, r#"{"title": "a"}"#).await.is(400);
+}
+
+#[tokio::test]
+async fn a_method_that_a_route_does_not_have_is_a_405() {
+    anybody().put("/posts").await.is(405);
+}
