@@ -1,0 +1,173 @@
+//! Brings a service's database to the schema that this build was written for.
+//!
+//! The SQL lies in `migrations/<service>/V<n>__<name>.sql` and is part of the binary. A file that was released is never
+//! changed: refinery compares checksums, and a database that was made by another text is refused.
+
+use std::fmt;
+
+use tokio_postgres::Client;
+use tracing::info;
+
+/// The database of one service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Database {
+    /// Accounts, sessions, follows.
+    Users,
+    /// Posts and likes of them.
+    Posts,
+    /// Comment threads.
+    Comments,
+    /// Search documents.
+    Search,
+}
+
+impl Database {
+    /// All four.
+    pub const ALL: [Database; 4] = [Database::Users, Database::Posts, Database::Comments, Database::Search];
+
+    /// The name of its service, of the database in an embedded Postgres, and of its folder of migrations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Database::Users => "users",
+            Database::Posts => "posts",
+            Database::Comments => "comments",
+            Database::Search => "search",
+        }
+    }
+
+    fn history(self) -> refinery::Runner {
+        match self {
+            Database::Users => users::migrations::runner(),
+            Database::Posts => posts::migrations::runner(),
+            Database::Comments => comments::migrations::runner(),
+            Database::Search => search::migrations::runner(),
+        }
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A migration that this run applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Its number, unique in its database.
+    pub version: i32,
+    /// What it does, as its file is named.
+    pub name: String,
+}
+
+/// Why a database could not be migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A newer build was here already.
+    #[error(
+        "the {database} database has migration V{version}, this build knows only up to V{known}: start the build that \
+         made it, or a newer one"
+    )]
+    Newer {
+        /// Which database.
+        database: Database,
+        /// What it has.
+        version: i32,
+        /// The latest of this build.
+        known: i32,
+    },
+    /// The history does not fit, or a migration failed. The one that failed left nothing behind, those before it stay.
+    #[error("could not migrate the {database} database")]
+    Migration {
+        /// Which database.
+        database: Database,
+        /// What refinery says.
+        #[source]
+        source: refinery::Error,
+    },
+    /// The database did not answer.
+    #[error("could not lock the {database} database for its migration")]
+    Lock {
+        /// Which database.
+        database: Database,
+        /// What Postgres says.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+/// Applies what `database` does not have yet, and says what that was.
+///
+/// Nodes that start together may all call this: one migrates, the others wait for it and find nothing to do. Give it a
+/// connection of its own, not one of a pool: when the future is dropped midway, the lock lives as long as the session.
+///
+/// # Errors
+/// [`MigrateError::Newer`] for a database that a newer build has migrated; otherwise what refinery or Postgres refused.
+pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>, MigrateError> {
+    // refinery takes no lock: two runs at once would both see an empty history.
+    lock(client, database).await.map_err(|source| MigrateError::Lock { database, source })?;
+    let outcome = database.history().run_async(client).await;
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
+
+    let report = outcome.map_err(|source| refused(database, source))?;
+    unlocked.map_err(|source| MigrateError::Lock { database, source })?;
+    Ok(report
+        .applied_migrations()
+        .iter()
+        .map(|migration| Applied { version: migration.version(), name: migration.name().to_owned() })
+        .collect())
+}
+
+/// The advisory lock's key: "rookery\0" in ASCII. Advisory locks are per database, so one key serves all four.
+const LOCK: i64 = i64::from_be_bytes(*b"rookery\0");
+
+async fn lock(client: &Client, database: Database) -> Result<(), tokio_postgres::Error> {
+    let free: bool = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get(0);
+    if !free {
+        info!(database = database.name(), "another process is migrating the {database} database; waiting for it");
+        client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
+    }
+    Ok(())
+}
+
+fn refused(database: Database, source: refinery::Error) -> MigrateError {
+    let known = database.history().get_migrations().iter().map(|known| known.version()).max().unwrap_or(0);
+    match source.kind() {
+        refinery::error::Kind::MissingVersion(missing) if missing.version() > known => {
+            MigrateError::Newer { database, version: missing.version(), known }
+        }
+        _ => MigrateError::Migration { database, source },
+    }
+}
+
+/// What `embed_migrations!` writes has no docs and is public; a private module each keeps it here.
+macro_rules! histories {
+    ($($service:ident from $folder:literal),+ $(,)?) => {$(
+        mod $service {
+            refinery::embed_migrations!($folder);
+        }
+    )+};
+}
+
+histories! {
+    users from "../migrations/users",
+    posts from "../migrations/posts",
+    comments from "../migrations/comments",
+    search from "../migrations/search",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_history_counts_up_from_one_without_a_gap() {
+        for database in Database::ALL {
+            let mut versions: Vec<_> =
+                database.history().get_migrations().iter().map(|migration| migration.version()).collect();
+            versions.sort_unstable();
+            assert_eq!(versions, (1..).take(versions.len()).collect::<Vec<_>>(), "migrations/{database}");
+            assert!(!versions.is_empty(), "migrations/{database} is empty");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Servers that an earlier process left on our cluster.
+//!
+//! The lock of the data folder is ours, so whatever still runs there has lost its owner. Usually that is a server which
+//! got its signal when its parent was killed, and is writing its last checkpoint.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+use tracing::warn;
+
+/// How long a server may take for its last checkpoint before it is told to leave without one.
+const FAST_PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to leave without one.
+const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ends every Postgres process that works in `cluster`, and returns when the last is gone.
+pub(super) async fn end(cluster: &Path) -> io::Result<()> {
+    if !cluster.exists() || processes(cluster)?.is_empty() {
+        return Ok(());
+    }
+    warn!("a Postgres of an earlier process still runs on {}; ending it", cluster.display());
+    for (signal, patience) in [
+        (Signal::SIGINT, FAST_PATIENCE),
+        (Signal::SIGQUIT, IMMEDIATE_PATIENCE),
+        // Nothing is lost by it: what was committed is in the log, and the next start replays that.
+        (Signal::SIGKILL, IMMEDIATE_PATIENCE),
+    ] {
+        if ended_by(signal, patience, cluster).await? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other(format!("a Postgres on {} does not end, not even by SIGKILL", cluster.display())))
+}
+
+async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    let postmaster = postmaster(cluster);
+    let mut told = BTreeSet::new();
+    loop {
+        let running = processes(cluster)?;
+        if running.is_empty() {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        // The postmaster takes its children with it, in order. Children whose postmaster is gone are told themselves:
+        // by the signal that makes a backend quit, since SIGINT only cancels its statement.
+        match postmaster.filter(|pid| running.contains(pid)) {
+            Some(pid) if told.insert(pid) => tell(pid, signal),
+            Some(_) if signal != Signal::SIGKILL => {}
+            _ => {
+                let signal = if signal == Signal::SIGINT { Signal::SIGQUIT } else { signal };
+                running.into_iter().filter(|&pid| told.insert(pid)).for_each(|pid| tell(pid, signal));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn tell(pid: Pid, signal: Signal) {
+    // Gone in between is what we want; and if it is not ours to end, the caller sees it still running.
+    let _ = kill(pid, signal);
+}
+
+/// The processes called `postgres` whose working folder is `cluster`.
+///
+/// More to be trusted than `postmaster.pid`: that number may be another program's by now, and says nothing of children
+/// that outlived their postmaster. The name is checked so that a shell which happens to stand there stays alive.
+fn processes(cluster: &Path) -> io::Result<Vec<Pid>> {
+    let here = fs::metadata(cluster)?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let is_postgres = fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "postgres");
+        // Not ours to look at, or just gone: not ours to end.
+        if is_postgres
+            && fs::metadata(entry.path().join("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino()))
+        {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
+fn postmaster(cluster: &Path) -> Option<Pid> {
+    let pid_file = fs::read_to_string(cluster.join("postmaster.pid")).ok()?;
+    pid_file.lines().next()?.trim().parse().ok().map(Pid::from_raw)
+}

@@ -1,0 +1,277 @@
+//! The private Postgres of a node that was given none.
+//!
+//! Its programs are found on the machine or fetched ([`Search`]), its data lie in the node's [`DataDir`], and it is
+//! reached through a Unix socket that only this user and root can open. It ends with this process, however that ends:
+//! in order by [`EmbeddedPostgres::stop`], and by a signal from the kernel after `kill -9`.
+
+mod binaries;
+mod cluster;
+mod data_dir;
+mod fetch;
+mod leftover;
+mod process;
+mod runtime_dir;
+mod server_user;
+mod settings;
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+use tokio_postgres::{Client, NoTls};
+use tracing::{info, warn};
+
+pub use binaries::{Binaries, BinariesError, Major, Search};
+pub use data_dir::{DataDir, DataDirError};
+pub use fetch::FetchError;
+pub use server_user::ServerUserError;
+
+use cluster::Log;
+use process::Process;
+use server_user::ServerUser;
+
+/// A running Postgres that belongs to this process.
+///
+/// Dropped, it is told to stop; [`Self::stop`] also waits until it has.
+#[derive(Debug)]
+pub struct EmbeddedPostgres {
+    data: PathBuf,
+    cluster: PathBuf,
+    socket_dir: PathBuf,
+    binaries: Binaries,
+    user: ServerUser,
+    process: Process,
+}
+
+/// Why the private Postgres does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// There are no programs to start, or none for these data.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// There is nobody to run it as.
+    #[error(transparent)]
+    User(#[from] ServerUserError),
+    /// The place of the database is taken by something else.
+    #[error("{} holds files, but no Postgres database: move them away", .0.display())]
+    NotACluster(PathBuf),
+    /// A new database could not be made.
+    #[error("initdb failed ({status}):\n{said}")]
+    Initdb {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last words.
+        said: String,
+    },
+    /// The server ended before it took connections.
+    #[error("Postgres ended while it started ({status}); its last lines, from {}:\n{log}", .path.display())]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its log.
+        path: PathBuf,
+        /// The end of the log.
+        log: String,
+    },
+    /// The server runs and takes no connections.
+    #[error("Postgres took no connections within {waited_s} s; its last lines, from {}:\n{log}", .path.display())]
+    NotReady {
+        /// How long we waited, in seconds.
+        waited_s: u64,
+        /// Its log.
+        path: PathBuf,
+        /// The end of the log.
+        log: String,
+        /// What the last try to connect said.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// A database could not be created.
+    #[error("could not create the databases")]
+    Databases(#[source] tokio_postgres::Error),
+    /// A file or a process.
+    #[error("cannot use {}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PostgresError {
+    fn io(path: &Path, source: io::Error) -> PostgresError {
+        PostgresError::Io { path: path.to_owned(), source }
+    }
+}
+
+/// A recovery replays up to 2 GB of log, on a slow disk too.
+const START_PATIENCE: Duration = Duration::from_secs(180);
+
+/// For the last checkpoint: a quarter of a gigabyte of pages at most.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+impl EmbeddedPostgres {
+    /// Starts the Postgres of `data` with what this machine has, and makes sure that `databases` exist.
+    ///
+    /// # Errors
+    /// Each says what to do; a server that does not start is quoted.
+    pub async fn start(data: &DataDir, databases: &[&str]) -> Result<EmbeddedPostgres, PostgresError> {
+        Self::start_with(data, databases, &Search::machine()).await
+    }
+
+    /// As [`Self::start`], with the programs that `search` finds.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        data: &DataDir,
+        databases: &[&str],
+        search: &Search,
+    ) -> Result<EmbeddedPostgres, PostgresError> {
+        let begin = Instant::now();
+        let data = data.path().to_owned();
+        let cluster = data.join("postgres");
+        leftover::end(&cluster).await.map_err(|source| PostgresError::io(&cluster, source))?;
+
+        let binaries = binaries::find(search, &cluster, &data).await?;
+        let user = ServerUser::choose(&data, &cluster, &binaries.bin)?;
+        cluster::initialise(&cluster, &binaries, &user).await?;
+        let socket_dir = runtime_dir::runtime_dir(&data, &user).map_err(|source| PostgresError::io(&data, source))?;
+        let (process, client) = launch(&data, &cluster, &socket_dir, &binaries, &user).await?;
+        // From here on the value stops the server if anything fails.
+        let postgres = EmbeddedPostgres { data, cluster, socket_dir, binaries, user, process };
+        create_missing(&client, databases).await.map_err(PostgresError::Databases)?;
+
+        info!(
+            duration_ms = begin.elapsed().as_millis(),
+            "started {} from {}", postgres.binaries.major, postgres.binaries.bin.display()
+        );
+        Ok(postgres)
+    }
+
+    /// How to connect to `database`.
+    pub fn config(&self, database: &str) -> tokio_postgres::Config {
+        connection(&self.socket_dir, database)
+    }
+
+    /// The same as a URL, which `psql` understands as well.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgresql:///{database}?host={}&user={}", self.socket_dir.display(), settings::ROLE)
+    }
+
+    /// The programs that run.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// The process id of the server, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Waits until the server has ended, and says how. While it is wanted, that is a failure: see [`Self::restart`].
+    pub async fn exited(&self) -> ExitStatus {
+        self.process.exited().await
+    }
+
+    /// Starts the server again on the same socket, so that old configurations and URLs stay good. What still runs of the
+    /// old one is ended first.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; it may be called again.
+    pub async fn restart(&mut self) -> Result<(), PostgresError> {
+        leftover::end(&self.cluster).await.map_err(|source| PostgresError::io(&self.cluster, source))?;
+        let (process, _) =
+            launch(&self.data, &self.cluster, &self.socket_dir, &self.binaries, &self.user).await?;
+        self.process = process;
+        Ok(())
+    }
+
+    /// Stops the server in order: sessions end, all is written, and the next start has nothing to recover. Bounded: a
+    /// server that takes too long is ended without its last checkpoint, which costs the next start a recovery.
+    pub async fn stop(self) {
+        for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
+            self.process.signal(signal);
+            if let Some(status) = self.process.exited_within(patience).await {
+                info!("Postgres stopped ({status})");
+                runtime_dir::remove(&self.data, &self.socket_dir);
+                return;
+            }
+            warn!("Postgres did not stop within {} s of {signal}", patience.as_secs());
+        }
+        self.process.signal(Signal::SIGKILL);
+        self.process.exited().await;
+    }
+}
+
+/// Starts the server and waits until it takes connections; the first one is returned.
+async fn launch(
+    data: &Path,
+    cluster: &Path,
+    socket_dir: &Path,
+    binaries: &Binaries,
+    user: &ServerUser,
+) -> Result<(Process, Client), PostgresError> {
+    cluster::configure(cluster, socket_dir, user)?;
+    let (log, file) = Log::open(data).map_err(|source| PostgresError::io(data, source))?;
+    let postgres = binaries.bin.join("postgres");
+    let process =
+        Process::spawn(&postgres, cluster, user, file).await.map_err(|source| PostgresError::io(&postgres, source))?;
+
+    let config = connection(socket_dir, "postgres");
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        let refused = match connect(&config).await {
+            Ok(client) => return Ok((process, client)),
+            Err(refused) => refused,
+        };
+        if let Some(status) = process.exited_within(POLL).await {
+            return Err(PostgresError::Ended { status, path: data.join("postgres.log"), log: log.last_lines() });
+        }
+        if Instant::now() >= deadline {
+            return Err(PostgresError::NotReady {
+                waited_s: START_PATIENCE.as_secs(),
+                path: data.join("postgres.log"),
+                log: log.last_lines(),
+                source: refused,
+            });
+        }
+    }
+}
+
+/// Between two tries to connect: a start takes about 50 ms.
+const POLL: Duration = Duration::from_millis(3);
+
+fn connection(socket_dir: &Path, database: &str) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(socket_dir).user(settings::ROLE).dbname(database).connect_timeout(Duration::from_secs(5));
+    config
+}
+
+/// Connects, with the connection driven by the current runtime.
+pub(crate) async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    // Its error is also the error of every call of the client.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn create_missing(client: &Client, databases: &[&str]) -> Result<(), tokio_postgres::Error> {
+    let there: HashSet<String> =
+        client.query("SELECT datname::text FROM pg_database", &[]).await?.iter().map(|row| row.get(0)).collect();
+    for database in databases.iter().filter(|name| !there.contains(**name)) {
+        client.batch_execute(&format!("CREATE DATABASE {}", quoted(database))).await?;
+    }
+    Ok(())
+}
+
+/// `name` as an SQL identifier.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
