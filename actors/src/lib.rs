@@ -11,6 +11,7 @@ pub mod invalid;
 pub mod posts;
 pub mod records;
 pub mod runtime;
+pub mod search;
 pub mod secret;
 pub mod service;
 pub mod supervisor;

@@ -22,8 +22,8 @@ pub trait Table: Send + Sync {
 pub trait Tables: Default + Send + Sync + 'static {
     /// The tables, always the same ones in the same order, so that the statement's text never changes.
     fn tables(&self) -> Vec<&dyn Table>;
-    /// Takes over a copy of the other's rows; the other stays, for a retry in another batch.
-    fn append(&mut self, other: &Self);
+    /// Takes over a copy of a unit's rows, whose last record is `seq`; the unit keeps its own, for a retry.
+    fn append(&mut self, other: &Self, seq: crate::ids::Seq);
 }
 
 /// The text of the statement parts of these tables: `name AS (…)`, parameters numbered from `first`.
@@ -107,7 +107,7 @@ macro_rules! tables {
                 vec![$(&self.$field),+]
             }
 
-            fn append(&mut self, other: &Self) {
+            fn append(&mut self, other: &Self, _: $crate::ids::Seq) {
                 $(self.$field.append(&other.$field);)+
             }
         }

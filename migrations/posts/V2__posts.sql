@@ -49,6 +49,7 @@ CREATE TABLE author (
 CREATE TABLE follow (
     follower uuid NOT NULL,
     followee uuid NOT NULL,
+    active   bool NOT NULL,                     -- false: unfollowed; kept, for a statement cannot both add and delete it
     PRIMARY KEY (follower, followee)
 );
 

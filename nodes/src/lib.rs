@@ -1,7 +1,13 @@
-//! A running Rookery.
+//! A running Rookery: ownership, event bridges, embedded Postgres, configuration, the command line.
 
 pub mod config;
 pub mod migrate;
+pub mod bridge;
+pub mod config;
+pub mod event_log;
+pub mod migrate;
+pub mod ownership;
+pub mod placement;
 pub mod postgres;
 pub mod telemetry;
 pub mod testing;

@@ -186,7 +186,7 @@ impl Posts {
                 .query(
                     "SELECT p.id FROM follow f CROSS JOIN LATERAL (
                          SELECT id FROM post WHERE author = f.followee AND id < $2 ORDER BY id DESC LIMIT $3) p
-                     WHERE f.follower = $1 ORDER BY p.id DESC LIMIT $3",
+                     WHERE f.follower = $1 AND f.active ORDER BY p.id DESC LIMIT $3",
                     &[&user.0, &after, &count],
                 )
                 .await?

@@ -105,12 +105,13 @@ table! {
 }
 
 table! {
-    /// Follows and unfollows, in order: the last one of a pair counts.
-    pub(crate) struct FollowRows of FollowRow { nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", on: bool => "bool" }
-    "MERGE INTO follow f USING (SELECT DISTINCT ON (follower, followee) follower, followee, \"on\" FROM {rows} \
-     ORDER BY follower, followee, nr DESC) r ON f.follower = r.follower AND f.followee = r.followee \
-     WHEN MATCHED AND NOT r.\"on\" THEN DELETE \
-     WHEN NOT MATCHED AND r.\"on\" THEN INSERT (follower, followee) VALUES (r.follower, r.followee)"
+    /// Follows and unfollows; the last record of a pair counts.
+    pub(crate) struct FollowRows of FollowRow {
+        nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+    }
+    "INSERT INTO follow (follower, followee, active) \
+     SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} ORDER BY follower, followee, nr DESC \
+     ON CONFLICT (follower, followee) DO UPDATE SET active = excluded.active"
 }
 
 tables! {
@@ -258,8 +259,8 @@ impl Service for PostService {
             kind @ ("user.followed" | "user.unfollowed") => {
                 let FollowRecord { follower, followee, .. } = foreign.parse()?;
                 let nr = foreign.record.seq;
-                let on = kind == "user.followed";
-                unit.writes.follows.push(FollowRow { nr, follower: follower.0, followee: followee.0, on });
+                let active = kind == "user.followed";
+                unit.writes.follows.push(FollowRow { nr, follower: follower.0, followee: followee.0, active });
             }
             _ => {}
         }

@@ -34,6 +34,7 @@ pub struct Unit<S: Service> {
     pub dead: Vec<DeadLetter>,
     /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
     pub alone: bool,
+    pub(crate) shards: u16,
 }
 
 impl<S: Service> Default for Unit<S> {
@@ -48,11 +49,21 @@ impl<S: Service> Default for Unit<S> {
             kept: None,
             dead: Vec::new(),
             alone: false,
+            shards: 1,
         }
     }
 }
 
 impl<S: Service> Unit<S> {
+    /// An empty unit of a service with so many shards.
+    pub fn of(shards: u16) -> Self {
+        Self { shards, ..Self::default() }
+    }
+
+    /// How many shards the service has: for rows that are kept by shard.
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
     /// Its payload in bytes, roughly: what bounds a statement.
     pub(crate) fn weight(&self) -> usize {
         let records: usize = self.records.iter().map(|record| record.payload.len() + 128).sum();
@@ -220,7 +231,8 @@ impl<S: Service> Batch<S> {
 
     /// Adds a unit at the next positions after `head`; its records.
     pub(crate) fn add(&mut self, shard: ShardId, epoch: Epoch, head: Seq, unit: &Unit<S>) -> Positioned {
-        self.writes.append(&unit.writes);
+        let records: Positioned = self.records(epoch, head, unit);
+        self.writes.append(&unit.writes, records.last().expect("every unit has a record").seq);
         let number = shard.as_i16();
         for (source, position) in &unit.inbox {
             self.inbox.push(InboxRow { shard: number, source: source.to_string(), position: *position });
@@ -244,7 +256,6 @@ impl<S: Service> Batch<S> {
                 reason: letter.reason.clone(),
             });
         }
-        let records: Positioned = self.records(epoch, head, unit);
         for record in &records {
             self.outbox.push(OutboxRow {
                 shard: number,

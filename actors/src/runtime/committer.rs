@@ -98,6 +98,10 @@ impl<S: Service> Committer<S> {
         self.claims.notify_one();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Refuses what comes, and waits until what is there has been answered.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -165,7 +169,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
-        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation)).await?;
+        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation())).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
         client

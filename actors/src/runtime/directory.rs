@@ -137,9 +137,9 @@ impl Directory {
         if stored != shards.to_string() {
             return Err(DirectoryError::ShardCount { service: self.service, stored, configured: shards });
         }
-        let last = ShardId(shards - 1).as_i16();
+        let last = i32::from(shards) - 1;
         self.client
-            .execute("INSERT INTO shard (id) SELECT generate_series(0::int2, $1::int2) ON CONFLICT (id) DO NOTHING", &[&last])
+            .execute("INSERT INTO shard (id) SELECT generate_series(0, $1::int4)::int2 ON CONFLICT (id) DO NOTHING", &[&last])
             .await?;
         Ok(())
     }

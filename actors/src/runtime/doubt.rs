@@ -77,19 +77,19 @@ async fn attempt<S: Service>(
     placed: &[Placed<S>],
 ) -> Result<(Vec<Granted>, bool), tokio_postgres::Error> {
     // A session that is not named after the incarnation, so that it survives what comes next.
-    let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, inner.incarnation)).await?;
+    let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, inner.incarnation())).await?;
     client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
     end_committers(&client, S::NAME, inner).await?;
     // Ours may have a newer epoch than the batch: an earlier attempt took over and lost the answer.
     let ids: Vec<i16> = placed.iter().map(|placed| placed.queued.shard.as_i16()).collect();
     let rows = client
-        .query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &inner.incarnation.0])
+        .query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &inner.incarnation().0])
         .await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
-        .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(inner.incarnation), target: None })
+        .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(inner.incarnation()), target: None })
         .collect();
-    let granted = take_over(&client, &seen, Some(inner.incarnation), inner.incarnation).await?;
+    let granted = take_over(&client, &seen, Some(inner.incarnation()), inner.incarnation()).await?;
 
     // A record of a shard that is ours, if any is: nobody else can have trimmed it.
     let ours = |placed: &&Placed<S>| granted.iter().any(|granted| granted.shard == placed.queued.shard);
@@ -110,7 +110,7 @@ async fn end_committers<S: Service>(client: &Client, service: &str, inner: &Inne
         .execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
              WHERE datname = current_database() AND application_name = $1 AND state <> 'idle' AND query LIKE 'WITH t0 AS%INSERT INTO outbox%'",
-            &[&format!("{service}:{}", inner.incarnation)],
+            &[&format!("{service}:{}", inner.incarnation())],
         )
         .await?;
     Ok(())

@@ -198,7 +198,7 @@ impl<S: Service> EntityActor<S> {
             if events.is_empty() {
                 return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
             }
-            let mut unit = Unit { touches: vec![cell.id], ..Unit::default() };
+            let mut unit = Unit { touches: vec![cell.id], ..Unit::of(inner.settings.shards) };
             inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
             (reply, events, unit)
         };

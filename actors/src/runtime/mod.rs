@@ -16,7 +16,8 @@ mod shard_actor;
 mod tail;
 
 use std::{
-    sync::{Arc, OnceLock},
+    collections::HashMap,
+    sync::{Arc, OnceLock, RwLock},
     time::Duration,
 };
 
@@ -32,12 +33,13 @@ pub use self::{
     database::{Database, PoolSize, Pooled},
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
-    project::{ProjectError, Slice},
+    project::{ProjectError, Slice, SlicePart},
 };
 pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 use crate::{
     entity::{AskError, Entity, Failure},
+    event::{Record, Source},
     ids::{Epoch, Incarnation, Seq, ShardId, shard_of},
     service::Service,
 };
@@ -146,7 +148,7 @@ impl<S: Service> Clone for Runtime<S> {
 pub(crate) struct Inner<S: Service> {
     pub(crate) service: S,
     pub(crate) settings: Settings,
-    pub(crate) incarnation: Incarnation,
+    incarnation: RwLock<Incarnation>,
     pub(crate) database: Database,
     pub(crate) shards: Vec<Shard<S>>,
     pub(crate) lease: Lease,
@@ -168,7 +170,7 @@ impl<S: Service> Runtime<S> {
         let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id))).collect();
         let inner = Inner {
             service,
-            incarnation,
+            incarnation: RwLock::new(incarnation),
             database,
             shards,
             lease: Lease::default(),
@@ -214,7 +216,17 @@ impl<S: Service> Runtime<S> {
 
     /// Who it is in the database.
     pub fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation
+        self.inner.incarnation()
+    }
+
+    /// Goes on as somebody else, after all shards were closed: dead is final for the former one (rule 7).
+    pub fn reincarnate(&self, incarnation: Incarnation) {
+        *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
+    }
+
+    /// Whether a shard is ours but answers nothing until the outcome of a commit is known.
+    pub fn is_suspended(&self, shard: ShardId) -> bool {
+        self.inner.shards[shard.index()].is_suspended()
     }
 
     /// The shard of an entity.
@@ -260,7 +272,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the shard's supervisor cannot be started.
-    pub async fn open(&self, granted: Granted, inbox: Vec<(crate::event::Source, Seq)>) -> Result<(), ractor::SpawnErr> {
+    pub async fn open(&self, granted: Granted, inbox: Vec<(Source, Seq)>) -> Result<(), ractor::SpawnErr> {
         shard_actor::open(&self.inner, granted, inbox).await
     }
 
@@ -302,7 +314,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<crate::event::Record>>, Failure> {
+    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<Record>>, Failure> {
         tail::read(&self.inner, shard, position, bytes_max).await
     }
 
@@ -312,9 +324,51 @@ impl<S: Service> Runtime<S> {
         shard.tenure().map(|_| shard.head())
     }
 
+    /// How far a shard that is open here has come: its own last record, and what it has applied of other logs.
+    pub fn reached(&self, shard: ShardId) -> Option<(Seq, HashMap<Source, Seq>)> {
+        let shard = &self.inner.shards[shard.index()];
+        shard.tenure()?;
+        // The head first: a batch folds its positions before it moves the head.
+        let head = shard.head();
+        Some((head, shard.inbox.lock().expect("no panic under this lock").clone()))
+    }
+
+    /// Whether [`Runtime::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.inner.committer.is_closed()
+    }
+
     /// Wakes whenever a batch was committed.
     pub fn batches(&self) -> watch::Receiver<u64> {
         self.inner.batches.subscribe()
+    }
+
+    /// How far a consumer has read the logs of this service.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn consumer_places(&self, consumer: &'static str) -> Result<Vec<(ShardId, Seq)>, Failure> {
+        let client = self.inner.database.get().await?;
+        let rows = client.query("SELECT shard, position FROM consumer WHERE name = $1", &[&consumer]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect())
+    }
+
+    /// Notes how far a consumer has read; places only move forward, whoever notes them.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn note_consumer(&self, consumer: &'static str, places: &[(ShardId, Seq)]) -> Result<(), Failure> {
+        let (shards, positions): (Vec<i16>, Vec<i64>) = places.iter().map(|(shard, place)| (shard.as_i16(), *place)).unzip();
+        let client = self.inner.database.get().await?;
+        client
+            .execute(
+                "INSERT INTO consumer (name, shard, position)
+                 SELECT $1, shard, position FROM UNNEST($2::int2[], $3::int8[]) AS r(shard, position) ORDER BY shard
+                 ON CONFLICT (name, shard) DO UPDATE SET position = GREATEST(consumer.position, excluded.position)",
+                &[&consumer, &shards, &positions],
+            )
+            .await?;
+        Ok(())
     }
 
     /// Applies a slice of a foreign log to one of our shards, once (rule 16).
@@ -335,6 +389,10 @@ impl<S: Service> Runtime<S> {
 }
 
 impl<S: Service> Inner<S> {
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        *self.incarnation.read().expect("no panic under this lock")
+    }
+
     pub(crate) fn shard(&self, id: Uuid) -> &Shard<S> {
         &self.shards[shard_of(id, self.settings.shards).index()]
     }

@@ -53,7 +53,7 @@ pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, sli
     let state = &inner.shards[shard.index()];
     let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
     let epoch = state.tenure().ok_or_else(not_ours)?;
-    let mut unit = Unit::default();
+    let mut unit = Unit::of(inner.settings.shards);
     for part in &slice.parts {
         let applied = state.inbox.lock().expect("no panic under this lock").get(&part.source).copied().unwrap_or(0);
         if part.position <= applied {
@@ -77,7 +77,7 @@ pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, sli
 pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
     let state = &inner.shards[shard.index()];
     let epoch = state.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME)))?;
-    let unit = Unit { inbox: vec![(letter.source, letter.record.seq)], dead: vec![letter], ..Unit::default() };
+    let unit = Unit { inbox: vec![(letter.source, letter.record.seq)], dead: vec![letter], ..Unit::of(inner.settings.shards) };
     commit(inner, shard, epoch, unit).await
 }
 

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, RwLock,
-        atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -31,6 +31,7 @@ pub(crate) struct Shard<S: Service> {
     epoch: AtomicI64,
     /// The epoch at which memory began: what was decided since then stands on committed state.
     since: AtomicI64,
+    suspended: AtomicBool,
     head: AtomicI64,
     pub(crate) entities: RwLock<Entities<S>>,
     pub(crate) in_flight: Mutex<InFlight>,
@@ -117,6 +118,7 @@ impl<S: Service> Shard<S> {
             id,
             epoch: AtomicI64::new(0),
             since: AtomicI64::new(0),
+            suspended: AtomicBool::new(false),
             head: AtomicI64::new(0),
             entities: RwLock::new(Entities {
                 live: HashMap::new(),
@@ -164,7 +166,12 @@ impl<S: Service> Shard<S> {
 
     /// Stops answering without forgetting: a doubt is being resolved.
     pub(crate) fn suspend(&self) {
+        self.suspended.store(true, Ordering::Release);
         self.epoch.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
     }
 
     /// Goes on after a doubt: same owner, new epoch. The cells stay, for the caller has proved them right.
@@ -172,11 +179,13 @@ impl<S: Service> Shard<S> {
         self.set_head(seq);
         self.tail.lock().expect("no panic under this lock").clear();
         self.epoch.store(epoch, Ordering::Release);
+        self.suspended.store(false, Ordering::Release);
     }
 
     /// Gives it up; the weight in bytes of the entities that went, and how many.
     pub(crate) fn close(&self) -> (usize, usize) {
-        self.suspend();
+        self.epoch.store(0, Ordering::Release);
+        self.suspended.store(false, Ordering::Release);
         let mut entities = self.entities.write().expect("no panic under this lock");
         if let Some(supervisor) = entities.supervisor.take() {
             supervisor.stop(Some("the shard moved".to_owned()));

@@ -20,12 +20,27 @@ const FAST_PATIENCE: Duration = Duration::from_secs(20);
 /// How long it may take to leave without one.
 const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Ends every Postgres process that works in `cluster`, and returns when the last is gone.
+/// Ends every Postgres process that works in `cluster`, returns when the last is gone, and takes its lock file away.
 pub(super) async fn end(cluster: &Path) -> io::Result<()> {
-    if !cluster.exists() || processes(cluster)?.is_empty() {
+    end_processes(cluster).await?;
+    // Postgres believes this file as long as a process of that number exists: another program after a restart of the
+    // container, or a zombie that nobody collects. We know better.
+    match fs::remove_file(cluster.join(PID_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const PID_FILE: &str = "postmaster.pid";
+
+async fn end_processes(cluster: &Path) -> io::Result<()> {
+    if processes(cluster)?.is_empty() {
         return Ok(());
     }
-    warn!("a Postgres of an earlier process still runs on {}; ending it", cluster.display());
+    warn!(
+        "a Postgres of an earlier process still runs on {}; ending it",
+        cluster.display()
+    );
     for (signal, patience) in [
         (Signal::SIGINT, FAST_PATIENCE),
         (Signal::SIGQUIT, IMMEDIATE_PATIENCE),
@@ -36,7 +51,10 @@ pub(super) async fn end(cluster: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    Err(io::Error::other(format!("a Postgres on {} does not end, not even by SIGKILL", cluster.display())))
+    Err(io::Error::other(format!(
+        "a Postgres on {} does not end, not even by SIGKILL",
+        cluster.display()
+    )))
 }
 
 async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Result<bool> {
@@ -57,8 +75,15 @@ async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Res
             Some(pid) if told.insert(pid) => tell(pid, signal),
             Some(_) if signal != Signal::SIGKILL => {}
             _ => {
-                let signal = if signal == Signal::SIGINT { Signal::SIGQUIT } else { signal };
-                running.into_iter().filter(|&pid| told.insert(pid)).for_each(|pid| tell(pid, signal));
+                let signal = if signal == Signal::SIGINT {
+                    Signal::SIGQUIT
+                } else {
+                    signal
+                };
+                running
+                    .into_iter()
+                    .filter(|&pid| told.insert(pid))
+                    .for_each(|pid| tell(pid, signal));
             }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -79,11 +104,19 @@ fn processes(cluster: &Path) -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let is_postgres = fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "postgres");
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let is_postgres = fs::read_to_string(entry.path().join("comm"))
+            .is_ok_and(|comm| comm.trim() == "postgres");
         // Not ours to look at, or just gone: not ours to end.
         if is_postgres
-            && fs::metadata(entry.path().join("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino()))
+            && fs::metadata(entry.path().join("cwd"))
+                .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino()))
         {
             found.push(Pid::from_raw(pid));
         }
@@ -92,6 +125,12 @@ fn processes(cluster: &Path) -> io::Result<Vec<Pid>> {
 }
 
 fn postmaster(cluster: &Path) -> Option<Pid> {
-    let pid_file = fs::read_to_string(cluster.join("postmaster.pid")).ok()?;
-    pid_file.lines().next()?.trim().parse().ok().map(Pid::from_raw)
+    let pid_file = fs::read_to_string(cluster.join(PID_FILE)).ok()?;
+    pid_file
+        .lines()
+        .next()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Pid::from_raw)
 }

@@ -33,11 +33,26 @@ pub(super) fn runtime_dir(data: &Path, user: &ServerUser) -> io::Result<PathBuf>
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(parent())?;
     if made.path().join(LONGEST_NAME).as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        return Err(io::Error::other(format!("{} is too long a path for a socket", made.path().display())));
+        return Err(io::Error::other(format!(
+            "{} is too long a path for a socket",
+            made.path().display()
+        )));
     }
-    std::os::unix::fs::chown(made.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    std::os::unix::fs::chown(
+        made.path(),
+        Some(user.uid.as_raw()),
+        Some(user.gid.as_raw()),
+    )?;
     fs::write(&note, made.path().as_os_str().as_encoded_bytes())?;
     Ok(made.keep())
+}
+
+/// Empties the folder before a start: the lock file of a dead server may name a process that lives.
+pub(super) fn clear(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
 }
 
 /// Takes the folder away after a clean stop.
@@ -51,5 +66,9 @@ pub(super) fn remove(data: &Path, dir: &Path) {
 /// the user logs out and the node stays.
 fn parent() -> PathBuf {
     let tmp = PathBuf::from("/tmp");
-    if tmp.is_dir() { tmp } else { std::env::temp_dir() }
+    if tmp.is_dir() {
+        tmp
+    } else {
+        std::env::temp_dir()
+    }
 }

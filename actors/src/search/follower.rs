@@ -1,0 +1,158 @@
+//! Keeps one index partition behind the documents by a fraction of a second.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::spawn_blocking, time::Instant};
+
+use super::{
+    SearchService,
+    index::{Document, Partition, PartitionError, Position},
+};
+use crate::{
+    entity::Failure,
+    event::Source,
+    ids::{Seq, ShardId},
+    runtime::Runtime,
+};
+
+/// Between two commits of an index: half of what a write may take until it is found, in the median.
+const COMMIT_EVERY: Duration = Duration::from_millis(150);
+/// Documents in one commit at most; the rest follows in the next, at once.
+const DOCUMENTS_MAX: i64 = 5_000;
+
+/// How far each source can be found in an index.
+#[derive(Clone)]
+pub(crate) struct Visible(Arc<watch::Sender<HashMap<Source, Seq>>>);
+
+impl Default for Visible {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(HashMap::new())))
+    }
+}
+
+impl Visible {
+    fn publish(&self, positions: HashMap<Source, Seq>) {
+        self.0.send_replace(positions);
+    }
+
+    /// Ends when the index contains the source up to `seq`.
+    pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
+        let mut positions = self.0.subscribe();
+        // The sender lives as long as we do.
+        let _ = positions.wait_for(|positions| positions.get(&source).is_some_and(|reached| *reached >= seq)).await;
+    }
+}
+
+pub(crate) struct Follower {
+    runtime: Runtime<SearchService>,
+    shard: ShardId,
+    partition: Option<Partition>,
+    visible: Visible,
+}
+
+/// Why a step of following failed.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Index(#[from] PartitionError),
+    #[error(transparent)]
+    Documents(#[from] Failure),
+    #[error("the indexing task panicked")]
+    Panicked,
+}
+
+impl Follower {
+    pub(crate) fn new(runtime: Runtime<SearchService>, shard: ShardId, partition: Partition, visible: Visible) -> Self {
+        Self { runtime, shard, partition: Some(partition), visible }
+    }
+
+    /// Follows until the runtime stops, then closes the index.
+    pub(crate) async fn run(mut self) {
+        let mut batches = self.runtime.batches();
+        while !self.runtime.is_stopped() {
+            let began = Instant::now();
+            match self.step().await {
+                Ok(Step::More) => continue,
+                Ok(Step::CaughtUp) => {
+                    tokio::time::sleep_until(began + COMMIT_EVERY).await;
+                    // A tick even without news: the shard may have opened, or the stop may have come.
+                    let _ = tokio::time::timeout(Duration::from_millis(500), batches.changed()).await;
+                }
+                Err(error) => {
+                    tracing::warn!(shard.id = %self.shard, %error, "an index cannot follow, it tries again");
+                    self.recover().await;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+        if let Some(partition) = self.partition.take() {
+            let _ = spawn_blocking(move || partition.close()).await;
+        }
+    }
+
+    async fn step(&mut self) -> Result<Step, FollowError> {
+        // First how far the shard has come, then its documents: so they contain all that the positions promise.
+        let Some((head, positions)) = self.runtime.reached(self.shard) else { return Ok(Step::CaughtUp) };
+        let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
+        let applied = Seq::try_from(applied).unwrap_or(Seq::MAX);
+        let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
+        let more = documents.len() as i64 == DOCUMENTS_MAX;
+        if !documents.is_empty() {
+            let last = documents.last().map_or(0, |(seq, _)| *seq);
+            // A full page may end within a record's documents: that record comes again, whole, with the next page.
+            let applied_seq = if more { last - 1 } else { last.max(head.unsigned_abs()) };
+            let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
+            self.index(documents, Position { applied_seq, sources }).await?;
+        }
+        if !more {
+            self.visible.publish(positions);
+        }
+        Ok(if more { Step::More } else { Step::CaughtUp })
+    }
+
+    async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
+        let client = self.runtime.database().get().await?;
+        let rows = client
+            .query(
+                "SELECT seq, doc FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+                &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX],
+            )
+            .await?;
+        let parse = |row: &tokio_postgres::Row| {
+            let document = serde_json::from_str(row.get(1))
+                .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;
+            Ok((row.get::<_, i64>(0).unsigned_abs(), document))
+        };
+        rows.iter().map(parse).collect()
+    }
+
+    async fn index(&mut self, documents: Vec<(u64, Document)>, position: Position) -> Result<(), FollowError> {
+        let mut partition = self.partition.take().ok_or(FollowError::Panicked)?;
+        let (partition, result) = spawn_blocking(move || {
+            let result = partition.apply(&documents).and_then(|()| partition.commit(position));
+            (partition, result)
+        })
+        .await
+        .map_err(|_| FollowError::Panicked)?;
+        self.partition = Some(partition);
+        Ok(result?)
+    }
+
+    async fn recover(&mut self) {
+        let Some(mut partition) = self.partition.take() else { return };
+        if let Ok((partition, _)) = spawn_blocking(move || {
+            let recovered = partition.recover().map(drop);
+            (partition, recovered)
+        })
+        .await
+        {
+            self.partition = Some(partition);
+        }
+    }
+}
+
+enum Step {
+    /// There are more documents than one commit takes.
+    More,
+    CaughtUp,
+}

@@ -1,0 +1,472 @@
+//! One partition of the index on disk: the writer, what it has durably applied, and how it comes back from trouble.
+//!
+//! Documents and the position up to which they were applied become durable together, in one commit: after any crash,
+//! the position that is read back is exactly what the index contains. So nothing here is precious. What cannot be read
+//! is thrown away and built again from the `documents` table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use serde::{Deserialize, Serialize};
+use tantivy::directory::error::LockError;
+use tantivy::directory::{Directory, DirectoryLock, INDEX_WRITER_LOCK, META_LOCK, MmapDirectory};
+use tantivy::indexer::IndexWriterOptions;
+use tantivy::merge_policy::LogMergePolicy;
+use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Term};
+use tracing::warn;
+use uuid::Uuid;
+
+use super::document::{Document, Kind};
+use super::hits::{Hits, Search, Suggestion};
+use super::reader::{PartitionReader, SearchError};
+use super::schema::{self, FORMAT};
+
+/// The longest pause between two attempts to get the writer's lock.
+const LOCK_PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// How a partition uses the machine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the writer gathers in memory before it writes a segment; tantivy takes no less than 15,000,000.
+    pub writer_memory_bytes: usize,
+    /// How long [`Partition::open`] waits for a former owner of the folder to let go of it.
+    pub lock_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            writer_memory_bytes: 20_000_000,
+            lock_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How far an index has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The last seq of the `documents` table that is contained.
+    pub applied_seq: u64,
+    /// The last seq of each source shard (such as `posts/17`) whose effect is contained.
+    pub sources: BTreeMap<String, u64>,
+}
+
+/// Why a partition cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    /// Someone else writes to this folder and did not stop in time.
+    #[error("the index in {} is locked by another writer", dir.display())]
+    Locked {
+        /// The folder of the index.
+        dir: PathBuf,
+    },
+    /// The folder cannot be made, read or emptied.
+    #[error("cannot use the index folder {}", dir.display())]
+    Folder {
+        /// The folder of the index.
+        dir: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Writing failed. What was applied since the last commit is lost; see [`Partition::recover`].
+    #[error("cannot write the index")]
+    Write(#[source] TantivyError),
+    /// A write failed before, and nobody has called [`Partition::recover`] since.
+    #[error("the index failed before and has not been recovered")]
+    Failed,
+}
+
+/// One partition, open for writing. There is one of it for each folder, on all of the machine.
+///
+/// All methods block; it belongs on a thread of its own. Searching needs no more than its [`reader`](Partition::reader).
+pub struct Partition {
+    dir: PathBuf,
+    settings: Settings,
+    index: Index,
+    reader: PartitionReader,
+    /// None after a failure.
+    writer: Option<IndexWriter>,
+    position: Position,
+    /// The versions applied since the last commit, which the reader does not see yet.
+    uncommitted: HashMap<(Kind, Uuid), u64>,
+    /// How much text went to the writer since it last wrote everything out.
+    queued_bytes: usize,
+    /// Whether the committed documents are about to be replaced as a whole.
+    resetting: bool,
+}
+
+impl Partition {
+    /// Opens the index in a folder, or makes one.
+    ///
+    /// A folder of another format, or one that cannot be read, is emptied with a warning: [`position`](Self::position)
+    /// is then 0, and everything is applied anew. Damage inside a segment that opens may surface only later, as a
+    /// failed search.
+    ///
+    /// # Errors
+    /// [`PartitionError::Locked`] if a former owner does not let go in time, [`PartitionError::Folder`] if the folder
+    /// itself is unusable.
+    pub fn open(dir: &Path, settings: Settings) -> Result<Partition, PartitionError> {
+        let folder = |source| PartitionError::Folder {
+            dir: dir.to_owned(),
+            source,
+        };
+        fs::create_dir_all(dir).map_err(folder)?;
+        let directory =
+            MmapDirectory::open(dir).map_err(|error| folder(io::Error::other(error)))?;
+        // Whoever holds the lock may be writing: only under it can we tell damage from work in progress.
+        let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
+        let opened = match open_existing(&directory) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                warn!(index.dir = %dir.display(), %reason, "building the index in {} anew: {reason}", dir.display());
+                empty(dir).map_err(folder)?;
+                None
+            }
+        };
+        let (index, reader, position) = match opened {
+            Some(opened) => opened,
+            // A new handle: the old one remembers files that are gone.
+            None => MmapDirectory::open(dir)
+                .map_err(TantivyError::from)
+                .and_then(create)
+                .map_err(PartitionError::Write)?,
+        };
+        drop(lock);
+        let (_, fields) = schema::schema();
+        let mut partition = Partition {
+            dir: dir.to_owned(),
+            settings,
+            index,
+            reader: PartitionReader { reader, fields },
+            writer: None,
+            position,
+            uncommitted: HashMap::new(),
+            queued_bytes: 0,
+            resetting: false,
+        };
+        partition.writer = Some(partition.new_writer()?);
+        Ok(partition)
+    }
+
+    /// Applies documents with the seqs of their rows. They can be found after the next [`commit`](Self::commit).
+    ///
+    /// A document replaces the one of the same kind and id unless that has a greater version, whatever the order.
+    /// A deleted one only removes; its row in `documents` is what keeps an older version from coming back later.
+    ///
+    /// # Errors
+    /// [`PartitionError::Write`]; then [`recover`](Self::recover).
+    pub fn apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
+        let result = self.try_apply(batch);
+        self.note_failure(result)
+    }
+
+    /// Makes everything applied so far durable and searchable, together with how far that is.
+    ///
+    /// # Errors
+    /// [`PartitionError::Write`]; then [`recover`](Self::recover).
+    pub fn commit(&mut self, position: Position) -> Result<(), PartitionError> {
+        let result = self.try_commit(&position);
+        self.note_failure(result)?;
+        self.position = position;
+        self.uncommitted.clear();
+        self.queued_bytes = 0;
+        self.resetting = false;
+        Ok(())
+    }
+
+    /// How far the committed index has come; after [`reset`](Self::reset), the beginning.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Forgets the position and, with the next commit, all documents.
+    ///
+    /// Until that commit the old documents are still found. So a rebuild that commits only when it has caught up is
+    /// never seen half done; if it dies on the way, the old index and its old position are back.
+    ///
+    /// # Errors
+    /// [`PartitionError::Write`]; then [`recover`](Self::recover).
+    pub fn reset(&mut self) -> Result<(), PartitionError> {
+        let result = self.try_reset();
+        self.note_failure(result)?;
+        self.position = Position::default();
+        self.uncommitted.clear();
+        self.resetting = true;
+        Ok(())
+    }
+
+    /// Goes back to the last commit with a new writer, and says where to go on from there.
+    ///
+    /// A [`reset`](Self::reset) that was not committed is forgotten too.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); the partition can be recovered again later.
+    pub fn recover(&mut self) -> Result<&Position, PartitionError> {
+        // The old writer holds the lock that the new one needs.
+        self.writer = None;
+        self.uncommitted.clear();
+        self.queued_bytes = 0;
+        self.resetting = false;
+        let payload = self
+            .index
+            .load_metas()
+            .map_err(PartitionError::Write)?
+            .payload;
+        self.position = payload
+            .as_deref()
+            .map(read_payload)
+            .transpose()
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        self.writer = Some(self.new_writer()?);
+        self.reader.reader.reload().map_err(PartitionError::Write)?;
+        Ok(&self.position)
+    }
+
+    /// A handle that searches this partition from any thread, through resets and recoveries, until it is closed.
+    pub fn reader(&self) -> PartitionReader {
+        self.reader.clone()
+    }
+
+    /// See [`PartitionReader::search`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn search(&self, search: &Search) -> Result<Hits, SearchError> {
+        self.reader.search(search)
+    }
+
+    /// See [`PartitionReader::suggest`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn suggest(&self, typed: &str, limit: usize) -> Result<Vec<Suggestion>, SearchError> {
+        self.reader.suggest(typed, limit)
+    }
+
+    /// Waits for running merges and gives the folder free. What was not committed is lost.
+    ///
+    /// # Errors
+    /// [`PartitionError::Write`] if a merge failed; the last commit is not touched by that.
+    pub fn close(mut self) -> Result<(), PartitionError> {
+        let Some(mut writer) = self.writer.take() else {
+            return Ok(());
+        };
+        // Without it, the workers would first write what is never going to be committed.
+        writer.rollback().map_err(PartitionError::Write)?;
+        writer.wait_merging_threads().map_err(PartitionError::Write)
+    }
+
+    fn try_apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
+        let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
+        let schema = self.index.schema();
+        for document in newest(batch) {
+            let known = match self.uncommitted.get(&(document.kind, document.id)) {
+                Some(version) => Some(*version),
+                None if self.resetting => None,
+                None => self
+                    .reader
+                    .version(document.kind, document.id)
+                    .map_err(PartitionError::Write)?,
+            };
+            // The same version again comes from a later row, so it is at least as good.
+            if known.is_some_and(|known| known > document.version) {
+                continue;
+            }
+            // Not for what is new: every deletion is looked up in every segment.
+            if known.is_some() {
+                writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            }
+            if !document.deleted {
+                let entry = schema::entry(&schema, &self.reader.fields, document)
+                    .map_err(|error| PartitionError::Write(error.into()))?;
+                writer.add_document(entry).map_err(PartitionError::Write)?;
+                self.queued_bytes += document.body.len();
+            }
+            self.uncommitted
+                .insert((document.kind, document.id), document.version);
+        }
+        Ok(())
+    }
+
+    fn try_commit(&mut self, position: &Position) -> Result<(), PartitionError> {
+        let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
+        let commit = |writer: &mut IndexWriter, reader: &IndexReader| {
+            let mut prepared = writer.prepare_commit()?;
+            prepared.set_payload(&payload(position)?);
+            prepared.commit()?;
+            reader.reload()
+        };
+        commit(writer, &self.reader.reader).map_err(PartitionError::Write)
+    }
+
+    fn try_reset(&mut self) -> Result<(), PartitionError> {
+        let fields = self.reader.fields;
+        let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
+        // Not `delete_all_documents`: it takes the segments out of the writer's books at once, and a merge that ends
+        // before our commit would make that durable.
+        for kind in Kind::ALL {
+            writer.delete_term(Term::from_field_text(fields.kind, kind.as_str()));
+        }
+        Ok(())
+    }
+
+    /// A writer that failed once is of no use any more; without it, nothing can be applied by accident.
+    fn note_failure<T>(&mut self, result: Result<T, PartitionError>) -> Result<T, PartitionError> {
+        if result.is_err() {
+            self.writer = None;
+        }
+        result
+    }
+
+    fn new_writer(&self) -> Result<IndexWriter, PartitionError> {
+        let options = IndexWriterOptions::builder()
+            .num_worker_threads(1)
+            .num_merge_threads(1)
+            .memory_budget_per_thread(self.settings.writer_memory_bytes)
+            .build();
+        let writer = retry_locked(&self.dir, self.settings.lock_wait, || {
+            self.index.writer_with_options(options.clone())
+        })?;
+        let mut merge_policy = LogMergePolicy::default();
+        // By default deletes never trigger a merge, and BM25 goes on counting what is gone.
+        merge_policy.set_del_docs_ratio_before_merge(0.25);
+        writer.set_merge_policy(Box::new(merge_policy));
+        Ok(writer)
+    }
+}
+
+/// The newest version of each document, of equal ones the later row, in the order of their last rows.
+fn newest(batch: &[(u64, Document)]) -> Vec<&Document> {
+    let mut newest: HashMap<(Kind, Uuid), &(u64, Document)> = HashMap::with_capacity(batch.len());
+    for row in batch {
+        let (seq, document) = row;
+        let kept = newest.entry((document.kind, document.id)).or_insert(row);
+        if (document.version, *seq) >= (kept.1.version, kept.0) {
+            *kept = row;
+        }
+    }
+    let mut rows: Vec<_> = newest.into_values().collect();
+    rows.sort_unstable_by_key(|(seq, document)| (*seq, document.kind, document.id));
+    rows.into_iter().map(|(_, document)| document).collect()
+}
+
+/// What a commit says about itself.
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    format: u32,
+    #[serde(flatten)]
+    position: Position,
+}
+
+fn payload(position: &Position) -> Result<String, TantivyError> {
+    Ok(serde_json::to_string(&Payload {
+        format: FORMAT,
+        position: position.clone(),
+    })?)
+}
+
+fn read_payload(payload: &str) -> Result<Position, String> {
+    let payload: Payload = serde_json::from_str(payload)
+        .map_err(|error| format!("its payload is unreadable: {error}"))?;
+    match payload.format {
+        FORMAT => Ok(payload.position),
+        other => Err(format!("its format is {other}, ours {FORMAT}")),
+    }
+}
+
+/// Opens what is in the folder: none if nothing is, an error with the reason if it is of no use to us.
+fn open_existing(
+    directory: &MmapDirectory,
+) -> Result<Option<(Index, IndexReader, Position)>, String> {
+    if !Index::exists(directory).map_err(|error| error.to_string())? {
+        return Ok(None);
+    }
+    let index = Index::open(directory.clone()).map_err(|error| error.to_string())?;
+    if index.schema() != schema::schema().0 {
+        return Err("its fields are not ours".to_owned());
+    }
+    schema::register_tokenizers(&index);
+    let payload = index
+        .load_metas()
+        .map_err(|error| error.to_string())?
+        .payload;
+    // An index without a payload was never committed, so it is as good as new.
+    let position = payload
+        .as_deref()
+        .map(read_payload)
+        .transpose()?
+        .unwrap_or_default();
+    let reader = new_reader(&index).map_err(|error| error.to_string())?;
+    Ok(Some((index, reader, position)))
+}
+
+fn create(directory: MmapDirectory) -> tantivy::Result<(Index, IndexReader, Position)> {
+    let index = Index::builder()
+        .schema(schema::schema().0)
+        .open_or_create(directory)?;
+    schema::register_tokenizers(&index);
+    let reader = new_reader(&index)?;
+    Ok((index, reader, Position::default()))
+}
+
+fn new_reader(index: &Index) -> tantivy::Result<IndexReader> {
+    // We reload right after each commit; the policy on commit polls every 500 ms.
+    index
+        .reader_builder()
+        .reload_policy(ReloadPolicy::Manual)
+        .try_into()
+}
+
+fn lock_writer(directory: &MmapDirectory) -> tantivy::Result<DirectoryLock> {
+    Ok(directory.acquire_lock(&INDEX_WRITER_LOCK)?)
+}
+
+/// Empties the folder, but for the lock files: whoever deletes a lock takes it from its owner.
+fn empty(dir: &Path) -> io::Result<()> {
+    let locks = [
+        INDEX_WRITER_LOCK.filepath.as_path(),
+        META_LOCK.filepath.as_path(),
+    ];
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if locks.contains(&Path::new(&entry.file_name())) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Tries again while the lock is taken: on a rolling restart, the former process needs a moment to end.
+fn retry_locked<T>(
+    dir: &Path,
+    wait: Duration,
+    mut attempt: impl FnMut() -> tantivy::Result<T>,
+) -> Result<T, PartitionError> {
+    let deadline = Instant::now() + wait;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(TantivyError::LockFailure(LockError::LockBusy, _)) => {
+                if Instant::now() >= deadline {
+                    return Err(PartitionError::Locked {
+                        dir: dir.to_owned(),
+                    });
+                }
+                thread::sleep(pause);
+                pause = (2 * pause).min(LOCK_PAUSE_MAX);
+            }
+            Err(error) => return Err(PartitionError::Write(error)),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+use std::fs;
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn deleted_documents_vanish() {
+    let mut index = given([post(1, "", "rust"), post(2, "", "rust")]);
+    index.index([deleted(post(1, "", "rust"))]);
+    assert_eq!(index.find("rust"), [2]);
+}
+
+#[test]
+fn a_newer_version_replaces_the_older() {
+    let mut index = given([post(1, "", "rust")]);
+    index.index([Document {
+        version: 2,
+        ..post(1, "", "tokio")
+    }]);
+    assert_eq!(index.find("rust"), []);
+    assert_eq!(index.find("tokio"), [1]);
+}
+
+#[test]
+fn within_a_batch_the_newest_version_wins() {
+    let index = given([
+        Document {
+            version: 2,
+            ..post(1, "", "second")
+        },
+        Document {
+            version: 3,
+            ..post(1, "", "third")
+        },
+        Document {
+            version: 1,
+            ..post(1, "", "first")
+        },
+    ]);
+    assert_eq!(index.find("third first second"), [1]);
+    assert_eq!(index.hits("").items[0].version, 3);
+}
+
+#[test]
+fn an_older_version_never_overwrites_a_newer_one() {
+    let mut index = partition();
+    index.apply([Document {
+        version: 5,
+        ..post(1, "", "new")
+    }]);
+    index.apply([Document {
+        version: 4,
+        ..post(1, "", "old")
+    }]);
+    index.index([]);
+    index.index([Document {
+        version: 4,
+        ..post(1, "", "old")
+    }]);
+    assert_eq!(index.hits("").items[0].version, 5);
+}
+
+#[test]
+fn things_of_different_kinds_may_share_an_id() {
+    let index = given([post(1, "", "rust"), comment(1, "rust")]);
+    assert_eq!(index.hits("rust").total, 2);
+}
+
+#[test]
+fn nothing_is_found_before_its_commit() {
+    let mut index = partition();
+    index.apply([post(1, "", "rust")]);
+    assert_eq!(index.find("rust"), []);
+}
+
+/// More text than the writer's memory between two commits, as in a rebuild.
+#[test]
+fn a_long_way_to_the_commit_is_written_out_in_parts_and_shown_at_once() {
+    let mut index = given([post(100, "", "rust")]);
+    let long = format!("rust{}", " ".repeat(3_000_000));
+    index.apply((1..=8).map(|id| post(id, "", &long)));
+    index.apply([deleted(post(1, "", "rust")), deleted(post(100, "", "rust"))]);
+    assert_eq!(index.find("rust"), [100]);
+    index.index([]);
+    assert_eq!(index.find_sorted("rust"), (2..=8).collect::<Vec<_>>());
+}
+
+#[test]
+fn readers_see_a_commit_as_soon_as_it_returns() {
+    let mut index = partition();
+    let reader = index.partition.reader();
+    index.index([post(1, "", "rust")]);
+    assert_eq!(reader.search(&search("rust")).unwrap().total, 1);
+}
+
+#[test]
+fn the_position_survives_a_reopening() {
+    let index = given([post(1, "", "rust")]);
+    let position = index.position();
+    let index = index.reopen();
+    assert_eq!(index.partition.position(), &position);
+    assert_eq!(index.find("rust"), [1]);
+}
+
+/// The process dies after some documents were applied and before their commit.
+#[test]
+fn after_a_crash_the_index_goes_on_from_its_last_commit() {
+    let mut index = given([post(1, "", "rust")]);
+    let committed = index.position();
+    index.apply([post(2, "", "rust"), deleted(post(1, "", "rust"))]);
+    drop(index.partition);
+    index.partition = open(&index.dir);
+    assert_eq!(index.partition.position(), &committed);
+    assert_eq!(index.find("rust"), [1]);
+    index.index([post(2, "", "rust"), deleted(post(1, "", "rust"))]);
+    assert_eq!(index.find("rust"), [2]);
+}
+
+#[test]
+fn a_reset_serves_the_old_documents_until_the_new_ones_are_committed() {
+    let mut index = given([post(1, "", "rust"), post(2, "", "rust")]);
+    index.partition.reset().unwrap();
+    assert_eq!(index.partition.position(), &Position::default());
+    index.apply([post(2, "", "tokio")]);
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
+    index.index([post(3, "", "tokio")]);
+    assert_eq!(index.find("rust"), []);
+    assert_eq!(index.find_sorted("tokio"), [2, 3]);
+}
+
+/// What the documents table no longer has is older than what the index has; the rebuild must take it all the same.
+#[test]
+fn a_reset_forgets_versions_too() {
+    let mut index = given([Document {
+        version: 9,
+        ..post(1, "", "old")
+    }]);
+    index.partition.reset().unwrap();
+    index.index([post(1, "", "new")]);
+    assert_eq!(index.find("new"), [1]);
+}
+
+#[test]
+fn a_reset_that_was_never_committed_leaves_everything_as_it_was() {
+    let mut index = given([post(1, "", "rust")]);
+    let committed = index.position();
+    index.partition.reset().unwrap();
+    index.apply([post(2, "", "rust")]);
+    let index = index.reopen();
+    assert_eq!(index.partition.position(), &committed);
+    assert_eq!(index.find("rust"), [1]);
+}
+
+/// The folder disappears under the writer, as with a lost disk, and comes back.
+#[test]
+fn after_an_io_error_a_recovered_partition_resumes_from_its_last_commit() {
+    let mut index = given([post(1, "", "rust")]);
+    let committed = index.position();
+    let (here, away) = (
+        index.dir.path().to_owned(),
+        index.dir.path().with_extension("away"),
+    );
+    fs::rename(&here, &away).unwrap();
+    let failed = index
+        .partition
+        .apply(&[(2, post(2, "", "rust"))])
+        .and_then(|()| {
+            index.partition.commit(Position {
+                applied_seq: 2,
+                ..Position::default()
+            })
+        });
+    assert!(
+        matches!(failed, Err(PartitionError::Write(_))),
+        "{failed:?}"
+    );
+    assert!(matches!(
+        index.partition.apply(&[]),
+        Err(PartitionError::Failed)
+    ));
+    fs::rename(&away, &here).unwrap();
+    assert_eq!(index.partition.recover().unwrap(), &committed);
+    assert_eq!(index.find("rust"), [1]);
+    index.index([post(2, "", "rust")]);
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
+}
+
+/// Breaks every file of the folder whose name ends so.
+fn damage(dir: &TempDir, suffix: &str, content: &[u8]) {
+    let mut damaged = 0;
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().ends_with(suffix) {
+            fs::write(path, content).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0, "nothing ends in {suffix}");
+}
+
+#[test]
+fn a_damaged_folder_is_built_anew() {
+    for (suffix, content) in [
+        ("meta.json", &b"{"[..]),
+        (".store", b"x"),
+        (".idx", b""),
+        (".managed.json", b"["),
+    ] {
+        let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
+        partition.close().unwrap();
+        damage(&dir, suffix, content);
+        let mut index = Fixture {
+            partition: open(&dir),
+            dir,
+            seq: 0,
+        };
+        assert_eq!(index.partition.position(), &Position::default(), "{suffix}");
+        index.index([post(1, "", "rust")]);
+        assert_eq!(index.reopen().find("rust"), [1], "{suffix}");
+    }
+}
+
+#[test]
+fn an_index_of_another_format_is_built_anew() {
+    let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
+    partition.close().unwrap();
+    let meta = dir.path().join("meta.json");
+    let newer = fs::read_to_string(&meta)
+        .unwrap()
+        .replace(r#"{\"format\":1"#, r#"{\"format\":999"#);
+    fs::write(&meta, newer).unwrap();
+    let partition = open(&dir);
+    assert_eq!(partition.position(), &Position::default());
+    assert_eq!(partition.search(&search("rust")).unwrap().total, 0);
+}
+
+#[test]
+fn an_index_with_other_fields_is_built_anew() {
+    let dir = TempDir::new().unwrap();
+    tantivy::Index::create_in_dir(dir.path(), tantivy::schema::Schema::builder().build()).unwrap();
+    assert_eq!(open(&dir).position(), &Position::default());
+}
+
+#[test]
+fn a_folder_in_use_is_refused_and_left_as_it_is() {
+    let index = given([post(1, "", "rust")]);
+    let impatient = Settings {
+        lock_wait: Duration::from_millis(20),
+        ..Settings::default()
+    };
+    let second = Partition::open(index.dir.path(), impatient);
+    assert!(matches!(second, Err(PartitionError::Locked { .. })));
+    assert_eq!(index.find("rust"), [1]);
+}
+
+#[test]
+fn a_folder_is_taken_over_as_soon_as_its_owner_lets_go() {
+    let index = given([post(1, "", "rust")]);
+    let path = index.dir.path().to_owned();
+    let waiting = std::thread::spawn(move || Partition::open(&path, Settings::default()).unwrap());
+    index.partition.close().unwrap();
+    assert_eq!(
+        waiting
+            .join()
+            .unwrap()
+            .search(&search("rust"))
+            .unwrap()
+            .total,
+        1
+    );
+}

@@ -1,0 +1,195 @@
+//! Search: documents made from the other services' events, and the indexes that find them.
+
+mod follower;
+pub mod index;
+pub mod service;
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::task::{JoinHandle, spawn_blocking};
+use uuid::Uuid;
+
+pub use self::service::SearchService;
+use self::{
+    follower::{Follower, Visible},
+    index::{Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions},
+    service::home,
+};
+use crate::{
+    entity::Failure,
+    event::{Source, Topic},
+    ids::{Seq, ShardId, shard_of},
+    runtime::{Runtime, Unit},
+    service::Poison,
+};
+
+/// The public face of the search service: this node's replicas of the index, and the way to the documents.
+#[derive(Clone)]
+pub struct SearchFace {
+    runtime: Runtime<SearchService>,
+    replicas: Arc<Vec<Replica>>,
+}
+
+struct Replica {
+    reader: PartitionReader,
+    visible: Visible,
+    follower: JoinHandle<()>,
+}
+
+/// An answer to a search.
+#[derive(Debug)]
+pub struct Answer {
+    /// What was found.
+    pub hits: Hits,
+    /// A part of the index could not answer in time.
+    pub partial: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Names a write, so that a search can wait until it is found (rule 21).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchToken {
+    /// The log of the write.
+    pub topic: Topic,
+    /// Its shard there.
+    pub shard: ShardId,
+    /// Its record.
+    pub seq: Seq,
+    /// The record's key, which tells the partition.
+    pub key: Uuid,
+}
+
+impl SearchFace {
+    /// Opens the replicas of all partitions below `folder` and lets them follow the documents.
+    ///
+    /// # Errors
+    /// When an index folder cannot be used.
+    pub async fn open(runtime: Runtime<SearchService>, folder: &Path) -> Result<Self, PartitionError> {
+        let mut replicas = Vec::new();
+        for shard in (0..runtime.shards()).map(ShardId) {
+            let dir = folder.join(shard.to_string());
+            let partition = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
+            let visible = Visible::default();
+            let reader = partition.reader();
+            let follower = Follower::new(runtime.clone(), shard, partition, visible.clone());
+            replicas.push(Replica { reader, visible, follower: tokio::spawn(follower.run()) });
+        }
+        Ok(Self { runtime, replicas: Arc::new(replicas) })
+    }
+
+    /// The runtime behind it.
+    pub fn runtime(&self) -> &Runtime<SearchService> {
+        &self.runtime
+    }
+
+    /// Waits until the followers have closed their indexes; the runtime must have stopped.
+    pub async fn closed(&self) {
+        for replica in self.replicas.iter() {
+            while !replica.follower.is_finished() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    /// Asks every partition, merges the best. What does not answer by `deadline` makes the answer partial.
+    ///
+    /// # Errors
+    /// When no partition could answer.
+    pub async fn search(&self, search: Search, deadline: tokio::time::Instant) -> Result<Answer, SearchError> {
+        let began = Instant::now();
+        let search = Arc::new(search);
+        let asked = self.replicas.iter().map(|replica| {
+            let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
+            tokio::time::timeout_at(deadline, spawn_blocking(move || reader.search(&search)))
+        });
+        let (mut parts, mut partial, mut failed) = (Vec::new(), false, None);
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(Ok(Ok(hits))) => parts.push(hits),
+                Ok(Ok(Err(error))) => {
+                    tracing::warn!(%error, "an index partition could not answer");
+                    (partial, failed) = (true, Some(error));
+                }
+                Ok(Err(_)) | Err(_) => partial = true,
+            }
+        }
+        match failed {
+            Some(error) if parts.is_empty() => Err(error),
+            _ => Ok(Answer { hits: merge(parts, search.limit), partial, took: began.elapsed() }),
+        }
+    }
+
+    /// Completes what is being typed.
+    pub async fn suggest(&self, typed: &str, limit: usize) -> Vec<Suggestion> {
+        let asked = self.replicas.iter().map(|replica| {
+            let (reader, typed) = (replica.reader.clone(), typed.to_owned());
+            spawn_blocking(move || reader.suggest(&typed, limit))
+        });
+        let parts = join_all(asked).await.into_iter().flatten().flatten().flatten().collect();
+        merge_suggestions(parts, limit)
+    }
+
+    /// Waits until a write can be found; whether it can.
+    pub async fn visible(&self, token: SearchToken, within: Duration) -> bool {
+        let shard = shard_of(token.key, self.runtime.shards());
+        let source = Source { topic: token.topic, shard: token.shard };
+        let replica = &self.replicas[shard.index()];
+        tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok()
+    }
+
+    /// Stores documents by version, through the shards' owner like everything else (rule 20): for rebuilding.
+    ///
+    /// # Errors
+    /// When a shard could not commit.
+    pub async fn put(&self, documents: Vec<index::Document>) -> Result<(), Failure> {
+        let shards = self.runtime.shards();
+        let mut units: Vec<Unit<SearchService>> = (0..shards).map(|_| Unit::of(shards)).collect();
+        let mut count = vec![0; usize::from(shards)];
+        for document in &documents {
+            let shard = shard_of(home(document), shards);
+            count[shard.index()] += 1;
+            units[shard.index()].writes.put(shard, document).map_err(|Poison(reason)| Failure::Unavailable(reason))?;
+        }
+        for (n, unit) in units.into_iter().enumerate().filter(|(n, _)| count[*n] > 0) {
+            let shard = ShardId(u16::try_from(n).expect("shards are few"));
+            self.runtime.commit(shard, unit).await?;
+        }
+        Ok(())
+    }
+
+    /// How many documents can be found here.
+    pub fn document_count(&self) -> u64 {
+        self.replicas.iter().map(|replica| replica.reader.document_count()).sum()
+    }
+}
+
+/// The document of a user's export.
+///
+/// # Errors
+/// When a number is out of range.
+pub fn user_document(record: crate::records::UserRecord) -> Result<index::Document, Poison> {
+    service::user(record)
+}
+
+/// The document of a post's export.
+///
+/// # Errors
+/// When a number is out of range.
+pub fn post_document(record: crate::records::PostRecord) -> Result<index::Document, Poison> {
+    service::post(record)
+}
+
+/// The document of a comment's export.
+///
+/// # Errors
+/// When a number is out of range.
+pub fn comment_document(record: crate::records::CommentRecord) -> Result<index::Document, Poison> {
+    service::comment(record)
+}

@@ -1,0 +1,121 @@
+//! Puts routes and edge together.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower::ServiceBuilder;
+use tower::util::option_layer;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::chain::{ChainLayer, Edge};
+use crate::compress::CompressLayer;
+use crate::config::GatewayConfig;
+use crate::health::Health;
+use crate::{docs, health, problem};
+
+/// What a gateway is made of besides its edge.
+pub struct Parts {
+    /// The API's routes with their documentation, states filled in.
+    pub api: OpenApiRouter,
+    /// Looks after the node's health.
+    pub health: Arc<dyn Health>,
+    /// Renders the metrics; see [`health::metrics_handle`].
+    pub metrics: PrometheusHandle,
+}
+
+/// Why a gateway cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A configured origin cannot be one.
+    #[error("cors_origins: {0:?} is not an origin such as https://example.org")]
+    Origin(String),
+    /// The generated contract cannot be written as JSON.
+    #[error("the OpenAPI document cannot be written")]
+    Document(#[from] serde_json::Error),
+}
+
+/// The whole router: API, health, docs, problems, keys, with the edge around every route.
+///
+/// # Errors
+/// [`BuildError`] if the configuration or the documentation is wrong.
+pub fn build(edge: &Arc<Edge>, parts: Parts) -> Result<Router, BuildError> {
+    let config = &edge.config;
+    let (api, document) = parts.api.split_for_parts();
+    let verifier = edge.verifier.clone();
+    let jwks = move || {
+        let keys = verifier.jwks();
+        async move { ([(header::CACHE_CONTROL, "public, max-age=60")], Json(keys)) }
+    };
+    let around = ServiceBuilder::new()
+        .layer(ChainLayer { edge: edge.clone() })
+        .layer(option_layer(cors(config)?))
+        .layer(CompressLayer {
+            enabled: config.compression,
+        });
+    Ok(api
+        .merge(health::router(parts.health, parts.metrics))
+        .merge(docs::router(&document)?)
+        .route("/problems/{slug}", get(problem::page))
+        .route("/.well-known/jwks.json", get(jwks))
+        .fallback(problem::no_route)
+        .layer(around))
+}
+
+/// No layer at all unless an origin is allowed.
+fn cors(config: &GatewayConfig) -> Result<Option<CorsLayer>, BuildError> {
+    let origins = match config.cors_origins.as_slice() {
+        [] => return Ok(None),
+        [any] if any == "*" => AllowOrigin::from(Any),
+        some => AllowOrigin::list(
+            some.iter()
+                .map(|origin| parse_origin(origin))
+                .collect::<Result<Vec<_>, _>>()?,
+        ),
+    };
+    let exposed = [
+        "etag",
+        "location",
+        "ratelimit",
+        "ratelimit-policy",
+        "retry-after",
+        "x-request-id",
+        "x-search-token",
+    ];
+    Ok(Some(
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([
+                Method::GET,
+                Method::POST,
+                Method::PUT,
+                Method::PATCH,
+                Method::DELETE,
+            ])
+            .allow_headers([
+                header::AUTHORIZATION,
+                header::CONTENT_TYPE,
+                header::IF_MATCH,
+                header::IF_NONE_MATCH,
+                HeaderName::from_static("idempotency-key"),
+                HeaderName::from_static("last-event-id"),
+                HeaderName::from_static("traceparent"),
+                HeaderName::from_static("x-request-id"),
+                HeaderName::from_static("x-search-after"),
+            ])
+            .expose_headers(exposed.map(HeaderName::from_static))
+            .max_age(std::time::Duration::from_secs(3600)),
+    ))
+}
+
+fn parse_origin(origin: &str) -> Result<HeaderValue, BuildError> {
+    let wrong = || BuildError::Origin(origin.to_owned());
+    let (scheme, rest) = origin.split_once("://").ok_or_else(wrong)?;
+    if !matches!(scheme, "http" | "https") || rest.is_empty() || rest.contains('/') || rest == "*" {
+        return Err(wrong());
+    }
+    HeaderValue::from_str(origin).map_err(|_| wrong())
+}

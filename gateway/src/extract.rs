@@ -1,0 +1,269 @@
+//! Extractors that turn a request's head into types that cannot be wrong, or into the problem that says why not.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::header;
+use axum::http::request::Parts;
+use garde::Validate;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::auth::Claims;
+pub use crate::body::Json;
+use crate::context::{self, Identity};
+use crate::problem::{self, Problem};
+
+/// Longest list page.
+const LIMIT_MAX: u32 = 100;
+/// List page unless asked otherwise.
+const LIMIT_DEFAULT: u32 = 20;
+
+/// A query string; a bad one is 400.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<T>(pub T);
+
+impl<T, S> FromRequestParts<S> for Query<T>
+where
+    T: DeserializeOwned + Validate<Context: Default>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let axum::extract::Query(value) = axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map_err(|error| bad_query(error.body_text()))?;
+        value
+            .validate()
+            .map_err(|report| bad_query(report.to_string().trim_end().to_owned()))?;
+        Ok(Self(value))
+    }
+}
+
+fn bad_query(detail: impl Into<Cow<'static, str>>) -> Problem {
+    Problem::new(&problem::INVALID_QUERY, detail)
+}
+
+/// Parameters of the path; what is no id is no resource: 404.
+#[derive(Debug, Clone, Copy)]
+pub struct Path<T>(pub T);
+
+impl<T, S> FromRequestParts<S> for Path<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(_) => Err(Problem::new(
+                &problem::NOT_FOUND,
+                "the path names nothing that can exist",
+            )),
+        }
+    }
+}
+
+/// The page of a list that a client asks for, `?limit=&cursor=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Items on the page, 1–100.
+    pub limit: u32,
+    /// Where it begins; open it with [`crate::cursor::Cursors::open`].
+    pub cursor: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Page {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        #[derive(Deserialize)]
+        struct Asked {
+            limit: Option<u32>,
+            cursor: Option<String>,
+        }
+        let axum::extract::Query(asked) = axum::extract::Query::<Asked>::try_from_uri(&parts.uri)
+            .map_err(|error| bad_query(error.body_text()))?;
+        let limit = asked.limit.unwrap_or(LIMIT_DEFAULT);
+        if !(1..=LIMIT_MAX).contains(&limit) {
+            return Err(bad_query(format!(
+                "limit is {limit} and may be 1 to {LIMIT_MAX}"
+            )));
+        }
+        Ok(Self {
+            limit,
+            cursor: asked.cursor,
+        })
+    }
+}
+
+/// The user whose token came with the request; without a valid one the request is refused with 401.
+#[derive(Debug, Clone)]
+pub struct CurrentUser(pub Arc<Claims>);
+
+impl CurrentUser {
+    /// # Errors
+    /// A 403 without the role.
+    pub fn require_role(&self, role: &'static str) -> Result<(), Problem> {
+        if self.0.has_role(role) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            &problem::FORBIDDEN,
+            format!("this needs the role {role}"),
+        ))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for CurrentUser {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let MaybeUser(user) = MaybeUser::from_request_parts(parts, state).await?;
+        user.map(Self)
+            .ok_or_else(|| unauthenticated("there is no access token in the request"))
+    }
+}
+
+/// The user whose token came with the request, if one did; a token that is refused is a 401 here too, so that a client
+/// notices that it has expired.
+#[derive(Debug, Clone)]
+pub struct MaybeUser(pub Option<Arc<Claims>>);
+
+impl<S: Send + Sync> FromRequestParts<S> for MaybeUser {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match &context::of(parts)?.identity {
+            Identity::Anonymous => Ok(Self(None)),
+            Identity::Known(claims) => Ok(Self(Some(claims.clone()))),
+            Identity::Refused(error) => Err(unauthenticated(error)),
+        }
+    }
+}
+
+fn unauthenticated(why: impl Display) -> Problem {
+    Problem::new(&problem::UNAUTHENTICATED, why.to_string())
+}
+
+/// `If-Match`: the version that a change is meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfMatch {
+    /// No such header, or `*`.
+    Any,
+    /// This version. What stands behind the dot of an entity tag is not compared: a like meanwhile is no conflict.
+    Version(u64),
+}
+
+impl IfMatch {
+    /// # Errors
+    /// A 412 if `current` is another version.
+    pub fn check(self, current: u64) -> Result<(), Problem> {
+        match self {
+            Self::Version(wanted) if wanted != current => Err(Problem::new(
+                &problem::PRECONDITION_FAILED,
+                format!("the version is {current}, the change was meant for {wanted}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+            return Ok(Self::Any);
+        };
+        if value == "*" {
+            return Ok(Self::Any);
+        }
+        let version = || {
+            let tag = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
+            tag.split('.').next()?.parse().ok()
+        };
+        // A tag that we never gave matches nothing.
+        version().map(Self::Version).ok_or_else(|| {
+            Problem::new(
+                &problem::PRECONDITION_FAILED,
+                "If-Match is not an entity tag of this resource",
+            )
+        })
+    }
+}
+
+/// `If-None-Match`: the entity tags that the client has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IfNoneMatch(Option<String>);
+
+impl IfNoneMatch {
+    /// Whether the client has `etag`, quotes included, already: then 304. Compared weakly, as RFC 9110 wants it.
+    pub fn matches(&self, etag: &str) -> bool {
+        let wanted = etag.strip_prefix("W/").unwrap_or(etag);
+        self.0.as_deref().is_some_and(|tags| {
+            tags.split(',')
+                .map(str::trim)
+                .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == wanted)
+        })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let value = parts
+            .headers
+            .get(header::IF_NONE_MATCH)
+            .and_then(|value| value.to_str().ok());
+        Ok(Self(value.map(str::to_owned)))
+    }
+}
+
+/// `Idempotency-Key`, if the client sent one: 1–255 visible ASCII characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdempotencyKey(pub Option<Box<str>>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get("idempotency-key") else {
+            return Ok(Self(None));
+        };
+        let visible = value.to_str().ok().filter(|key| {
+            (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
+        });
+        visible.map(|key| Self(Some(key.into()))).ok_or_else(|| {
+            Problem::new(
+                &problem::BAD_REQUEST,
+                "Idempotency-Key has to be 1 to 255 visible ASCII characters",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_with_a_later_suffix_still_matches_the_version() {
+        assert!(IfMatch::Version(3).check(3).is_ok());
+        assert_eq!(
+            IfMatch::Version(3).check(4).unwrap_err().kind,
+            &problem::PRECONDITION_FAILED
+        );
+    }
+
+    #[test]
+    fn if_none_match_compares_the_whole_tag() {
+        let tags = IfNoneMatch(Some("\"1.a\", W/\"2.b\"".into()));
+        assert!(tags.matches("\"2.b\"") && !tags.matches("\"2.c\""));
+    }
+}

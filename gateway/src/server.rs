@@ -1,0 +1,279 @@
+//! The HTTP server: hyper with the limits that `axum::serve` leaves out.
+//!
+//! A connection may take only so long for a request's head and may idle only so long, heads and connections are capped,
+//! and stopping finishes what is in flight.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tower::Service;
+
+use crate::config::GatewayConfig;
+use crate::context::Peer;
+
+/// Connections that wait in the kernel while we are busy or restarting.
+const BACKLOG: u32 = 1024;
+/// Headers of one request.
+const HEADERS_MAX: usize = 100;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 128;
+/// hyper reads into a buffer of at least this size.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
+/// What every HTTP/2 connection begins with.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long to wait for the rest of a preface that arrived in pieces, between two looks.
+const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+/// How long to wait when the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Limits of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Time for a request's head, and idle time between two requests.
+    pub header_timeout: Duration,
+    /// Size of a request's head, in bytes.
+    pub header_limit_bytes: usize,
+    /// Open connections.
+    pub connections_max: usize,
+    /// Time for requests in flight when stopping.
+    pub drain_timeout: Duration,
+}
+
+impl From<&GatewayConfig> for Limits {
+    fn from(config: &GatewayConfig) -> Self {
+        Self {
+            header_timeout: Duration::from_millis(config.header_timeout_ms),
+            header_limit_bytes: config.header_limit_bytes,
+            connections_max: config.connections_max,
+            drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        }
+    }
+}
+
+/// Binds a listening socket that can outlive the servers on it.
+///
+/// # Errors
+/// What the system says, for instance that the address is in use.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A restarted process must not wait for the old one's connections to leave TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+    Cut,
+}
+
+/// Serves `router` on `listener` until `stop` resolves, then finishes what is in flight.
+///
+/// Dropping the future stops accepting; connections finish the request they are at.
+///
+/// # Errors
+/// If the listener fails for good.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let (phase, watched) = watch::channel(Phase::Serving);
+    let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let accepting = accept(&listener, router, limits, &permits, &watched);
+    tokio::select! {
+        result = accepting => return result,
+        () = stop => {}
+    }
+    phase.send_replace(Phase::Draining);
+    let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
+    if tokio::time::timeout(limits.drain_timeout, permits.acquire_many(all))
+        .await
+        .is_err()
+    {
+        let open = limits.connections_max - permits.available_permits();
+        tracing::warn!(
+            connections = open,
+            "cut off connections that did not finish in time"
+        );
+        phase.send_replace(Phase::Cut);
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    router: Router,
+    limits: Limits,
+    permits: &Arc<Semaphore>,
+    phase: &watch::Receiver<Phase>,
+) -> io::Result<()> {
+    loop {
+        let permit = permits
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_the_connection(&error) => continue,
+            Err(error) if is_shortage(&error) => {
+                tracing::warn!("cannot accept a connection for the moment: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let handler = Handler {
+            router: router.clone(),
+            peer: Peer(peer.ip()),
+        };
+        let phase = phase.clone();
+        tokio::spawn(async move {
+            if let Err(error) = connection(stream, handler, limits, phase).await {
+                tracing::debug!(client.address = %peer, "closed a connection: {error}");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// The client went away before we took it.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: passes when other connections close.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection(
+    stream: TcpStream,
+    handler: Handler,
+    limits: Limits,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    let is_http2 = tokio::select! {
+        found = tokio::time::timeout(limits.header_timeout, is_http2(&stream)) => found??,
+        // It has asked for nothing yet.
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => return Ok(()),
+    };
+    let io = TokioIo::new(stream);
+    if is_http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(u32::try_from(limits.header_limit_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(limits.header_timeout)
+            .keep_alive_timeout(limits.header_timeout)
+            .serve_connection(io, handler);
+        finish(
+            connection,
+            |connection| connection.graceful_shutdown(),
+            phase,
+        )
+        .await
+    } else {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.header_limit_bytes.max(BUFFER_BYTES_MIN))
+            .max_headers(HEADERS_MAX)
+            .serve_connection(io, handler);
+        finish(
+            connection,
+            |connection| connection.graceful_shutdown(),
+            phase,
+        )
+        .await
+    }
+}
+
+/// Drives a connection to its end; graceful once the server drains, at once when it is cut.
+async fn finish<C>(
+    connection: C,
+    shut_down: impl FnOnce(std::pin::Pin<&mut C>),
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), BoxError>
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        result = connection.as_mut() => return Ok(result?),
+        // An error means that the server is gone: no reason to be less polite.
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
+    }
+    shut_down(connection.as_mut());
+    let cut = async {
+        if phase.wait_for(|phase| *phase == Phase::Cut).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        result = connection => Ok(result?),
+        () = cut => Ok(()),
+    }
+}
+
+/// Looks at the first bytes without taking them. hyper-util's own detection has no time limit.
+async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut start = [0; HTTP2_PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut start).await?;
+        if length == HTTP2_PREFACE.len()
+            || length == 0
+            || !HTTP2_PREFACE.starts_with(&start[..length])
+        {
+            return Ok(start == *HTTP2_PREFACE);
+        }
+        tokio::time::sleep(PREFACE_PAUSE).await;
+    }
+}
+
+/// Hands a request of one connection to the router.
+#[derive(Clone)]
+struct Handler {
+    router: Router,
+    peer: Peer,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Handler {
+    type Response = axum::response::Response;
+    type Error = Infallible;
+    type Future = axum::routing::future::RouteFuture<Infallible>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.peer);
+        // A router is always ready.
+        self.router.clone().call(request)
+    }
+}

@@ -1,0 +1,74 @@
+//! One service alone on a real Postgres, in process: the context ring.
+
+use std::{sync::Arc, time::Duration};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use rookery_actors::{
+    ids::Incarnation,
+    runtime::{Runtime, Settings},
+    service::Service,
+};
+use tokio_postgres::Config;
+use uuid::Uuid;
+
+use crate::ownership::{LeaseSettings, Ownership};
+
+/// A service that owns all shards of its database.
+pub struct TestService<S: Service> {
+    /// The service.
+    pub runtime: Runtime<S>,
+    ownership: Ownership,
+}
+
+/// The lease of production.
+pub const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_millis(2500), renew_every: Duration::from_millis(500) };
+
+impl<S: Service> TestService<S> {
+    /// Starts a service as node `node` and waits until it serves what it should.
+    ///
+    /// # Panics
+    /// If the database does not answer.
+    pub async fn start(service: S, config: Config, node: &str, settings: Settings) -> Self {
+        Self::start_with(service, config, node, settings, LEASE).await
+    }
+
+    /// The same with another lease.
+    ///
+    /// # Panics
+    /// If the database does not answer.
+    pub async fn start_with(service: S, config: Config, node: &str, settings: Settings, lease: LeaseSettings) -> Self {
+        let runtime = Runtime::new(service, config, Incarnation(Uuid::new_v4()), settings);
+        let (root, _) = Actor::spawn(None, Root, ()).await.expect("an actor can be started");
+        runtime.start(root.get_cell());
+        let ownership =
+            Ownership::start(runtime.clone(), node, lease, false, Arc::new(|| {})).await.expect("the directory answers");
+        Self { runtime, ownership }
+    }
+
+    /// Answers what waits, gives everything up and signs off.
+    pub async fn stop(self) {
+        self.runtime.stop().await;
+        self.ownership.leave().await;
+    }
+}
+
+/// The top of the tree: hears of everything and survives it.
+struct Root;
+
+struct Silence;
+
+impl ractor::Message for Silence {}
+
+impl Actor for Root {
+    type Msg = Silence;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Silence>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, _: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! The posts service on a real Postgres: the promises of the runtime, seen through the first service that uses it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rookery::{
+    migrate::Database,
+    testing::{TestPostgres, TestService},
+};
+use rookery_actors::{
+    entity::AskError,
+    ids::{PostId, UserId},
+    posts::{
+        Changes, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
+        rules::{Body, Tags, Title},
+    },
+    runtime::{Context, IdempotencyKey, Settings},
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+const ADA: UserId = UserId(Uuid::from_u128(1));
+const BOB: UserId = UserId(Uuid::from_u128(2));
+
+fn soon() -> Context {
+    Context::within(Duration::from_secs(10))
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn draft(title: &str) -> Draft {
+    Draft {
+        author: ADA,
+        title: Title::parse(title).unwrap(),
+        body: Body::parse("A body.").unwrap(),
+        tags: Tags::parse(&["rust"]).unwrap(),
+        at: Timestamp::now(),
+    }
+}
+
+async fn service(config: &tokio_postgres::Config) -> (TestService<PostService>, Posts) {
+    let service = TestService::start(PostService::default(), config.clone(), "n1", Settings::default()).await;
+    let posts = Posts::new(service.runtime.clone());
+    (service, posts)
+}
+
+async fn fresh() -> tokio_postgres::Config {
+    TestPostgres::shared().fresh_database(Database::Posts).await
+}
+
+async fn publish(posts: &Posts, title: &str) -> Post {
+    posts.publish(draft(title), soon()).await.unwrap().reply.post.unwrap()
+}
+
+async fn sql(config: &tokio_postgres::Config) -> tokio_postgres::Client {
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test]
+async fn a_published_post_is_read_from_memory_and_after_a_restart() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let post = publish(&posts, "hello").await;
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap().as_ref(), Some(&post));
+    service.stop().await;
+
+    let (service, posts) = self::service(&config).await;
+    let loaded = posts.get(post.id, deadline()).await.unwrap().unwrap();
+    assert_eq!((loaded.title, loaded.body, loaded.tags, loaded.version), (post.title, post.body, post.tags, 1));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn only_the_author_may_edit_and_a_rejection_fails_nobody_else() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let post = publish(&posts, "hello").await;
+    let edit = |editor| {
+        let changes = Changes { title: Some(Title::parse("changed").unwrap()), ..Changes::default() };
+        posts.edit(post.id, editor, changes, Timestamp::now(), soon())
+    };
+    let others = futures_util::future::join_all((0..50).map(|n| publish(&posts, Box::leak(format!("p{n}").into_boxed_str()))));
+    let (mine, theirs, others) = tokio::join!(edit(ADA), edit(BOB), others);
+    assert_eq!(mine.unwrap().reply.post.unwrap().version, 2);
+    assert_eq!(theirs.unwrap_err(), AskError::Rejected(Rejection::NotAuthor));
+    assert_eq!(others.len(), 50);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_of_every_shard_is_gap_free() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    futures_util::future::join_all((0..300).map(|n| publish(&posts, Box::leak(format!("p{n}").into_boxed_str())))).await;
+    let client = sql(&config).await;
+    let row = client
+        .query_one("SELECT count(*) FILTER (WHERE type = 'post.created'), count(*), sum(head)::int8 FROM outbox LEFT JOIN LATERAL (SELECT max(seq) AS head FROM outbox o WHERE o.shard = outbox.shard AND outbox.seq = 1) h ON true", &[])
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, i64>(0), 300);
+    assert_eq!(row.get::<_, i64>(1), row.get::<_, i64>(2), "as many rows as the heads say");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn likes_count_once_per_user_and_survive_a_restart() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let post = publish(&posts, "hello").await;
+    for user in [ADA, BOB, BOB] {
+        posts.like(post.id, user, true, soon()).await.unwrap();
+    }
+    posts.like(post.id, ADA, false, soon()).await.unwrap();
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().like_count, 1);
+    assert!(posts.liked(BOB, &[post.id]).await.unwrap().contains(&post.id));
+    service.stop().await;
+    let (service, posts) = self::service(&config).await;
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().like_count, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn lists_page_through_everything_once_in_every_order() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let mut ids = Vec::new();
+    for n in 0..45 {
+        ids.push(publish(&posts, &format!("p{n}")).await.id);
+    }
+    for (n, id) in ids.iter().enumerate().filter(|(n, _)| n % 3 == 0) {
+        posts.like(*id, UserId(Uuid::from_u128(n as u128 + 10)), true, soon()).await.unwrap();
+    }
+    for sort in [Sort::New, Sort::Top, Sort::Hot] {
+        for filter in [Filter::All, Filter::Tag("rust".into()), Filter::Author(ADA)] {
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let page = posts.list(sort, &filter, after, 10, deadline()).await.unwrap();
+                seen.extend(page.items.iter().map(|post| (sort.key(post), post.id)));
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
+            }
+            assert!(seen.is_sorted_by(|a, b| a.0 > b.0), "{sort:?} {filter:?}");
+            assert_eq!(seen.len(), 45, "{sort:?} {filter:?}");
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_with_its_idempotency_key_gets_the_first_answer() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let keyed = |hash: u8| {
+        let key = IdempotencyKey { key: "ada:/posts:1".into(), request_hash: [hash; 32] };
+        Context { idempotency: Some(key), ..soon() }
+    };
+    let (first, second) = tokio::join!(posts.publish(draft("once"), keyed(1)), posts.publish(draft("once"), keyed(1)));
+    let (first, second) = (first.unwrap().reply.post.unwrap(), second.unwrap().reply.post.unwrap());
+    assert_eq!(first.id, second.id);
+    let reused = posts.publish(draft("another"), keyed(2)).await.unwrap_err();
+    assert_eq!(reused, AskError::Failed(rookery_actors::entity::Failure::KeyReused));
+    assert_eq!(posts.list(Sort::New, &Filter::All, None, 10, deadline()).await.unwrap().items.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_absent_post_is_none() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    assert_eq!(posts.get(PostId(Uuid::now_v7()), deadline()).await.unwrap(), None);
+    service.stop().await;
+}
