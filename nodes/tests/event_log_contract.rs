@@ -4,7 +4,7 @@ mod event_log;
 
 use std::{sync::Arc, time::Duration};
 
-use rookery::{event_log::EmbeddedLog, testing::TestKafka};
+use rookery::event_log::EmbeddedLog;
 use rookery_actors::event::EventLog;
 
 use self::event_log::{Follower, KafkaBench, Publisher, seqs};
@@ -24,7 +24,7 @@ async fn embedded(_: &str) -> Option<Bench> {
 }
 
 async fn kafka(test: &str) -> Option<Bench> {
-    let broker = TestKafka::start_or_skip(test)?;
+    let broker = event_log::broker(test).await?;
     let publisher = Publisher::start().await;
     let kafka = KafkaBench::start(broker, &publisher).await;
     let opener = kafka.opener();

@@ -87,11 +87,12 @@ impl Sequence {
             *self = Self::after(position);
             return true;
         }
+        // The reader is past the hole: it has the missing records from elsewhere.
+        if position >= self.next() {
+            self.ahead = None;
+        }
         while self.kept.front().is_some_and(|first| first.seq <= position) {
             self.bytes -= self.kept.pop_front().map_or(0, |first| first.weight());
-        }
-        if self.kept.is_empty() && self.next() <= position {
-            self.ahead = None;
         }
         self.position = position;
         false
@@ -188,6 +189,15 @@ mod tests {
             sequence.offer(record(seq), Instant::now());
         }
         assert_eq!((seqs(&sequence), sequence.ahead()), (vec![1, 2, 3, 4, 5], None));
+    }
+
+    #[test]
+    fn a_hole_stays_known_while_the_reader_comes_up_to_it() {
+        let mut sequence = fed(0, &[1, 2, 4]);
+        sequence.seek(2);
+        assert!(sequence.ahead().is_some());
+        sequence.seek(3);
+        assert_eq!(sequence.ahead(), None);
     }
 
     #[test]

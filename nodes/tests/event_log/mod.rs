@@ -3,12 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+};
 use rookery::{
     config,
     event_log::LogSource,
@@ -25,6 +30,7 @@ use rookery_actors::{
     },
     runtime::{Context, Settings},
 };
+use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 pub const TOPIC: Topic = Topic::Posts;
@@ -114,15 +120,55 @@ impl Publisher {
     }
 }
 
+/// The broker of this test process, for one test at a time, without a topic; `None`: there is none, as was said.
+pub async fn broker(test: &str) -> Option<MutexGuard<'static, TestKafka>> {
+    static SHARED: OnceLock<Option<Mutex<TestKafka>>> = OnceLock::new();
+    let started = tokio::task::block_in_place(|| SHARED.get_or_init(|| TestKafka::start_or_skip(test).map(Mutex::new)));
+    let Some(shared) = started else {
+        eprintln!("SKIPPED {test}: no Kafka broker");
+        return None;
+    };
+    let broker = shared.lock().await;
+    delete_topics(&broker.config(PARTITIONS)).await;
+    Some(broker)
+}
+
+/// Topic names are fixed, so each test begins by deleting what the last one left.
+async fn delete_topics(config: &config::Kafka) {
+    let admin: AdminClient<DefaultClientContext> = client(config).create().unwrap();
+    let names: Vec<String> =
+        Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), topics::dead_letters(topic)]).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    admin.delete_topics(&names, &options).await.unwrap();
+    let began = Instant::now();
+    // A deletion is acknowledged before every trace of it is gone.
+    loop {
+        let metadata = admin.inner().fetch_metadata(None, PATIENCE).unwrap();
+        if !metadata.topics().iter().any(|topic| names.contains(&topic.name())) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "topics are deleted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A client of our own, as a stranger would have one.
+pub fn client(config: &config::Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", config.brokers[0].as_str());
+    client
+}
+
 /// A broker with its topics, and the relay of a publisher.
 pub struct KafkaBench {
-    pub broker: TestKafka,
+    pub broker: MutexGuard<'static, TestKafka>,
     pub config: config::Kafka,
     pub relay: Option<RunningRelay>,
 }
 
 impl KafkaBench {
-    pub async fn start(broker: TestKafka, publisher: &Publisher) -> Self {
+    pub async fn start(broker: MutexGuard<'static, TestKafka>, publisher: &Publisher) -> Self {
         let config = broker.config(PARTITIONS);
         topics::ensure(&config).await.unwrap();
         let mut bench = Self { broker, config, relay: None };
