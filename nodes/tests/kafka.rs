@@ -192,7 +192,7 @@ async fn a_dead_letter_reaches_its_topic_with_its_reason() {
     .await
     .unwrap();
     let _letters = DeadLetters::start(config.clone(), "posts", publisher.source(), database.clone()).unwrap();
-    while sql.query_one("SELECT relayed FROM dead_letter", &[]).await.unwrap().get::<_, bool>(0) == false {
+    while !sql.query_one("SELECT relayed FROM dead_letter", &[]).await.unwrap().get::<_, bool>(0) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let letters = raw(&config, "user.events.v1.dlt");
