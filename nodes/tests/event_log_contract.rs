@@ -19,18 +19,8 @@ struct Bench {
 async fn embedded(_: &str) -> Option<Bench> {
     let publisher = Publisher::start().await;
     let posts = publisher.source();
-    let open = move || -> Arc<dyn EventLog> {
-        Arc::new(EmbeddedLog::new(
-            posts.clone(),
-            posts.clone(),
-            posts.clone(),
-        ))
-    };
-    Some(Bench {
-        publisher,
-        open: Box::new(open),
-        _kafka: None,
-    })
+    let open = move || -> Arc<dyn EventLog> { Arc::new(EmbeddedLog::new(posts.clone(), posts.clone(), posts.clone())) };
+    Some(Bench { publisher, open: Box::new(open), _kafka: None })
 }
 
 async fn kafka(test: &str) -> Option<Bench> {
@@ -38,11 +28,7 @@ async fn kafka(test: &str) -> Option<Bench> {
     let publisher = Publisher::start().await;
     let kafka = KafkaBench::start(broker, &publisher).await;
     let opener = kafka.opener();
-    Some(Bench {
-        publisher,
-        open: Box::new(move || Arc::new(opener())),
-        _kafka: Some(kafka),
-    })
+    Some(Bench { publisher, open: Box::new(move || Arc::new(opener())), _kafka: Some(kafka) })
 }
 
 /// The contract: each promise once for each implementation.

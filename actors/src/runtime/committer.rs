@@ -302,7 +302,10 @@ fn admit<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> Vec<Queued<S>> 
     admitted
 }
 
-async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a Session, tokio_postgres::Error> {
+async fn connected<'a, S: Service>(
+    inner: &Inner<S>,
+    session: &'a mut Option<Session>,
+) -> Result<&'a Session, tokio_postgres::Error> {
     if session.as_ref().is_none_or(|session| session.client.is_closed()) {
         *session = Some(Session::open(inner).await?);
     }

@@ -24,10 +24,11 @@ use std::{
 use jiff::Timestamp;
 use ractor::ActorCell;
 use tokio::sync::watch;
-use tokio_postgres::Config;
 use tokio::time::Instant;
+use tokio_postgres::Config;
 use uuid::Uuid;
 
+pub(crate) use self::database::describe;
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
@@ -35,7 +36,6 @@ pub use self::{
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
 };
-pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 use crate::{
     entity::{AskError, Entity, Failure},
@@ -284,11 +284,7 @@ impl<S: Service> Runtime<S> {
 
     /// The shards that are open here, with their epochs and the last committed position.
     pub fn owned(&self) -> Vec<(ShardId, Epoch, Seq)> {
-        self.inner
-            .shards
-            .iter()
-            .filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head())))
-            .collect()
+        self.inner.shards.iter().filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head()))).collect()
     }
 
     /// Whether commits work, as far as is known: for the lease and for readiness.
@@ -307,7 +303,9 @@ impl<S: Service> Runtime<S> {
     /// Why it was not committed.
     pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
         let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
-        committer::submit(&self.inner, shard, epoch, unit)?.await.unwrap_or_else(|_| Err(CommitError::Unavailable("shutting down".into())))
+        committer::submit(&self.inner, shard, epoch, unit)?
+            .await
+            .unwrap_or_else(|_| Err(CommitError::Unavailable("shutting down".into())))
     }
 
     /// Reads a shard's log after `position`; the tail in memory, what is older from SQL.

@@ -18,7 +18,9 @@ use uuid::Uuid;
 pub use self::service::SearchService;
 use self::{
     follower::{Follower, Visible},
-    index::{Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions},
+    index::{
+        Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions,
+    },
     service::home,
 };
 use crate::{
@@ -75,7 +77,8 @@ impl SearchFace {
         let mut replicas = Vec::new();
         for shard in (0..runtime.shards()).map(ShardId) {
             let dir = folder.join(shard.to_string());
-            let partition = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
+            let partition =
+                spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
             let visible = Visible::default();
             let reader = partition.reader();
             let follower = Follower::new(runtime.clone(), shard, partition, visible.clone());

@@ -35,11 +35,7 @@ pub(crate) fn client_config(kafka: &Kafka, name: &str) -> ClientConfig {
     config.set("security.protocol", protocol);
     if kafka.tls.enabled {
         // The OpenSSL inside knows no folder of this machine: `probe` looks where distributions keep their roots.
-        let roots = kafka
-            .tls
-            .ca_file
-            .as_ref()
-            .map_or_else(|| "probe".into(), |file| file.to_string_lossy());
+        let roots = kafka.tls.ca_file.as_ref().map_or_else(|| "probe".into(), |file| file.to_string_lossy());
         config.set("ssl.ca.location", roots);
     }
     if let Some(sasl) = &kafka.sasl {
@@ -59,9 +55,7 @@ pub(crate) struct Reports {
 
 impl Reports {
     pub(crate) fn of(client: &str) -> Self {
-        Self {
-            client: client.to_owned(),
-        }
+        Self { client: client.to_owned() }
     }
 }
 
@@ -80,15 +74,9 @@ impl ClientContext for Reports {
         let client = || self.client.clone();
         gauge!("rookery_kafka_queued_records", "client" => client()).set(statistics.msg_cnt as f64);
         gauge!("rookery_kafka_queued_bytes", "client" => client()).set(statistics.msg_size as f64);
-        counter!("rookery_kafka_sent_bytes_total", "client" => client())
-            .absolute(statistics.tx_bytes.unsigned_abs());
-        counter!("rookery_kafka_received_bytes_total", "client" => client())
-            .absolute(statistics.rx_bytes.unsigned_abs());
-        for broker in statistics
-            .brokers
-            .values()
-            .filter(|broker| broker.nodeid >= 0)
-        {
+        counter!("rookery_kafka_sent_bytes_total", "client" => client()).absolute(statistics.tx_bytes.unsigned_abs());
+        counter!("rookery_kafka_received_bytes_total", "client" => client()).absolute(statistics.rx_bytes.unsigned_abs());
+        for broker in statistics.brokers.values().filter(|broker| broker.nodeid >= 0) {
             let Some(rtt) = &broker.rtt else { continue };
             let labels = [("client", client()), ("broker", broker.nodeid.to_string())];
             gauge!("rookery_kafka_round_trip_p99_seconds", &labels).set(rtt.p99 as f64 / 1e6);
@@ -113,10 +101,7 @@ impl Probe {
     /// # Errors
     /// When the configuration makes no client.
     pub fn new(kafka: &Kafka) -> KafkaResult<Self> {
-        let client = BaseConsumer::from_config_and_context(
-            &client_config(kafka, "probe"),
-            Reports::of("probe"),
-        )?;
+        let client = BaseConsumer::from_config_and_context(&client_config(kafka, "probe"), Reports::of("probe"))?;
         Ok(Self { client })
     }
 
@@ -128,10 +113,7 @@ impl Probe {
         // Its events would queue up for ever otherwise.
         self.client.poll(Duration::ZERO);
         let asked = Instant::now();
-        self.client.fetch_metadata(
-            Some(rookery_actors::event::Topic::Posts.kafka_name()),
-            patience,
-        )?;
+        self.client.fetch_metadata(Some(rookery_actors::event::Topic::Posts.kafka_name()), patience)?;
         Ok(asked.elapsed())
     }
 }
@@ -142,9 +124,7 @@ mod tests {
     use crate::config::Kafka;
 
     fn section(toml: &str) -> Kafka {
-        crate::config::Config::read(Some((std::path::Path::new("cluster.toml"), toml)), [])
-            .unwrap()
-            .kafka
+        crate::config::Config::read(Some((std::path::Path::new("cluster.toml"), toml)), []).unwrap().kafka
     }
 
     #[test]
@@ -170,10 +150,7 @@ mod tests {
 
     #[test]
     fn a_broker_next_door_is_spoken_to_in_the_clear() {
-        let config = client_config(
-            &section("[kafka]\nbrokers = [\"127.0.0.1:9092\"]\n"),
-            "test",
-        );
+        let config = client_config(&section("[kafka]\nbrokers = [\"127.0.0.1:9092\"]\n"), "test");
         assert_eq!(config.get("security.protocol"), Some("plaintext"));
         assert_eq!(config.get("sasl.mechanism"), None);
     }

@@ -84,15 +84,8 @@ impl DeadLetters {
             .set("acks", "all")
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS)
             .create()?;
-        let letters = Self {
-            kafka,
-            consumer,
-            source,
-            database,
-        };
-        Ok(RunningDeadLetters {
-            task: tokio::spawn(async move { letters.run(&producer).await }),
-        })
+        let letters = Self { kafka, consumer, source, database };
+        Ok(RunningDeadLetters { task: tokio::spawn(async move { letters.run(&producer).await }) })
     }
 
     async fn run(&self, producer: &FutureProducer) {
@@ -102,11 +95,7 @@ impl DeadLetters {
                 Ok(_) => {}
                 Err(error) => {
                     let error = anyhow::Error::from(error);
-                    tracing::warn!(
-                        consumer = self.consumer,
-                        error = format!("{error:#}"),
-                        "dead letters wait"
-                    );
+                    tracing::warn!(consumer = self.consumer, error = format!("{error:#}"), "dead letters wait");
                 }
             }
             sleep(LOOK_EVERY).await;
@@ -118,18 +107,12 @@ impl DeadLetters {
         let sent = join_all(letters.iter().map(|letter| self.send(producer, letter))).await;
         sent.into_iter().collect::<Result<(), Undelivered>>()?;
         self.note(&letters).await?;
-        metrics::counter!("rookery_dead_letters_total", "consumer" => self.consumer)
-            .increment(letters.len() as u64);
+        metrics::counter!("rookery_dead_letters_total", "consumer" => self.consumer).increment(letters.len() as u64);
         Ok(letters.len())
     }
 
     async fn unsent(&self) -> Result<Vec<Letter>, Failure> {
-        let shards: Vec<i16> = self
-            .source
-            .owned()
-            .iter()
-            .map(|(shard, ..)| shard.as_i16())
-            .collect();
+        let shards: Vec<i16> = self.source.owned().iter().map(|(shard, ..)| shard.as_i16()).collect();
         let client = self.database.get().await?;
         let rows = client
             .query(
@@ -159,11 +142,7 @@ impl DeadLetters {
         let headers = message::cloud_event(&id, &letter.kind, source.topic.service(), letter.at);
         let headers = message::with(headers, message::SHARD, &source.shard);
         let headers = message::with(headers, message::SEQ, &letter.seq);
-        let headers = message::with(
-            headers,
-            "rookery-consumer",
-            &format!("{}/{}", self.consumer, letter.shard),
-        );
+        let headers = message::with(headers, "rookery-consumer", &format!("{}/{}", self.consumer, letter.shard));
         let headers = message::with(headers, "rookery-reason", &letter.reason);
         let (topic, key) = (topics::dead_letters(source.topic), letter.key.to_string());
         let mut record: FutureRecord<'_, str, str> = FutureRecord::to(&topic)
@@ -171,10 +150,7 @@ impl DeadLetters {
             .key(key.as_str())
             .headers(headers);
         record.payload = letter.payload.as_deref();
-        producer
-            .send(record, Duration::from_secs(1))
-            .await
-            .map_err(|(error, _)| error)?;
+        producer.send(record, Duration::from_secs(1)).await.map_err(|(error, _)| error)?;
         Ok(())
     }
 
@@ -183,10 +159,7 @@ impl DeadLetters {
             return Ok(());
         }
         let shards: Vec<i16> = letters.iter().map(|letter| letter.shard).collect();
-        let sources: Vec<&str> = letters
-            .iter()
-            .map(|letter| letter.source.as_str())
-            .collect();
+        let sources: Vec<&str> = letters.iter().map(|letter| letter.source.as_str()).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
         let client = self.database.get().await?;
         client

@@ -37,12 +37,7 @@ impl KafkaLog {
     ///
     /// The topics must be there: see [`super::topics::ensure`].
     pub fn new(kafka: Kafka, consumer: &str) -> Self {
-        Self {
-            kafka,
-            consumer: consumer.to_owned(),
-            gap_patience: GAP_PATIENCE,
-            readers: Default::default(),
-        }
+        Self { kafka, consumer: consumer.to_owned(), gap_patience: GAP_PATIENCE, readers: Default::default() }
     }
 
     /// The same with another patience for holes.
@@ -53,13 +48,8 @@ impl KafkaLog {
     }
 
     fn reader(&self, topic: Topic) -> &Reader {
-        let place = Topic::ALL
-            .iter()
-            .position(|other| *other == topic)
-            .expect("ALL holds every topic");
-        self.readers[place].get_or_init(|| {
-            Reader::start(self.kafka.clone(), topic, &self.consumer, self.gap_patience)
-        })
+        let place = Topic::ALL.iter().position(|other| *other == topic).expect("ALL holds every topic");
+        self.readers[place].get_or_init(|| Reader::start(self.kafka.clone(), topic, &self.consumer, self.gap_patience))
     }
 }
 

@@ -20,12 +20,7 @@ const TRACEPARENT: &str = "traceparent";
 /// The headers of a record. The value is its payload, the key its entity's id as text.
 pub(crate) fn headers(topic: Topic, shard: ShardId, record: &Record) -> OwnedHeaders {
     let service = topic.service();
-    let headers = cloud_event(
-        &format!("{service}/{shard}/{}", record.seq),
-        &record.kind,
-        service,
-        record.at,
-    );
+    let headers = cloud_event(&format!("{service}/{shard}/{}", record.seq), &record.kind, service, record.at);
     let headers = with(headers, SHARD, &shard);
     let headers = with(headers, SEQ, &record.seq);
     let headers = with(headers, EPOCH, &record.epoch);
@@ -37,11 +32,7 @@ pub(crate) fn headers(topic: Topic, shard: ShardId, record: &Record) -> OwnedHea
 
 /// The headers that any CloudEvents consumer reads.
 pub(crate) fn cloud_event(id: &str, kind: &str, service: &str, at: Timestamp) -> OwnedHeaders {
-    let headers = with(
-        OwnedHeaders::new_with_capacity(12),
-        "ce_specversion",
-        &"1.0",
-    );
+    let headers = with(OwnedHeaders::new_with_capacity(12), "ce_specversion", &"1.0");
     let headers = with(headers, "ce_id", &id);
     let headers = with(headers, TYPE, &kind);
     let headers = with(headers, "ce_source", &format!("/rookery/{service}"));
@@ -50,10 +41,7 @@ pub(crate) fn cloud_event(id: &str, kind: &str, service: &str, at: Timestamp) ->
 }
 
 pub(crate) fn with(headers: OwnedHeaders, key: &str, value: &impl Display) -> OwnedHeaders {
-    headers.insert(Header {
-        key,
-        value: Some(&value.to_string()),
-    })
+    headers.insert(Header { key, value: Some(&value.to_string()) })
 }
 
 /// A message on one of our topics that is not one of ours.
@@ -70,10 +58,7 @@ pub(crate) fn read(message: &impl Message) -> Result<(ShardId, Record), Unreadab
     let record = Record {
         seq: parsed::<Seq, _>(headers, SEQ)?,
         epoch: parsed(headers, EPOCH)?,
-        key: message
-            .key()
-            .and_then(|key| Uuid::try_parse_ascii(key).ok())
-            .ok_or(Unreadable("key"))?,
+        key: message.key().and_then(|key| Uuid::try_parse_ascii(key).ok()).ok_or(Unreadable("key"))?,
         kind: text(headers, TYPE).ok_or(Unreadable(TYPE))?.into(),
         payload: message.payload().map(|_| payload(message)).transpose()?,
         traceparent: text(headers, TRACEPARENT).map(Arc::from),
@@ -84,23 +69,15 @@ pub(crate) fn read(message: &impl Message) -> Result<(ShardId, Record), Unreadab
 
 fn payload(message: &impl Message) -> Result<Arc<str>, Unreadable> {
     let bytes = message.payload().unwrap_or_default();
-    Ok(std::str::from_utf8(bytes)
-        .map_err(|_| Unreadable("payload"))?
-        .into())
+    Ok(std::str::from_utf8(bytes).map_err(|_| Unreadable("payload"))?.into())
 }
 
 fn text<'a>(headers: &'a impl Headers, name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|header| header.key == name)?
-        .value
-        .and_then(|value| std::str::from_utf8(value).ok())
+    headers.iter().find(|header| header.key == name)?.value.and_then(|value| std::str::from_utf8(value).ok())
 }
 
 fn parsed<T: FromStr, H: Headers>(headers: &H, name: &'static str) -> Result<T, Unreadable> {
-    text(headers, name)
-        .and_then(|value| value.parse().ok())
-        .ok_or(Unreadable(name))
+    text(headers, name).and_then(|value| value.parse().ok()).ok_or(Unreadable(name))
 }
 
 #[cfg(test)]
@@ -112,15 +89,7 @@ mod tests {
 
     fn message(key: &[u8], payload: Option<&str>, headers: Option<OwnedHeaders>) -> OwnedMessage {
         let payload = payload.map(|text| text.as_bytes().to_vec());
-        OwnedMessage::new(
-            payload,
-            Some(key.to_vec()),
-            "post.events.v1".into(),
-            Stamp::NotAvailable,
-            0,
-            0,
-            headers,
-        )
+        OwnedMessage::new(payload, Some(key.to_vec()), "post.events.v1".into(), Stamp::NotAvailable, 0, 0, headers)
     }
 
     proptest! {
@@ -146,14 +115,8 @@ mod tests {
 
     #[test]
     fn a_stranger_s_message_is_told_apart() {
-        assert_eq!(
-            read(&message(b"key", Some("{}"), None)),
-            Err(Unreadable("headers"))
-        );
+        assert_eq!(read(&message(b"key", Some("{}"), None)), Err(Unreadable("headers")));
         let headers = cloud_event("1", "order.created", "shop", Timestamp::UNIX_EPOCH);
-        assert_eq!(
-            read(&message(b"key", Some("{}"), Some(headers))),
-            Err(Unreadable(SEQ))
-        );
+        assert_eq!(read(&message(b"key", Some("{}"), Some(headers))), Err(Unreadable(SEQ)));
     }
 }

@@ -99,30 +99,13 @@ impl Relay {
     /// Starts to relay the shards that `source` serves, whichever those are, from where `database` says Kafka has them.
     ///
     /// The topic must be there: see [`super::topics::ensure`].
-    pub fn start(
-        kafka: Kafka,
-        topic: Topic,
-        source: Arc<dyn LogSource>,
-        database: Database,
-    ) -> RunningRelay {
-        let relay = Self {
-            kafka,
-            topic,
-            source,
-            database,
-            progress: Arc::default(),
-        };
-        RunningRelay {
-            task: tokio::spawn(relay.run()),
-        }
+    pub fn start(kafka: Kafka, topic: Topic, source: Arc<dyn LogSource>, database: Database) -> RunningRelay {
+        let relay = Self { kafka, topic, source, database, progress: Arc::default() };
+        RunningRelay { task: tokio::spawn(relay.run()) }
     }
 
     async fn run(self) {
-        let noting = note_progress(
-            self.topic,
-            self.database.clone(),
-            Arc::clone(&self.progress),
-        );
+        let noting = note_progress(self.topic, self.database.clone(), Arc::clone(&self.progress));
         tokio::select! {
             () = self.relay() => {}
             () = noting => {}
@@ -144,8 +127,7 @@ impl Relay {
             if matches!(interruption, Interruption::SourceGone) {
                 return;
             }
-            counter!("rookery_relay_interruptions_total", "topic" => self.topic.kafka_name())
-                .increment(1);
+            counter!("rookery_relay_interruptions_total", "topic" => self.topic.kafka_name()).increment(1);
             let error = anyhow::Error::from(interruption);
             tracing::warn!(
                 kafka.topic = self.topic.kafka_name(),
@@ -205,22 +187,12 @@ impl Relay {
     /// Looks which shards are ours and finds the place of new ones; whether all of them were found.
     async fn survey(&self, lines: &mut HashMap<ShardId, Line>) -> bool {
         let owned = self.source.owned();
-        let lag: i64 = owned
-            .iter()
-            .filter_map(|(shard, _, head)| Some(head - lines.get(shard)?.confirmed()))
-            .sum();
+        let lag: i64 = owned.iter().filter_map(|(shard, _, head)| Some(head - lines.get(shard)?.confirmed())).sum();
         gauge!("rookery_relay_lag_records", "topic" => self.topic.kafka_name()).set(lag as f64);
         if lines.len() > owned.len() || owned.iter().any(|(shard, ..)| !lines.contains_key(shard)) {
-            let ours: HashMap<ShardId, Seq> = owned
-                .iter()
-                .map(|(shard, _, head)| (*shard, *head))
-                .collect();
+            let ours: HashMap<ShardId, Seq> = owned.iter().map(|(shard, _, head)| (*shard, *head)).collect();
             lines.retain(|shard, _| ours.contains_key(shard));
-            let new: Vec<ShardId> = ours
-                .keys()
-                .copied()
-                .filter(|shard| !lines.contains_key(shard))
-                .collect();
+            let new: Vec<ShardId> = ours.keys().copied().filter(|shard| !lines.contains_key(shard)).collect();
             let places = match self.places(&new).await {
                 Ok(places) => places,
                 Err(error) => {
@@ -228,10 +200,7 @@ impl Relay {
                     return false;
                 }
             };
-            lines.extend(
-                new.into_iter()
-                    .map(|shard| (shard, Line::after(places.get(&shard).copied().unwrap_or(0)))),
-            );
+            lines.extend(new.into_iter().map(|shard| (shard, Line::after(places.get(&shard).copied().unwrap_or(0)))));
         }
         true
     }
@@ -239,32 +208,16 @@ impl Relay {
     async fn places(&self, shards: &[ShardId]) -> Result<HashMap<ShardId, Seq>, Failure> {
         let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
         let client = self.database.get().await?;
-        let rows = client
-            .query(
-                "SELECT shard, seq FROM relayed WHERE shard = ANY($1)",
-                &[&ids],
-            )
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1)))
-            .collect())
+        let rows = client.query("SELECT shard, seq FROM relayed WHERE shard = ANY($1)", &[&ids]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1))).collect())
     }
 
     /// Sends a turn of every shard that is behind, as far as the window allows; how many records.
-    async fn send(
-        &self,
-        producer: &Producer,
-        lines: &mut HashMap<ShardId, Line>,
-        window: &mut Window,
-    ) -> KafkaResult<usize> {
+    async fn send(&self, producer: &Producer, lines: &mut HashMap<ShardId, Line>, window: &mut Window) -> KafkaResult<usize> {
         let mut sent = 0;
         let head = |shard: ShardId| self.source.head(shard).unwrap_or(0);
-        let mut behind: Vec<ShardId> = lines
-            .iter()
-            .filter(|(shard, line)| head(**shard) > line.sent())
-            .map(|(shard, _)| *shard)
-            .collect();
+        let mut behind: Vec<ShardId> =
+            lines.iter().filter(|(shard, line)| head(**shard) > line.sent()).map(|(shard, _)| *shard).collect();
         // Who has least under way goes first, so that nobody waits for ever behind a busy neighbour.
         behind.sort_unstable_by_key(|shard| lines[shard].in_flight());
         for shard in behind {
@@ -290,32 +243,17 @@ impl Relay {
         Ok(sent)
     }
 
-    fn take(
-        &self,
-        report: Report,
-        lines: &mut HashMap<ShardId, Line>,
-        window: &mut Window,
-    ) -> Result<(), Interruption> {
-        let Report {
-            shard,
-            seq,
-            at,
-            result,
-        } = report;
+    fn take(&self, report: Report, lines: &mut HashMap<ShardId, Line>, window: &mut Window) -> Result<(), Interruption> {
+        let Report { shard, seq, at, result } = report;
         let topic = self.topic.kafka_name();
-        result.map_err(|error| Interruption::Undelivered {
-            service: self.topic.service(),
-            shard,
-            error,
-        })?;
+        result.map_err(|error| Interruption::Undelivered { service: self.topic.service(), shard, error })?;
         // A shard that left has no line, and what its records became is its new owner's concern.
         if let Some(bytes) = lines.get_mut(&shard).and_then(|line| line.confirm(seq)) {
             window.remove(bytes);
             self.progress.reached(shard, seq);
             counter!("rookery_relay_records_total", "topic" => topic).increment(1);
             let age = Timestamp::now().duration_since(at);
-            histogram!("rookery_relay_delay_seconds", "topic" => topic)
-                .record(age.as_secs_f64().max(0.0));
+            histogram!("rookery_relay_delay_seconds", "topic" => topic).record(age.as_secs_f64().max(0.0));
         }
         Ok(())
     }
@@ -344,12 +282,8 @@ impl Window {
     }
 
     fn recount(&mut self, lines: &HashMap<ShardId, Line>) {
-        (self.records, self.bytes) = lines
-            .values()
-            .map(Line::in_flight)
-            .fold((0, 0), |(records, bytes), line| {
-                (records + line.0, bytes + line.1)
-            });
+        (self.records, self.bytes) =
+            lines.values().map(Line::in_flight).fold((0, 0), |(records, bytes), line| (records + line.0, bytes + line.1));
     }
 }
 
@@ -396,18 +330,10 @@ impl ProducerContext for Courier {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let result = result
-            .as_ref()
-            .map(|_| ())
-            .map_err(|(error, _)| error.clone());
+        let result = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
         let Ticket { shard, seq, at } = *ticket;
         // Nobody listens once the producer is being replaced.
-        let _ = self.reports.send(Report {
-            shard,
-            seq,
-            at,
-            result,
-        });
+        let _ = self.reports.send(Report { shard, seq, at, result });
     }
 }
 
@@ -423,31 +349,15 @@ impl Producer {
             .set("compression.type", "lz4")
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
         let (sender, reports) = unbounded_channel();
-        let courier = Courier {
-            reports: sender,
-            telemetry: Reports::of(&name),
-        };
+        let courier = Courier { reports: sender, telemetry: Reports::of(&name) };
         let inner = ThreadedProducer::from_config_and_context(&config, courier)?;
         Ok((Self { inner: Some(inner) }, reports))
     }
 
-    fn send(
-        &self,
-        kafka: &Kafka,
-        topic: Topic,
-        shard: ShardId,
-        record: &Record,
-    ) -> KafkaResult<()> {
-        let producer = self
-            .inner
-            .as_ref()
-            .expect("a producer sends before it is purged");
+    fn send(&self, kafka: &Kafka, topic: Topic, shard: ShardId, record: &Record) -> KafkaResult<()> {
+        let producer = self.inner.as_ref().expect("a producer sends before it is purged");
         let key = record.key.to_string();
-        let ticket = Box::new(Ticket {
-            shard,
-            seq: record.seq,
-            at: record.at,
-        });
+        let ticket = Box::new(Ticket { shard, seq: record.seq, at: record.at });
         let mut message = BaseRecord::<str, str, _>::with_opaque_to(topic.kafka_name(), ticket)
             .partition(i32::from(shard.0 % kafka.partitions))
             .key(&key)
@@ -502,25 +412,16 @@ async fn note_progress(topic: Topic, database: Database, progress: Arc<Progress>
         if let Ok(Ok(())) = noted {
             continue;
         }
-        tracing::debug!(
-            kafka.topic = topic.kafka_name(),
-            "cannot note yet how far Kafka has the log"
-        );
-        reached
-            .into_iter()
-            .for_each(|(shard, seq)| progress.reached(shard, seq));
+        tracing::debug!(kafka.topic = topic.kafka_name(), "cannot note yet how far Kafka has the log");
+        reached.into_iter().for_each(|(shard, seq)| progress.reached(shard, seq));
     }
 }
 
 /// Only forward: a former owner that still confirms must not take back what the new one noted.
 async fn note(database: &Database, reached: &HashMap<ShardId, Seq>) -> Result<(), Failure> {
-    let mut reached: Vec<(ShardId, Seq)> =
-        reached.iter().map(|(shard, seq)| (*shard, *seq)).collect();
+    let mut reached: Vec<(ShardId, Seq)> = reached.iter().map(|(shard, seq)| (*shard, *seq)).collect();
     reached.sort_unstable();
-    let (shards, seqs): (Vec<i16>, Vec<Seq>) = reached
-        .iter()
-        .map(|(shard, seq)| (shard.as_i16(), *seq))
-        .unzip();
+    let (shards, seqs): (Vec<i16>, Vec<Seq>) = reached.iter().map(|(shard, seq)| (shard.as_i16(), *seq)).unzip();
     let client = database.get().await?;
     client
         .execute(

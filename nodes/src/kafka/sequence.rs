@@ -47,12 +47,7 @@ pub(crate) enum Offered {
 impl Sequence {
     /// For a reader that has everything up to `position`.
     pub(crate) fn after(position: Seq) -> Self {
-        Self {
-            position,
-            kept: VecDeque::new(),
-            bytes: 0,
-            ahead: None,
-        }
+        Self { position, kept: VecDeque::new(), bytes: 0, ahead: None }
     }
 
     /// Memory of the records that wait for the reader, in bytes.
@@ -72,11 +67,7 @@ impl Sequence {
             return Offered::Known;
         }
         if record.seq > next {
-            let ahead = self.ahead.get_or_insert(Ahead {
-                since: now,
-                floor: record.seq,
-                head: record.seq,
-            });
+            let ahead = self.ahead.get_or_insert(Ahead { since: now, floor: record.seq, head: record.seq });
             ahead.floor = ahead.floor.min(record.seq);
             ahead.head = ahead.head.max(record.seq);
             return Offered::Early;
@@ -139,11 +130,7 @@ pub(crate) struct Marks(BTreeMap<Seq, i64>);
 impl Marks {
     /// Notes where the next record of the sequence was found.
     pub(crate) fn note(&mut self, seq: Seq, offset: i64) {
-        if self
-            .0
-            .last_key_value()
-            .is_some_and(|(last, _)| seq < last + MARK_EVERY)
-        {
+        if self.0.last_key_value().is_some_and(|(last, _)| seq < last + MARK_EVERY) {
             return;
         }
         self.0.insert(seq, offset);
@@ -159,10 +146,7 @@ impl Marks {
 
     /// The offset from which everything after `position` is still to come; none: read from the beginning.
     pub(crate) fn start(&self, position: Seq) -> Option<i64> {
-        self.0
-            .range(..=position)
-            .next_back()
-            .map(|(_, offset)| offset + 1)
+        self.0.range(..=position).next_back().map(|(_, offset)| offset + 1)
     }
 }
 
@@ -176,23 +160,11 @@ mod tests {
 
     fn record(seq: Seq) -> Record {
         let at = Timestamp::UNIX_EPOCH;
-        Record {
-            seq,
-            epoch: 1,
-            key: Uuid::nil(),
-            kind: "x".into(),
-            payload: None,
-            traceparent: None,
-            at,
-        }
+        Record { seq, epoch: 1, key: Uuid::nil(), kind: "x".into(), payload: None, traceparent: None, at }
     }
 
     fn seqs(sequence: &Sequence) -> Vec<Seq> {
-        sequence
-            .peek(usize::MAX)
-            .iter()
-            .map(|record| record.seq)
-            .collect()
+        sequence.peek(usize::MAX).iter().map(|record| record.seq).collect()
     }
 
     fn fed(position: Seq, topic: &[Seq]) -> Sequence {
@@ -212,21 +184,11 @@ mod tests {
     fn what_is_early_waits_for_its_second_coming() {
         let mut sequence = fed(0, &[1, 4, 5]);
         assert_eq!(seqs(&sequence), [1]);
-        assert!(matches!(
-            sequence.ahead(),
-            Some(Ahead {
-                floor: 4,
-                head: 5,
-                ..
-            })
-        ));
+        assert!(matches!(sequence.ahead(), Some(Ahead { floor: 4, head: 5, .. })));
         for seq in [2, 3, 4, 5] {
             sequence.offer(record(seq), Instant::now());
         }
-        assert_eq!(
-            (seqs(&sequence), sequence.ahead()),
-            (vec![1, 2, 3, 4, 5], None)
-        );
+        assert_eq!((seqs(&sequence), sequence.ahead()), (vec![1, 2, 3, 4, 5], None));
     }
 
     #[test]

@@ -45,9 +45,7 @@ pub enum TopicsError {
         configured: u16,
     },
     /// Compaction keeps the last record of a key only, and that makes gaps.
-    #[error(
-        "the topic {topic} is compacted (cleanup.policy={policy}), which tears gaps into the log: set cleanup.policy=delete"
-    )]
+    #[error("the topic {topic} is compacted (cleanup.policy={policy}), which tears gaps into the log: set cleanup.policy=delete")]
     Compacted {
         /// Which.
         topic: String,
@@ -66,35 +64,22 @@ pub fn dead_letters(topic: Topic) -> String {
 /// # Errors
 /// [`TopicsError`]; what was made stays.
 pub async fn ensure(kafka: &Kafka) -> Result<(), TopicsError> {
-    let admin = AdminClient::from_config_and_context(
-        &client_config(kafka, "topics"),
-        Reports::of("topics"),
-    )?;
-    let names: Vec<String> = Topic::ALL
-        .into_iter()
-        .flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)])
-        .collect();
+    let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
+    let names: Vec<String> =
+        Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect();
     create(&admin, kafka, &names).await?;
     let admin = check_partitions(admin, kafka, names.clone()).await?;
     check_policies(&admin, &names).await
 }
 
-async fn create(
-    admin: &AdminClient<Reports>,
-    kafka: &Kafka,
-    names: &[String],
-) -> Result<(), TopicsError> {
+async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<(), TopicsError> {
     let retention_ms = kafka.retention.as_millis().to_string();
     let topics: Vec<NewTopic<'_>> = names
         .iter()
         .map(|name| {
-            NewTopic::new(
-                name,
-                i32::from(kafka.partitions),
-                TopicReplication::Fixed(i32::from(kafka.replication_factor)),
-            )
-            .set("cleanup.policy", "delete")
-            .set("retention.ms", &retention_ms)
+            NewTopic::new(name, i32::from(kafka.partitions), TopicReplication::Fixed(i32::from(kafka.replication_factor)))
+                .set("cleanup.policy", "delete")
+                .set("retention.ms", &retention_ms)
         })
         .collect();
     for created in admin.create_topics(&topics, &options()).await? {
@@ -121,11 +106,7 @@ async fn check_partitions(
             let name = topic.clone();
             let asked = tokio::task::spawn_blocking(move || {
                 let metadata = admin.inner().fetch_metadata(Some(&name), PATIENCE);
-                let found = metadata.map(|all| {
-                    all.topics()
-                        .first()
-                        .map_or(0, |topic| topic.partitions().len())
-                });
+                let found = metadata.map(|all| all.topics().first().map_or(0, |topic| topic.partitions().len()));
                 (admin, found)
             });
             let (client, found) = asked.await.expect("asking does not panic");
@@ -137,43 +118,28 @@ async fn check_partitions(
             }
         };
         if found != usize::from(kafka.partitions) {
-            return Err(TopicsError::Partitions {
-                topic,
-                found,
-                configured: kafka.partitions,
-            });
+            return Err(TopicsError::Partitions { topic, found, configured: kafka.partitions });
         }
     }
     Ok(admin)
 }
 
 async fn check_policies(admin: &AdminClient<Reports>, names: &[String]) -> Result<(), TopicsError> {
-    let resources: Vec<ResourceSpecifier<'_>> = names
-        .iter()
-        .map(|name| ResourceSpecifier::Topic(name))
-        .collect();
+    let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let answers = admin.describe_configs(&resources, &options()).await?;
     for (topic, answer) in names.iter().zip(answers) {
         // Who may not read configurations on a managed cluster may still run: the check is a courtesy.
         let Ok(config) = answer else { continue };
-        let Some(policy) = config
-            .get("cleanup.policy")
-            .and_then(|entry| entry.value.clone())
-        else {
+        let Some(policy) = config.get("cleanup.policy").and_then(|entry| entry.value.clone()) else {
             continue;
         };
         if policy != "delete" {
-            return Err(TopicsError::Compacted {
-                topic: topic.clone(),
-                policy,
-            });
+            return Err(TopicsError::Compacted { topic: topic.clone(), policy });
         }
     }
     Ok(())
 }
 
 fn options() -> AdminOptions {
-    AdminOptions::new()
-        .request_timeout(Some(PATIENCE))
-        .operation_timeout(Some(PATIENCE))
+    AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
 }

@@ -33,9 +33,7 @@ pub struct TestKafka {
 #[derive(Debug, thiserror::Error)]
 pub enum TestKafkaError {
     /// Something that a broker needs is not on this machine.
-    #[error(
-        "{0} is missing: install a Java 17 runtime and Maven (apt-get install openjdk-17-jre-headless maven)"
-    )]
+    #[error("{0} is missing: install a Java 17 runtime and Maven (apt-get install openjdk-17-jre-headless maven)")]
     Missing(&'static str),
     /// Maven could not fetch the jars.
     #[error("Maven could not fetch the broker's jars: {0}")]
@@ -61,10 +59,7 @@ impl TestKafka {
                 eprintln!("SKIPPED {test}: no Kafka broker: {error}");
                 None
             }
-            Err(error) => panic!(
-                "{test} needs a Kafka broker: {:#}",
-                anyhow::Error::from(error)
-            ),
+            Err(error) => panic!("{test} needs a Kafka broker: {:#}", anyhow::Error::from(error)),
         }
     }
 
@@ -74,30 +69,15 @@ impl TestKafka {
     /// Why there is none.
     pub fn start() -> Result<TestKafka, TestKafkaError> {
         let jars = jars()?;
-        let folder = tempfile::Builder::new()
-            .prefix("rookery-kafka-")
-            .tempdir()?;
+        let folder = tempfile::Builder::new().prefix("rookery-kafka-").tempdir()?;
         let cleaner = end_with_us(folder.path())?;
         // Free now; taken by somebody else before the broker binds it, the start fails and says so.
-        let (broker, controller) = (
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("127.0.0.1:0")?,
-        );
-        let (port, controller_port) =
-            (broker.local_addr()?.port(), controller.local_addr()?.port());
+        let (broker, controller) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+        let (port, controller_port) = (broker.local_addr()?.port(), controller.local_addr()?.port());
         drop((broker, controller));
-        fs::write(
-            folder.path().join("server.properties"),
-            properties(folder.path(), port, controller_port),
-        )?;
+        fs::write(folder.path().join("server.properties"), properties(folder.path(), port, controller_port))?;
         fs::write(folder.path().join("log4j2.properties"), LOG4J)?;
-        let mut kafka = TestKafka {
-            folder,
-            jars,
-            port,
-            broker: None,
-            _cleaner: cleaner,
-        };
+        let mut kafka = TestKafka { folder, jars, port, broker: None, _cleaner: cleaner };
         kafka.format()?;
         kafka.launch()?;
         Ok(kafka)
@@ -105,14 +85,8 @@ impl TestKafka {
 
     /// The `[kafka]` section for this broker.
     pub fn config(&self, partitions: u16) -> config::Kafka {
-        let broker = format!("127.0.0.1:{}", self.port)
-            .parse()
-            .expect("an address is a broker");
-        config::Kafka {
-            brokers: vec![broker],
-            partitions,
-            ..config::Kafka::default()
-        }
+        let broker = format!("127.0.0.1:{}", self.port).parse().expect("an address is a broker");
+        config::Kafka { brokers: vec![broker], partitions, ..config::Kafka::default() }
     }
 
     /// Ends the broker as a power cut would: `kill -9`.
@@ -133,11 +107,7 @@ impl TestKafka {
         use nix::{sys::signal, unistd::Pid};
 
         let mut broker = self.broker.take().expect("the broker runs");
-        signal::kill(
-            Pid::from_raw(broker.id().cast_signed()),
-            signal::Signal::SIGTERM,
-        )
-        .expect("the broker is our child");
+        signal::kill(Pid::from_raw(broker.id().cast_signed()), signal::Signal::SIGTERM).expect("the broker is our child");
         broker.wait().expect("the broker is our child");
     }
 
@@ -163,28 +133,14 @@ impl TestKafka {
     }
 
     fn format(&self) -> Result<(), TestKafkaError> {
-        let id = self
-            .java()
-            .args(["kafka.tools.StorageTool", "random-uuid"])
-            .output()?;
-        let id = String::from_utf8_lossy(&id.stdout)
-            .lines()
-            .last()
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
+        let id = self.java().args(["kafka.tools.StorageTool", "random-uuid"]).output()?;
+        let id = String::from_utf8_lossy(&id.stdout).lines().last().unwrap_or_default().trim().to_owned();
         let properties = self.folder.path().join("server.properties");
-        let formatted = self
-            .java()
-            .args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"])
-            .arg(properties)
-            .output()?;
+        let formatted = self.java().args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"]).arg(properties).output()?;
         if formatted.status.success() {
             return Ok(());
         }
-        Err(TestKafkaError::Broker(
-            String::from_utf8_lossy(&formatted.stderr).into_owned(),
-        ))
+        Err(TestKafkaError::Broker(String::from_utf8_lossy(&formatted.stderr).into_owned()))
     }
 
     fn launch(&mut self) -> Result<(), TestKafkaError> {
@@ -212,9 +168,7 @@ impl TestKafka {
                 let _ = broker.kill();
                 broker.wait()?;
                 let last: Vec<&str> = said.lines().rev().take(20).collect();
-                return Err(TestKafkaError::Broker(
-                    last.into_iter().rev().collect::<Vec<_>>().join("\n"),
-                ));
+                return Err(TestKafkaError::Broker(last.into_iter().rev().collect::<Vec<_>>().join("\n")));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -225,15 +179,7 @@ impl TestKafka {
         log4j.push(self.folder.path().join("log4j2.properties"));
         let mut command = Command::new("java");
         // A broker for a test is small and short-lived: the first compiler and one collector thread start it fastest.
-        command
-            .args([
-                "-Xmx256m",
-                "-XX:TieredStopAtLevel=1",
-                "-XX:+UseSerialGC",
-                "-cp",
-            ])
-            .arg(self.jars.join("*"))
-            .arg(log4j);
+        command.args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(self.jars.join("*")).arg(log4j);
         command
     }
 }
@@ -249,20 +195,12 @@ impl Drop for TestKafka {
 /// The folder with the jars; fetched once per machine, and complete as soon as it is there.
 fn jars() -> Result<PathBuf, TestKafkaError> {
     for tool in ["java", "mvn"] {
-        let version = if tool == "java" {
-            "-version"
-        } else {
-            "--version"
-        };
+        let version = if tool == "java" { "-version" } else { "--version" };
         let cached = cache().join(VERSION);
         if tool == "mvn" && cached.is_dir() {
             continue;
         }
-        let found = Command::new(tool)
-            .arg(version)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let found = Command::new(tool).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
             return Err(TestKafkaError::Missing(tool));
         }
@@ -279,9 +217,7 @@ fn fetch(cache: &Path) -> Result<PathBuf, TestKafkaError> {
     }
     fs::create_dir_all(cache)?;
     // Several test processes may fetch at once; whoever is done first names the folder, the others drop theirs.
-    let folder = tempfile::Builder::new()
-        .prefix("fetching-")
-        .tempdir_in(cache)?;
+    let folder = tempfile::Builder::new().prefix("fetching-").tempdir_in(cache)?;
     let (pom, jars) = (folder.path().join("pom.xml"), folder.path().join("jars"));
     fs::write(&pom, POM)?;
     let mut output = std::ffi::OsString::from("-DoutputDirectory=");
@@ -293,9 +229,7 @@ fn fetch(cache: &Path) -> Result<PathBuf, TestKafkaError> {
         .arg(output)
         .output()?;
     if !fetched.status.success() {
-        return Err(TestKafkaError::Jars(
-            String::from_utf8_lossy(&fetched.stdout).trim().to_owned(),
-        ));
+        return Err(TestKafkaError::Jars(String::from_utf8_lossy(&fetched.stdout).trim().to_owned()));
     }
     match fs::rename(&jars, &target) {
         Err(error) if !target.is_dir() => Err(error.into()),

@@ -1,9 +1,5 @@
 //! A posts service that publishes, a Kafka that relays it, and a reader that follows: for the tests of event logs.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "every test file uses its own part of this"
-)]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this")]
 
 use std::{
     collections::BTreeMap,
@@ -60,12 +56,8 @@ impl Publisher {
     }
 
     pub async fn open(config: tokio_postgres::Config) -> Self {
-        let settings = Settings {
-            shards: SHARDS,
-            ..Settings::default()
-        };
-        let service =
-            TestService::start(PostService::default(), config.clone(), "n1", settings).await;
+        let settings = Settings { shards: SHARDS, ..Settings::default() };
+        let service = TestService::start(PostService::default(), config.clone(), "n1", settings).await;
         Self { config, service }
     }
 
@@ -92,42 +84,22 @@ impl Publisher {
             at: Timestamp::now(),
         };
         let posts = Posts::new(self.service.runtime.clone());
-        let accepted = posts
-            .publish(draft, Context::within(PATIENCE))
-            .await
-            .unwrap();
+        let accepted = posts.publish(draft, Context::within(PATIENCE)).await.unwrap();
         (accepted.shard, accepted.seq)
     }
 
     pub fn heads(&self) -> BTreeMap<ShardId, Seq> {
-        self.service
-            .runtime
-            .owned()
-            .into_iter()
-            .map(|(shard, _, head)| (shard, head))
-            .collect()
+        self.service.runtime.owned().into_iter().map(|(shard, _, head)| (shard, head)).collect()
     }
 
     /// The truth.
     pub async fn outbox(&self) -> BTreeMap<ShardId, Vec<Told>> {
         let client = self.service.runtime.database().get().await.unwrap();
-        let rows = client
-            .query(
-                "SELECT shard, seq, epoch, type, payload FROM outbox ORDER BY shard, seq",
-                &[],
-            )
-            .await
-            .unwrap();
+        let rows = client.query("SELECT shard, seq, epoch, type, payload FROM outbox ORDER BY shard, seq", &[]).await.unwrap();
         let mut records: BTreeMap<ShardId, Vec<Told>> = BTreeMap::new();
         for row in rows {
             let shard = ShardId(row.get::<_, i16>(0) as u16);
-            records.entry(shard).or_default().push((
-                shard,
-                row.get(1),
-                row.get(2),
-                row.get(3),
-                row.get(4),
-            ));
+            records.entry(shard).or_default().push((shard, row.get(1), row.get(2), row.get(3), row.get(4)));
         }
         records
     }
@@ -137,22 +109,12 @@ impl Publisher {
         let client = self.service.runtime.database().get().await.unwrap();
         let began = Instant::now();
         loop {
-            let rows = client
-                .query("SELECT shard, seq FROM relayed", &[])
-                .await
-                .unwrap();
-            let noted = rows
-                .iter()
-                .map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1)))
-                .collect::<BTreeMap<_, Seq>>();
+            let rows = client.query("SELECT shard, seq FROM relayed", &[]).await.unwrap();
+            let noted = rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect::<BTreeMap<_, Seq>>();
             if noted == self.heads() {
                 return;
             }
-            assert!(
-                began.elapsed() < PATIENCE,
-                "relayed {noted:?} of {:?}",
-                self.heads()
-            );
+            assert!(began.elapsed() < PATIENCE, "relayed {noted:?} of {:?}", self.heads());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -161,9 +123,7 @@ impl Publisher {
 /// The broker of this test process, for one test at a time, without a topic; `None`: there is none, as was said.
 pub async fn broker(test: &str) -> Option<MutexGuard<'static, TestKafka>> {
     static SHARED: OnceLock<Option<Mutex<TestKafka>>> = OnceLock::new();
-    let started = tokio::task::block_in_place(|| {
-        SHARED.get_or_init(|| TestKafka::start_or_skip(test).map(Mutex::new))
-    });
+    let started = tokio::task::block_in_place(|| SHARED.get_or_init(|| TestKafka::start_or_skip(test).map(Mutex::new)));
     let Some(shared) = started else {
         eprintln!("SKIPPED {test}: no Kafka broker");
         return None;
@@ -176,10 +136,8 @@ pub async fn broker(test: &str) -> Option<MutexGuard<'static, TestKafka>> {
 /// Topic names are fixed, so each test begins by deleting what the last one left.
 async fn delete_topics(config: &config::Kafka) {
     let admin: AdminClient<DefaultClientContext> = client(config).create().unwrap();
-    let names: Vec<String> = Topic::ALL
-        .into_iter()
-        .flat_map(|topic| [topic.kafka_name().to_owned(), topics::dead_letters(topic)])
-        .collect();
+    let names: Vec<String> =
+        Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), topics::dead_letters(topic)]).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     admin.delete_topics(&names, &options).await.unwrap();
@@ -187,11 +145,7 @@ async fn delete_topics(config: &config::Kafka) {
     // A deletion is acknowledged before every trace of it is gone.
     loop {
         let metadata = admin.inner().fetch_metadata(None, PATIENCE).unwrap();
-        if !metadata
-            .topics()
-            .iter()
-            .any(|topic| names.contains(&topic.name()))
-        {
+        if !metadata.topics().iter().any(|topic| names.contains(&topic.name())) {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "topics are deleted");
@@ -217,23 +171,14 @@ impl KafkaBench {
     pub async fn start(broker: MutexGuard<'static, TestKafka>, publisher: &Publisher) -> Self {
         let config = broker.config(PARTITIONS);
         topics::ensure(&config).await.unwrap();
-        let mut bench = Self {
-            broker,
-            config,
-            relay: None,
-        };
+        let mut bench = Self { broker, config, relay: None };
         bench.relay(publisher);
         bench
     }
 
     pub fn relay(&mut self, publisher: &Publisher) {
         let database = publisher.service.runtime.database().clone();
-        self.relay = Some(Relay::start(
-            self.config.clone(),
-            TOPIC,
-            publisher.source(),
-            database,
-        ));
+        self.relay = Some(Relay::start(self.config.clone(), TOPIC, publisher.source(), database));
     }
 
     pub fn opener(&self) -> impl Fn() -> KafkaLog + 'static {
@@ -251,11 +196,7 @@ pub struct Follower {
 
 impl Follower {
     pub fn of(log: Arc<dyn EventLog>) -> Self {
-        let mut follower = Self {
-            log,
-            positions: Vec::new(),
-            read: BTreeMap::new(),
-        };
+        let mut follower = Self { log, positions: Vec::new(), read: BTreeMap::new() };
         follower.rewind();
         follower
     }
@@ -268,26 +209,14 @@ impl Follower {
     pub async fn catch_up(&mut self, publisher: &Publisher) {
         let heads = publisher.heads();
         let began = Instant::now();
-        while self
-            .positions
-            .iter()
-            .any(|(shard, position)| heads.get(shard).is_some_and(|head| position < head))
-        {
-            assert!(
-                began.elapsed() < PATIENCE,
-                "read {:?} of {heads:?}",
-                self.positions
-            );
+        while self.positions.iter().any(|(shard, position)| heads.get(shard).is_some_and(|head| position < head)) {
+            assert!(began.elapsed() < PATIENCE, "read {:?} of {heads:?}", self.positions);
             self.step().await;
         }
     }
 
     pub async fn step(&mut self) {
-        match self
-            .log
-            .fetch(TOPIC, &self.positions, 64 << 10, Duration::from_secs(1))
-            .await
-        {
+        match self.log.fetch(TOPIC, &self.positions, 64 << 10, Duration::from_secs(1)).await {
             Ok(fetched) => self.take(fetched),
             Err(LogError::Unavailable { .. }) => {}
             Err(error) => panic!("{error}"),
@@ -296,11 +225,7 @@ impl Follower {
 
     pub async fn fetch(&mut self, wait: Duration) -> (Vec<Fetched>, Duration) {
         let began = Instant::now();
-        let fetched = self
-            .log
-            .fetch(TOPIC, &self.positions, 1 << 20, wait)
-            .await
-            .unwrap();
+        let fetched = self.log.fetch(TOPIC, &self.positions, 1 << 20, wait).await.unwrap();
         (fetched, began.elapsed())
     }
 
@@ -308,20 +233,10 @@ impl Follower {
         for Fetched { shard, records } in fetched {
             for record in records {
                 let position = &mut self.positions[shard.index()].1;
-                assert_eq!(
-                    record.seq,
-                    *position + 1,
-                    "shard {shard} is read in order and without gaps"
-                );
+                assert_eq!(record.seq, *position + 1, "shard {shard} is read in order and without gaps");
                 *position = record.seq;
                 let payload = record.payload.as_deref().map(str::to_owned);
-                let told = (
-                    shard,
-                    record.seq,
-                    record.epoch,
-                    record.kind.to_string(),
-                    payload,
-                );
+                let told = (shard, record.seq, record.epoch, record.kind.to_string(), payload);
                 self.read.entry(shard).or_default().push(told);
             }
         }
@@ -330,13 +245,6 @@ impl Follower {
 
 /// The seqs that one fetch of a shard gives.
 pub async fn seqs(log: &dyn EventLog, shard: ShardId, position: Seq) -> Vec<Seq> {
-    let fetched = log
-        .fetch(TOPIC, &[(shard, position)], 1 << 20, PATIENCE)
-        .await
-        .unwrap();
-    fetched
-        .iter()
-        .flat_map(|fetched| &fetched.records)
-        .map(|record| record.seq)
-        .collect()
+    let fetched = log.fetch(TOPIC, &[(shard, position)], 1 << 20, PATIENCE).await.unwrap();
+    fetched.iter().flat_map(|fetched| &fetched.records).map(|record| record.seq).collect()
 }

@@ -50,24 +50,14 @@ struct Shared {
 }
 
 impl Reader {
-    pub(super) fn start(
-        kafka: Kafka,
-        topic: Topic,
-        consumer: &str,
-        gap_patience: Duration,
-    ) -> Self {
+    pub(super) fn start(kafka: Kafka, topic: Topic, consumer: &str, gap_patience: Duration) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(topic, kafka.partitions, gap_patience)),
             news: Arc::new(Notify::new()),
             outage: Mutex::default(),
             stopped: AtomicBool::new(false),
         });
-        let worker = Worker {
-            shared: Arc::clone(&shared),
-            topic,
-            name: format!("{consumer}-{}", topic.service()),
-            kafka,
-        };
+        let worker = Worker { shared: Arc::clone(&shared), topic, name: format!("{consumer}-{}", topic.service()), kafka };
         std::thread::Builder::new()
             .name(format!("kafka-{}", topic.service()))
             .spawn(move || worker.run())
@@ -80,22 +70,12 @@ impl Reader {
         Arc::clone(&self.shared.news).notified_owned()
     }
 
-    pub(super) fn look(
-        &self,
-        positions: &[(ShardId, Seq)],
-        bytes_max: usize,
-    ) -> Result<Vec<Fetched>, LogError> {
-        self.shared
-            .state()
-            .look(positions, bytes_max, Instant::now())
+    pub(super) fn look(&self, positions: &[(ShardId, Seq)], bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
+        self.shared.state().look(positions, bytes_max, Instant::now())
     }
 
     pub(super) fn outage(&self) -> Option<String> {
-        self.shared
-            .outage
-            .lock()
-            .expect("no panic under this lock")
-            .clone()
+        self.shared.outage.lock().expect("no panic under this lock").clone()
     }
 }
 
@@ -164,20 +144,10 @@ impl Worker {
                 self.carry_out(consumer, order);
             }
             self.take_run(consumer)?;
-            if self
-                .shared
-                .outage
-                .lock()
-                .expect("no panic under this lock")
-                .is_some()
-                && asked.elapsed() > RETRY_AFTER
-            {
+            if self.shared.outage.lock().expect("no panic under this lock").is_some() && asked.elapsed() > RETRY_AFTER {
                 asked = Instant::now();
                 // Nothing tells us that a quiet cluster is back but itself.
-                if consumer
-                    .fetch_metadata(Some(self.topic.kafka_name()), RETRY_AFTER)
-                    .is_ok()
-                {
+                if consumer.fetch_metadata(Some(self.topic.kafka_name()), RETRY_AFTER).is_ok() {
                     self.shared.set_outage(None);
                 }
             }
@@ -187,18 +157,11 @@ impl Worker {
 
     fn carry_out(&self, consumer: &BaseConsumer<Reports>, order: Order) {
         let (partition, done) = match order {
-            Order::Read { partition, start } => {
-                (partition, self.assign(consumer, partition, start))
-            }
+            Order::Read { partition, start } => (partition, self.assign(consumer, partition, start)),
             Order::Pause { partition } => (partition, consumer.pause(&self.list(partition))),
             Order::Resume { partition } => (partition, consumer.resume(&self.list(partition))),
             // It may never have been assigned.
-            Order::Leave { partition } => (
-                partition,
-                consumer
-                    .incremental_unassign(&self.list(partition))
-                    .or(Ok(())),
-            ),
+            Order::Leave { partition } => (partition, consumer.incremental_unassign(&self.list(partition)).or(Ok(()))),
         };
         if let Err(error) = done {
             tracing::warn!(kafka.topic = self.topic.kafka_name(), kafka.partition = partition, %error, "a Kafka partition is read anew");
@@ -208,12 +171,7 @@ impl Worker {
     }
 
     /// Seeking by assigning anew: librdkafka then drops what it had fetched, and it works in every state of a partition.
-    fn assign(
-        &self,
-        consumer: &BaseConsumer<Reports>,
-        partition: u16,
-        start: Start,
-    ) -> KafkaResult<()> {
+    fn assign(&self, consumer: &BaseConsumer<Reports>, partition: u16, start: Start) -> KafkaResult<()> {
         let _ = consumer.incremental_unassign(&self.list(partition));
         let mut list = self.list(partition);
         list.set_all_offsets(match start {
@@ -271,8 +229,6 @@ impl Worker {
                 "a message that is not ours is skipped"
             );
         });
-        self.shared
-            .state()
-            .offer(partition, message.offset(), read.ok(), Instant::now())
+        self.shared.state().offer(partition, message.offset(), read.ok(), Instant::now())
     }
 }

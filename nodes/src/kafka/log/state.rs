@@ -73,12 +73,7 @@ pub(super) enum Order {
 
 impl State {
     pub(super) fn new(topic: Topic, count: u16, gap_patience: Duration) -> Self {
-        Self {
-            topic,
-            count,
-            gap_patience,
-            partitions: BTreeMap::new(),
-        }
+        Self { topic, count, gap_patience, partitions: BTreeMap::new() }
     }
 
     /// What follows the positions, as far as it was read.
@@ -92,42 +87,24 @@ impl State {
         now: Instant,
     ) -> Result<Vec<Fetched>, LogError> {
         for (shard, position) in positions {
-            self.partitions
-                .entry(shard.0 % self.count)
-                .or_default()
-                .seek(*shard, *position, now);
+            self.partitions.entry(shard.0 % self.count).or_default().seek(*shard, *position, now);
         }
-        let lines = || {
-            positions
-                .iter()
-                .filter_map(|(shard, _)| Some((*shard, self.line(*shard)?)))
-        };
+        let lines = || positions.iter().filter_map(|(shard, _)| Some((*shard, self.line(*shard)?)));
         let ready = lines().filter(|(_, line)| line.sequence.has_news()).count();
         let share = (bytes_max / ready.max(1)).max(1);
         let fetched: Vec<Fetched> = lines()
             .filter(|(_, line)| line.sequence.has_news())
-            .map(|(shard, line)| Fetched {
-                shard,
-                records: line.sequence.peek(share),
-            })
+            .map(|(shard, line)| Fetched { shard, records: line.sequence.peek(share) })
             .collect();
         if !fetched.is_empty() {
             return Ok(fetched);
         }
-        positions
-            .iter()
-            .try_for_each(|(shard, position)| self.check(*shard, *position, now))?;
+        positions.iter().try_for_each(|(shard, position)| self.check(*shard, *position, now))?;
         Ok(fetched)
     }
 
     /// A message was read: whether it is news to somebody.
-    pub(super) fn offer(
-        &mut self,
-        partition: u16,
-        offset: i64,
-        read: Option<(ShardId, Record)>,
-        now: Instant,
-    ) -> bool {
+    pub(super) fn offer(&mut self, partition: u16, offset: i64, read: Option<(ShardId, Record)>, now: Instant) -> bool {
         let Some(partition) = self.partitions.get_mut(&partition) else {
             return false;
         };
@@ -161,9 +138,7 @@ impl State {
         let mut orders = Vec::new();
         self.partitions.retain(|number, state| {
             let partition = *number;
-            state
-                .lines
-                .retain(|_, line| now.duration_since(line.asked) < FORGOTTEN_AFTER);
+            state.lines.retain(|_, line| now.duration_since(line.asked) < FORGOTTEN_AFTER);
             if state.lines.is_empty() {
                 orders.push(Order::Leave { partition });
                 return false;
@@ -206,10 +181,7 @@ impl State {
     }
 
     fn line(&self, shard: ShardId) -> Option<&Line> {
-        self.partitions
-            .get(&(shard.0 % self.count))?
-            .lines
-            .get(&shard)
+        self.partitions.get(&(shard.0 % self.count))?.lines.get(&shard)
     }
 
     /// Whether a hole before a shard's next record lasts, although we have read to the end since it was seen.
@@ -227,26 +199,17 @@ impl State {
         if !read_on || now.duration_since(since) < self.gap_patience {
             return Ok(());
         }
-        let source_shard = Source {
-            topic: self.topic,
-            shard,
-        };
+        let source_shard = Source { topic: self.topic, shard };
         if !line.alarmed {
             line.alarmed = true;
-            metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name())
-                .increment(1);
+            metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name()).increment(1);
             tracing::error!(
                 source = %source_shard, position, kafka.floor = floor, kafka.head = head,
                 "records of {source_shard} after {position} are missing in Kafka, which goes on with {floor}"
             );
         }
         if partition.complete {
-            return Err(LogError::OutOfRange {
-                source_shard,
-                position,
-                floor,
-                head,
-            });
+            return Err(LogError::OutOfRange { source_shard, position, floor, head });
         }
         // A hint may have led past them: once more from the very beginning, before anybody despairs.
         partition.marks.remove(&shard);
@@ -264,25 +227,14 @@ impl Partition {
             }
             None => {
                 let sequence = Sequence::after(position);
-                self.lines.insert(
-                    shard,
-                    Line {
-                        sequence,
-                        asked: now,
-                        alarmed: false,
-                    },
-                );
+                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false });
                 true
             }
         };
         if !again {
             return;
         }
-        let start = self
-            .marks
-            .get(&shard)
-            .and_then(|marks| marks.start(position))
-            .map_or(Start::Beginning, Start::At);
+        let start = self.marks.get(&shard).and_then(|marks| marks.start(position)).map_or(Start::Beginning, Start::At);
         // Never forward: the neighbours in the partition need what lies between.
         let reading = self.restart.or(self.next.map(Start::At));
         let already_there = self.restart.is_none() && self.complete && self.next == Some(0);
@@ -299,9 +251,7 @@ impl Partition {
         self.complete = start == Start::Beginning;
         self.ended = None;
         self.paused = false;
-        self.lines
-            .values_mut()
-            .for_each(|line| line.sequence.forget_ahead());
+        self.lines.values_mut().for_each(|line| line.sequence.forget_ahead());
     }
 
     fn kept(&self) -> usize {
@@ -313,9 +263,7 @@ impl Partition {
         if self.lines.values().all(|line| line.sequence.has_news()) {
             return;
         }
-        self.lines.retain(|_, line| {
-            !line.sequence.has_news() || now.duration_since(line.asked) < LEFT_AFTER
-        });
+        self.lines.retain(|_, line| !line.sequence.has_news() || now.duration_since(line.asked) < LEFT_AFTER);
     }
 }
 
@@ -338,34 +286,16 @@ mod tests {
 
     fn record(seq: Seq, bytes: usize) -> Record {
         let payload = Some("x".repeat(bytes).into());
-        Record {
-            seq,
-            epoch: 1,
-            key: Uuid::nil(),
-            kind: "x".into(),
-            payload,
-            traceparent: None,
-            at: Timestamp::UNIX_EPOCH,
-        }
+        Record { seq, epoch: 1, key: Uuid::nil(), kind: "x".into(), payload, traceparent: None, at: Timestamp::UNIX_EPOCH }
     }
 
-    fn fetch(
-        state: &mut State,
-        positions: &[(ShardId, Seq)],
-        now: Instant,
-    ) -> Vec<(ShardId, Vec<Seq>)> {
+    fn fetch(state: &mut State, positions: &[(ShardId, Seq)], now: Instant) -> Vec<(ShardId, Vec<Seq>)> {
         let seqs = |records: &[Arc<Record>]| records.iter().map(|record| record.seq).collect();
         let fetched = state.look(positions, usize::MAX, now).unwrap();
-        fetched
-            .iter()
-            .map(|fetched| (fetched.shard, seqs(&fetched.records)))
-            .collect()
+        fetched.iter().map(|fetched| (fetched.shard, seqs(&fetched.records))).collect()
     }
 
-    const FROM_THE_START: Order = Order::Read {
-        partition: 0,
-        start: Start::Beginning,
-    };
+    const FROM_THE_START: Order = Order::Read { partition: 0, start: Start::Beginning };
 
     #[test]
     fn a_new_reader_begins_at_the_beginning_and_a_second_shard_does_not_disturb_it() {
@@ -388,21 +318,12 @@ mod tests {
         fetch(&mut state, &[(A, 600), (B, 600)], now);
         fetch(&mut state, &[(A, 300), (B, 600)], now);
         // 257 was the last place that was remembered before 300.
-        assert_eq!(
-            state.orders(now),
-            [Order::Read {
-                partition: 0,
-                start: Start::At(515)
-            }]
-        );
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(515) }]);
         for seq in 257..=302 {
             state.offer(0, 2 * seq + 1, Some((B, record(seq, 1))), now);
             state.offer(0, 2 * seq, Some((A, record(seq, 1))), now);
         }
-        assert_eq!(
-            fetch(&mut state, &[(A, 300), (B, 600)], now),
-            [(A, vec![301, 302])]
-        );
+        assert_eq!(fetch(&mut state, &[(A, 300), (B, 600)], now), [(A, vec![301, 302])]);
     }
 
     #[test]
@@ -444,18 +365,7 @@ mod tests {
         state.ended(0, now);
         assert_eq!(fetch(&mut state, &[(A, 4)], now + PATIENCE / 2), []);
         let error = state.look(&[(A, 4)], 1, now + PATIENCE).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                LogError::OutOfRange {
-                    position: 4,
-                    floor: 50,
-                    head: 50,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, LogError::OutOfRange { position: 4, floor: 50, head: 50, .. }), "{error}");
     }
 
     #[test]
@@ -466,13 +376,7 @@ mod tests {
         state.offer(0, 7, Some((A, record(1, 1))), now);
         fetch(&mut state, &[(A, 1)], now);
         state.failed(0);
-        assert_eq!(
-            state.orders(now),
-            [Order::Read {
-                partition: 0,
-                start: Start::At(8)
-            }]
-        );
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(8) }]);
         state.offer(0, 9, Some((A, record(3, 1))), now);
         state.ended(0, now);
         fetch(&mut state, &[(A, 1)], now + PATIENCE);
@@ -484,9 +388,6 @@ mod tests {
         let (mut state, now) = (state(), Instant::now());
         fetch(&mut state, &[(A, 0)], now);
         state.orders(now);
-        assert_eq!(
-            state.orders(now + FORGOTTEN_AFTER),
-            [Order::Leave { partition: 0 }]
-        );
+        assert_eq!(state.orders(now + FORGOTTEN_AFTER), [Order::Leave { partition: 0 }]);
     }
 }

@@ -15,11 +15,7 @@ pub(super) struct Line {
 impl Line {
     /// Everything up to `confirmed` is in Kafka.
     pub(super) fn after(confirmed: Seq) -> Self {
-        Self {
-            confirmed,
-            in_flight: VecDeque::new(),
-            bytes: 0,
-        }
+        Self { confirmed, in_flight: VecDeque::new(), bytes: 0 }
     }
 
     /// Up to here everything is in Kafka.
@@ -29,9 +25,7 @@ impl Line {
 
     /// Up to here everything was sent.
     pub(super) fn sent(&self) -> Seq {
-        self.in_flight
-            .back()
-            .map_or(self.confirmed, |(seq, _)| *seq)
+        self.in_flight.back().map_or(self.confirmed, |(seq, _)| *seq)
     }
 
     /// Notes a record as sent. Trimming leaves holes in a log, so the next one need not be `sent() + 1`.
@@ -44,13 +38,11 @@ impl Line {
     /// Notes a delivery: the bytes that are no longer in flight. One that is not the oldest in flight proves nothing about
     /// those before it, and does not count.
     pub(super) fn confirm(&mut self, seq: Seq) -> Option<usize> {
-        self.in_flight
-            .pop_front_if(|(oldest, _)| *oldest == seq)
-            .map(|(_, bytes)| {
-                self.confirmed = seq;
-                self.bytes -= bytes;
-                bytes
-            })
+        self.in_flight.pop_front_if(|(oldest, _)| *oldest == seq).map(|(_, bytes)| {
+            self.confirmed = seq;
+            self.bytes -= bytes;
+            bytes
+        })
     }
 
     /// Nothing is in flight any more: what is not confirmed will be sent again.
@@ -84,19 +76,13 @@ mod tests {
         // 2 and 3 were lost, 4 and 5 got through: a resend of the lost ones alone would give 1, 4, 5, 2, 3.
         assert_eq!((line.confirm(4), line.confirm(5)), (None, None));
         line.rewind();
-        assert_eq!(
-            (line.confirmed(), line.sent(), line.in_flight()),
-            (1, 1, (0, 0))
-        );
+        assert_eq!((line.confirmed(), line.sent(), line.in_flight()), (1, 1, (0, 0)));
     }
 
     #[test]
     fn a_trimmed_log_is_sent_with_its_holes() {
         let mut line = sent([1, 7, 8]);
-        assert_eq!(
-            [line.confirm(1), line.confirm(7), line.confirm(8)],
-            [Some(10); 3]
-        );
+        assert_eq!([line.confirm(1), line.confirm(7), line.confirm(8)], [Some(10); 3]);
         assert_eq!(line.confirmed(), 8);
     }
 }
