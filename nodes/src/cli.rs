@@ -53,7 +53,13 @@ struct Global {
     #[arg(long, global = true, value_name = "URL")]
     node: Option<String>,
     /// An administrator's access token, for --node.
-    #[arg(long, global = true, requires = "node", env = "ROOKERY_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        requires = "node",
+        env = "ROOKERY_TOKEN",
+        hide_env_values = true
+    )]
     token: Option<String>,
 }
 
@@ -62,7 +68,9 @@ enum Command {
     /// Start everything on this machine: all services, the gateway, a private Postgres (the default).
     Up(Up),
     /// Start one node of a cluster.
-    #[command(after_help = "Example:\n  rookery node --config cluster.toml --name n1 --roles users,posts")]
+    #[command(
+        after_help = "Example:\n  rookery node --config cluster.toml --name n1 --roles users,posts"
+    )]
     Node(Node),
     /// Bring the configured databases to this version's schema; needs no running node.
     Migrate,
@@ -134,7 +142,9 @@ enum DltCommand {
         json: Json,
     },
     /// Apply them after all; each goes from the dead letters in the transaction that applies it.
-    #[command(after_help = "Examples:\n  rookery dlt replay\n  rookery dlt replay --service search --source posts/17 --seq 1203")]
+    #[command(
+        after_help = "Examples:\n  rookery dlt replay\n  rookery dlt replay --service search --source posts/17 --seq 1203"
+    )]
     Replay(Letters),
 }
 
@@ -153,15 +163,27 @@ struct Letters {
 }
 
 impl From<Letters> for Wanted {
-    fn from(Letters { service, source, seq }: Letters) -> Self {
-        Self { service, source, seq }
+    fn from(
+        Letters {
+            service,
+            source,
+            seq,
+        }: Letters,
+    ) -> Self {
+        Self {
+            service,
+            source,
+            seq,
+        }
     }
 }
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     /// Give a user a role, or take it back.
-    #[command(after_help = "Examples:\n  rookery admin grant ada admin\n  rookery admin grant bob moderator --revoke")]
+    #[command(
+        after_help = "Examples:\n  rookery admin grant ada admin\n  rookery admin grant bob moderator --revoke"
+    )]
     Grant {
         /// The user's name.
         user: String,
@@ -244,7 +266,10 @@ impl Global {
 
     fn target(self, config: &Config) -> Target {
         match self.node {
-            Some(url) => Target::Remote { url, token: self.token },
+            Some(url) => Target::Remote {
+                url,
+                token: self.token,
+            },
             None => Target::Local(config.data_dir.clone()),
         }
     }
@@ -258,11 +283,22 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
         Command::Reindex => return reindex(&client).await,
         Command::Status(Json { json }) => {
             let status: Status = client.get("/status", &()).await?;
-            if json { print_json(&status)? } else { print(&show::status(&status)) }
+            if json {
+                print_json(&status)?
+            } else {
+                print(&show::status(&status))
+            }
         }
-        Command::Keys(KeysCommand::List(Json { json })) => show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?,
-        Command::Keys(KeysCommand::Rotate(Json { json })) => show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?,
-        Command::Dlt(DltCommand::List { letters, json: Json { json } }) => {
+        Command::Keys(KeysCommand::List(Json { json })) => {
+            show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?
+        }
+        Command::Keys(KeysCommand::Rotate(Json { json })) => {
+            show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?
+        }
+        Command::Dlt(DltCommand::List {
+            letters,
+            json: Json { json },
+        }) => {
             let letters: Vec<Letter> = client.get("/dlt", &Wanted::from(letters)).await?;
             if json {
                 print_json(&letters)?;
@@ -278,11 +314,22 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
                 GrantableRole::Admin => "admin",
                 GrantableRole::Moderator => "moderator",
             };
-            client.tell("/grant", &Grant { username: user.clone(), role: role.to_owned(), revoke }).await?;
+            client
+                .tell(
+                    "/grant",
+                    &Grant {
+                        username: user.clone(),
+                        role: role.to_owned(),
+                        revoke,
+                    },
+                )
+                .await?;
             if revoke {
                 println!("{user} has the role {role} no longer; their sessions have ended");
             } else {
-                println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
+                println!(
+                    "{user} has the role {role}; it is in their next access token (log in or refresh)"
+                );
             }
         }
         Command::Up(_) | Command::Node(_) | Command::Migrate | Command::Config(_) => {
@@ -296,16 +343,26 @@ async fn reindex(client: &Client) -> anyhow::Result<Exit> {
     let mut answers = client.ask("/reindex", &()).await?;
     while let Some(progress) = answers.next::<Progress>().await? {
         match progress {
-            Progress::Exported { service, documents } => eprintln!("{service}: {} documents", import::grouped(documents)),
+            Progress::Exported { service, documents } => {
+                eprintln!("{service}: {} documents", import::grouped(documents))
+            }
             Progress::Checked { documents, removed } => {
-                eprintln!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
+                eprintln!(
+                    "checked {} documents, {removed} of things that are gone",
+                    import::grouped(documents)
+                );
             }
             Progress::Indexing => eprintln!("building the indexes; the old ones serve meanwhile"),
             Progress::Done { documents, removed } => {
-                println!("{} documents can be found; {removed} of things that were gone are not any more", import::grouped(documents));
+                println!(
+                    "{} documents can be found; {removed} of things that were gone are not any more",
+                    import::grouped(documents)
+                );
                 return Ok(Exit::Done);
             }
-            Progress::Failed { reason } => anyhow::bail!("the rebuild ended early: {reason}; run it again"),
+            Progress::Failed { reason } => {
+                anyhow::bail!("the rebuild ended early: {reason}; run it again")
+            }
         }
     }
     anyhow::bail!("the node went away: start it and run `rookery reindex` again")
@@ -324,7 +381,11 @@ async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {
         }
     }
     println!("applied {applied}, still dead {stayed}");
-    Ok(if stayed == 0 { Exit::Done } else { Exit::Failed })
+    Ok(if stayed == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 fn show_keys(keys: &[crate::admin::keys::Key], json: bool) -> anyhow::Result<()> {
@@ -346,7 +407,10 @@ fn print(text: &str) {
 }
 
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
 }
 
 fn ended(result: anyhow::Result<Exit>) -> ExitCode {

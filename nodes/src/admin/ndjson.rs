@@ -43,7 +43,12 @@ where
 {
     /// The lines of a body.
     pub fn new(body: S) -> Self {
-        Self { body, buffer: BytesMut::new(), searched: 0, ended: false }
+        Self {
+            body,
+            buffer: BytesMut::new(),
+            searched: 0,
+            ended: false,
+        }
     }
 
     /// The next line, without its end; none: the body has ended. Nothing is lost if the future is dropped.
@@ -56,6 +61,7 @@ where
                 return Ok(Some(line));
             }
             if self.ended {
+                self.searched = 0;
                 let rest = self.buffer.split().freeze();
                 return Ok((!rest.is_empty()).then_some(rest));
             }
@@ -100,7 +106,9 @@ where
     }
 
     fn buffered(&mut self) -> Option<Bytes> {
-        let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
+        let end = self.buffer[self.searched..]
+            .iter()
+            .position(|byte| *byte == b'\n');
         match end {
             Some(end) => {
                 let mut line = self.buffer.split_to(self.searched + end + 1);
@@ -136,7 +144,10 @@ pub fn respond<T: Serialize + Send + 'static>() -> (mpsc::Sender<T>, Response) {
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), receiver))
     });
     let mut response = Response::new(Body::from_stream(lines));
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(CONTENT_TYPE),
+    );
     (values, response)
 }
 
