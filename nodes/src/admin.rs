@@ -88,15 +88,7 @@ impl Admin {
             Box::new(faces.comments.runtime().clone()),
             Box::new(faces.search.runtime().clone()),
         ];
-        Self {
-            node,
-            faces,
-            services,
-            bridges,
-            secret,
-            keys_changed,
-            reindexing: tokio::sync::Mutex::default(),
-        }
+        Self { node, faces, services, bridges, secret, keys_changed, reindexing: tokio::sync::Mutex::default() }
     }
 }
 
@@ -133,11 +125,7 @@ impl AdminPort {
                 tracing::error!(%error, "the admin port ended");
             }
         });
-        Ok(Self {
-            task,
-            data: data.to_owned(),
-            socket,
-        })
+        Ok(Self { task, data: data.to_owned(), socket })
     }
 
     /// Where it is.
@@ -166,11 +154,7 @@ pub struct Refusal {
 impl Refusal {
     fn new(status: StatusCode, detail: String) -> Self {
         let title = status.canonical_reason().unwrap_or("Error").to_owned();
-        Self {
-            title,
-            status: status.as_u16(),
-            detail,
-        }
+        Self { title, status: status.as_u16(), detail }
     }
 
     fn unfit(detail: String) -> Self {
@@ -203,9 +187,7 @@ impl IntoResponse for Refusal {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let problem = axum::http::HeaderValue::from_static("application/problem+json");
-        response
-            .headers_mut()
-            .insert(axum::http::header::CONTENT_TYPE, problem);
+        response.headers_mut().insert(axum::http::header::CONTENT_TYPE, problem);
         response
     }
 }

@@ -53,13 +53,7 @@ struct Global {
     #[arg(long, global = true, value_name = "URL")]
     node: Option<String>,
     /// An administrator's access token, for --node.
-    #[arg(
-        long,
-        global = true,
-        requires = "node",
-        env = "ROOKERY_TOKEN",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, requires = "node", env = "ROOKERY_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }
 
@@ -68,9 +62,7 @@ enum Command {
     /// Start everything on this machine: all services, the gateway, a private Postgres (the default).
     Up(Up),
     /// Start one node of a cluster.
-    #[command(
-        after_help = "Example:\n  rookery node --config cluster.toml --name n1 --roles users,posts"
-    )]
+    #[command(after_help = "Example:\n  rookery node --config cluster.toml --name n1 --roles users,posts")]
     Node(Node),
     /// Bring the configured databases to this version's schema; needs no running node.
     Migrate,
@@ -142,9 +134,7 @@ enum DltCommand {
         json: Json,
     },
     /// Apply them after all; each goes from the dead letters in the transaction that applies it.
-    #[command(
-        after_help = "Examples:\n  rookery dlt replay\n  rookery dlt replay --service search --source posts/17 --seq 1203"
-    )]
+    #[command(after_help = "Examples:\n  rookery dlt replay\n  rookery dlt replay --service search --source posts/17 --seq 1203")]
     Replay(Letters),
 }
 
@@ -163,27 +153,15 @@ struct Letters {
 }
 
 impl From<Letters> for Wanted {
-    fn from(
-        Letters {
-            service,
-            source,
-            seq,
-        }: Letters,
-    ) -> Self {
-        Self {
-            service,
-            source,
-            seq,
-        }
+    fn from(Letters { service, source, seq }: Letters) -> Self {
+        Self { service, source, seq }
     }
 }
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     /// Give a user a role, or take it back.
-    #[command(
-        after_help = "Examples:\n  rookery admin grant ada admin\n  rookery admin grant bob moderator --revoke"
-    )]
+    #[command(after_help = "Examples:\n  rookery admin grant ada admin\n  rookery admin grant bob moderator --revoke")]
     Grant {
         /// The user's name.
         user: String,
@@ -243,10 +221,7 @@ impl Cli {
                 ExitCode::from(USAGE)
             }
             Command::Node(Node { name, roles }) => ended(up::run(Config {
-                node: crate::config::Node {
-                    name: name.unwrap_or(config.node.name),
-                    roles: roles.unwrap_or(config.node.roles),
-                },
+                node: crate::config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) },
                 ..config
             })),
             Command::Migrate => ended(in_runtime(migrate::run(&config))),
@@ -266,10 +241,7 @@ impl Global {
 
     fn target(self, config: &Config) -> Target {
         match self.node {
-            Some(url) => Target::Remote {
-                url,
-                token: self.token,
-            },
+            Some(url) => Target::Remote { url, token: self.token },
             None => Target::Local(config.data_dir.clone()),
         }
     }
@@ -283,22 +255,11 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
         Command::Reindex => return reindex(&client).await,
         Command::Status(Json { json }) => {
             let status: Status = client.get("/status", &()).await?;
-            if json {
-                print_json(&status)?
-            } else {
-                print(&show::status(&status))
-            }
+            if json { print_json(&status)? } else { print(&show::status(&status)) }
         }
-        Command::Keys(KeysCommand::List(Json { json })) => {
-            show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?
-        }
-        Command::Keys(KeysCommand::Rotate(Json { json })) => {
-            show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?
-        }
-        Command::Dlt(DltCommand::List {
-            letters,
-            json: Json { json },
-        }) => {
+        Command::Keys(KeysCommand::List(Json { json })) => show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?,
+        Command::Keys(KeysCommand::Rotate(Json { json })) => show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?,
+        Command::Dlt(DltCommand::List { letters, json: Json { json } }) => {
             let letters: Vec<Letter> = client.get("/dlt", &Wanted::from(letters)).await?;
             if json {
                 print_json(&letters)?;
@@ -314,22 +275,11 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
                 GrantableRole::Admin => "admin",
                 GrantableRole::Moderator => "moderator",
             };
-            client
-                .tell(
-                    "/grant",
-                    &Grant {
-                        username: user.clone(),
-                        role: role.to_owned(),
-                        revoke,
-                    },
-                )
-                .await?;
+            client.tell("/grant", &Grant { username: user.clone(), role: role.to_owned(), revoke }).await?;
             if revoke {
                 println!("{user} has the role {role} no longer; their sessions have ended");
             } else {
-                println!(
-                    "{user} has the role {role}; it is in their next access token (log in or refresh)"
-                );
+                println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
             }
         }
         Command::Up(_) | Command::Node(_) | Command::Migrate | Command::Config(_) => {
@@ -347,10 +297,7 @@ async fn reindex(client: &Client) -> anyhow::Result<Exit> {
                 eprintln!("{service}: {} documents", import::grouped(documents))
             }
             Progress::Checked { documents, removed } => {
-                eprintln!(
-                    "checked {} documents, {removed} of things that are gone",
-                    import::grouped(documents)
-                );
+                eprintln!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
             }
             Progress::Indexing => eprintln!("building the indexes; the old ones serve meanwhile"),
             Progress::Done { documents, removed } => {
@@ -381,11 +328,7 @@ async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {
         }
     }
     println!("applied {applied}, still dead {stayed}");
-    Ok(if stayed == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    })
+    Ok(if stayed == 0 { Exit::Done } else { Exit::Failed })
 }
 
 fn show_keys(keys: &[crate::admin::keys::Key], json: bool) -> anyhow::Result<()> {
@@ -407,10 +350,7 @@ fn print(text: &str) {
 }
 
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(command)
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
 }
 
 fn ended(result: anyhow::Result<Exit>) -> ExitCode {

@@ -107,7 +107,8 @@ impl EventLog for EmbeddedLog {
                     return Ok(fetched);
                 }
                 let timeout = tokio::time::sleep_until(deadline).boxed();
-                let (news, ..) = select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
+                let (news, ..) =
+                    select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
                 if !news {
                     return Ok(Vec::new());
                 }

@@ -127,7 +127,13 @@ impl Node {
         install(&keys, &verifier)?;
 
         let edge = Edge::new(gateway_config(&config), Arc::clone(&verifier));
-        let health = Arc::new(NodeHealth::new(started, &services, &bridges, Arc::new(rookery_gateway::Services::new(Default::default())), tree.clone()));
+        let health = Arc::new(NodeHealth::new(
+            started,
+            &services,
+            &bridges,
+            Arc::new(rookery_gateway::Services::new(Default::default())),
+            tree.clone(),
+        ));
         let parts = Parts { api: Default::default(), health: health.clone(), metrics: metrics.clone() };
         let router = rookery_gateway::build(&edge, parts)?;
         let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
@@ -267,9 +273,8 @@ async fn faces(
 fn install(keys: &SigningKeys, verifier: &Verifier) -> anyhow::Result<()> {
     use secrecy::ExposeSecret;
     let now = jiff::Timestamp::now();
-    let signer = |key: &rookery_actors::users::keys::SigningKey| {
-        auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())
-    };
+    let signer =
+        |key: &rookery_actors::users::keys::SigningKey| auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret());
     let published = keys.published(now).map(|key| signer(key).map(|key| key.public())).collect::<Result<Vec<_>, _>>()?;
     verifier.set_keys(published);
     let signing = keys.signing(now).ok_or_else(|| anyhow::anyhow!("no key may sign access tokens yet"))?;

@@ -196,10 +196,11 @@ impl<S: Service> Member<S> {
         let now = Instant::now();
         let mut living = Vec::new();
         for member in members {
-            let sighting = self
-                .seen
-                .entry(member.incarnation)
-                .or_insert(Sighting { renewed: member.renewed, silent: Duration::ZERO, last_look: now });
+            let sighting = self.seen.entry(member.incarnation).or_insert(Sighting {
+                renewed: member.renewed,
+                silent: Duration::ZERO,
+                last_look: now,
+            });
             if sighting.renewed == member.renewed {
                 sighting.silent += now.duration_since(sighting.last_look).min(gap_max);
             } else {

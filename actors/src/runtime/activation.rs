@@ -111,7 +111,8 @@ fn take<S: Service, T>(
 }
 
 fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
-    let epoch = shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
+    let epoch =
+        shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
     if !inner.lease.is_valid() {
         return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
     }
@@ -140,7 +141,13 @@ enum Revived<S: Service> {
     BackingOff(Instant),
 }
 
-fn revive<S: Service>(inner: &Arc<Inner<S>>, shard: &Shard<S>, id: Uuid, epoch: Epoch, fresh: bool) -> Result<Revived<S>, Failure> {
+fn revive<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: &Shard<S>,
+    id: Uuid,
+    epoch: Epoch,
+    fresh: bool,
+) -> Result<Revived<S>, Failure> {
     let mut entities = shard.entities.write().expect("no panic under this lock");
     if let Some(cell) = entities.live.get(&id) {
         return Ok(Revived::Live(Arc::clone(cell)));

@@ -336,12 +336,8 @@ pub(crate) fn statement<S: Service>() -> String {
     tables.extend(writes.tables());
 
     let outbox_first = 3;
-    let types: Vec<String> = outbox
-        .columns()
-        .iter()
-        .enumerate()
-        .map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n))
-        .collect();
+    let types: Vec<String> =
+        outbox.columns().iter().enumerate().map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n)).collect();
     let parts = parts(&tables, outbox_first + types.len());
     format!(
         "WITH {} INSERT INTO outbox (shard, seq, epoch, batch, key, type, payload, headers, at) \

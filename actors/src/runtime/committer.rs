@@ -324,7 +324,10 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
     admitted
 }
 
-async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a Session, tokio_postgres::Error> {
+async fn connected<'a, S: Service>(
+    inner: &Inner<S>,
+    session: &'a mut Option<Session>,
+) -> Result<&'a Session, tokio_postgres::Error> {
     if session.as_ref().is_none_or(|session| session.client.is_closed()) {
         *session = Some(Session::open(inner).await?);
     }

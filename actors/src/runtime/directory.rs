@@ -68,7 +68,9 @@ pub enum DirectoryError {
     #[error("the shard directory is unavailable: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
     /// The database was made for another number of shards.
-    #[error("the {service} database was made for {stored} shards, the configuration says {configured}: the number is fixed, set it back")]
+    #[error(
+        "the {service} database was made for {stored} shards, the configuration says {configured}: the number is fixed, set it back"
+    )]
     ShardCount {
         /// Whose database.
         service: &'static str,
@@ -150,7 +152,10 @@ impl Directory {
     /// When the database does not answer.
     pub async fn join(&self, incarnation: Incarnation, node: &str) -> Result<(), DirectoryError> {
         self.client
-            .execute("INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')", &[&incarnation.0, &node])
+            .execute(
+                "INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')",
+                &[&incarnation.0, &node],
+            )
             .await?;
         Ok(())
     }
@@ -246,7 +251,12 @@ impl Directory {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn take_over(&self, seen: &[ShardRow], owner: Option<Incarnation>, me: Incarnation) -> Result<Vec<Granted>, DirectoryError> {
+    pub async fn take_over(
+        &self,
+        seen: &[ShardRow],
+        owner: Option<Incarnation>,
+        me: Incarnation,
+    ) -> Result<Vec<Granted>, DirectoryError> {
         take_over(&self.client, seen, owner, me).await.map_err(Into::into)
     }
 

@@ -1,6 +1,10 @@
 //! An open outcome is resolved, never guessed (rule 3): take over from oneself, then look whether the batch is in.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -12,10 +16,7 @@ use super::{
     describe,
     directory::{Granted, ShardRow, take_over},
 };
-use crate::{
-    ids::ShardId,
-    service::Service,
-};
+use crate::{ids::ShardId, service::Service};
 
 /// Resolves a batch; the groups of units that are proved absent and may be tried again.
 ///
@@ -87,7 +88,12 @@ async fn attempt<S: Service>(
         .await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
-        .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(inner.incarnation()), target: None })
+        .map(|row| ShardRow {
+            id: ShardId(row.get::<_, i16>(0) as u16),
+            epoch: row.get(1),
+            owner: Some(inner.incarnation()),
+            target: None,
+        })
         .collect();
     let granted = take_over(&client, &seen, Some(inner.incarnation()), inner.incarnation()).await?;
 

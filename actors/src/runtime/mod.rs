@@ -26,20 +26,20 @@ use std::{
 use jiff::Timestamp;
 use ractor::ActorCell;
 use tokio::sync::watch;
-use tokio_postgres::Config;
 use tokio::time::Instant;
+use tokio_postgres::Config;
 use uuid::Uuid;
 
+pub(crate) use self::database::describe;
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
-    trim::Retention,
     project::{ProjectError, Slice, SlicePart},
+    trim::Retention,
 };
-pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 use crate::{
     entity::{AskError, Entity, Failure},
@@ -291,11 +291,7 @@ impl<S: Service> Runtime<S> {
 
     /// The shards that are open here, with their epochs and the last committed position.
     pub fn owned(&self) -> Vec<(ShardId, Epoch, Seq)> {
-        self.inner
-            .shards
-            .iter()
-            .filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head())))
-            .collect()
+        self.inner.shards.iter().filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head()))).collect()
     }
 
     /// Whether commits work, as far as is known: for the lease and for readiness.

@@ -327,7 +327,8 @@ impl<S: Service> Shard<S> {
             let released = other.notified();
             tokio::pin!(released);
             released.as_mut().enable();
-            let still_the_same = |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
+            let still_the_same =
+                |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
             if still_the_same(&self.keys.lock().expect("no panic under this lock")) {
                 released.await;
             }

@@ -51,7 +51,12 @@ impl<S: Service> Actor for ShardActor<S> {
         Ok(())
     }
 
-    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, event: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Silence>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(who, error) = event
             && let Some(inner) = self.inner.upgrade()
         {

@@ -40,33 +40,21 @@ pub struct Replayed {
     pub error: Option<String>,
 }
 
-pub(super) async fn list(
-    State(admin): State<Arc<Admin>>,
-    Query(wanted): Query<Wanted>,
-) -> Result<Json<Vec<Letter>>, Refusal> {
+pub(super) async fn list(State(admin): State<Arc<Admin>>, Query(wanted): Query<Wanted>) -> Result<Json<Vec<Letter>>, Refusal> {
     letters(&admin, &wanted).await.map(Json)
 }
 
-pub(super) async fn replay(
-    State(admin): State<Arc<Admin>>,
-    Json(wanted): Json<Wanted>,
-) -> Result<Response, Refusal> {
+pub(super) async fn replay(State(admin): State<Arc<Admin>>, Json(wanted): Json<Wanted>) -> Result<Response, Refusal> {
     // In the order of their logs: a letter may be what the next one stands on.
     let letters = letters(&admin, &wanted).await?;
     let (answers, response) = ndjson::respond();
     tokio::spawn(async move {
         for letter in letters {
             let answer = match one(&admin, &letter).await {
-                Ok(true) => Replayed {
-                    letter,
-                    error: None,
-                },
+                Ok(true) => Replayed { letter, error: None },
                 // Somebody else replayed it meanwhile.
                 Ok(false) => continue,
-                Err(error) => Replayed {
-                    letter,
-                    error: Some(error.to_string()),
-                },
+                Err(error) => Replayed { letter, error: Some(error.to_string()) },
             };
             if answers.send(answer).await.is_err() {
                 return;
@@ -80,43 +68,22 @@ async fn letters(admin: &Admin, wanted: &Wanted) -> Result<Vec<Letter>, Refusal>
     if let Some(name) = &wanted.service
         && !admin.services.iter().any(|service| service.name() == name)
     {
-        return Err(Refusal::unfit(format!(
-            "there is no service {name:?}: users, posts, comments and search are"
-        )));
+        return Err(Refusal::unfit(format!("there is no service {name:?}: users, posts, comments and search are")));
     }
     let mut found = Vec::new();
-    let of_service = |name: &str| {
-        wanted
-            .service
-            .as_deref()
-            .is_none_or(|wanted| wanted == name)
-    };
-    for service in admin
-        .services
-        .iter()
-        .filter(|service| of_service(service.name()))
-    {
+    let of_service = |name: &str| wanted.service.as_deref().is_none_or(|wanted| wanted == name);
+    for service in admin.services.iter().filter(|service| of_service(service.name())) {
         found.extend(service.letters(LIMIT_MAX).await?);
     }
     found.retain(|letter| {
-        wanted
-            .source
-            .as_ref()
-            .is_none_or(|source| *source == letter.source)
-            && wanted.seq.is_none_or(|seq| seq == letter.seq)
+        wanted.source.as_ref().is_none_or(|source| *source == letter.source) && wanted.seq.is_none_or(|seq| seq == letter.seq)
     });
     Ok(found)
 }
 
 async fn one(admin: &Admin, letter: &Letter) -> Result<bool, ProjectError> {
-    let source: Source = letter
-        .source
-        .parse()
-        .expect("a listed letter names its source");
-    let service = admin
-        .services
-        .iter()
-        .find(|service| service.name() == letter.service)
-        .expect("a listed letter has its service");
+    let source: Source = letter.source.parse().expect("a listed letter names its source");
+    let service =
+        admin.services.iter().find(|service| service.name() == letter.service).expect("a listed letter has its service");
     service.replay(letter.shard, source, letter.seq).await
 }

@@ -49,10 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// `POST /import`
 pub(super) async fn import(State(admin): State<Arc<Admin>>, body: Body) -> Response {
     let (answers, response) = ndjson::respond();
-    let importer = Importer {
-        faces: admin.faces.clone(),
-        authors: Mutex::default(),
-    };
+    let importer = Importer { faces: admin.faces.clone(), authors: Mutex::default() };
     tokio::spawn(run(Arc::new(importer), body.into_data_stream(), answers));
     response
 }
@@ -70,29 +67,17 @@ where
             Ok(lines) => lines,
             Err(error) => break Some(error.to_string()),
         };
-        let parsed: Result<Vec<Numbered>, _> = lines
-            .iter()
-            .map(|line| serde_json::from_slice(line))
-            .collect();
+        let parsed: Result<Vec<Numbered>, _> = lines.iter().map(|line| serde_json::from_slice(line)).collect();
         let items = match parsed {
             Ok(items) => items,
             Err(error) => {
-                break Some(format!(
-                    "this importer speaks another version's language: {error}"
-                ));
+                break Some(format!("this importer speaks another version's language: {error}"));
             }
         };
         let present = importer.present(&items).await;
         for Numbered { line, item } in items {
             if matches!(&item, Item::Post(post) if present.contains(&post.id)) {
-                if answers
-                    .send(Answer {
-                        line: Some(line),
-                        outcome: Outcome::Present,
-                    })
-                    .await
-                    .is_err()
-                {
+                if answers.send(Answer { line: Some(line), outcome: Outcome::Present }).await.is_err() {
                     return;
                 }
                 continue;
@@ -107,12 +92,7 @@ where
     };
     under_way.all().await;
     if let Some(reason) = end {
-        let _ = answers
-            .send(Answer {
-                line: None,
-                outcome: Outcome::Failed { reason },
-            })
-            .await;
+        let _ = answers.send(Answer { line: None, outcome: Outcome::Failed { reason } }).await;
     }
 }
 
@@ -126,30 +106,17 @@ struct UnderWay {
 impl UnderWay {
     async fn wait_for(&mut self, item: &Item) {
         let things = [item.needs(), vec![item.makes()]].concat();
-        while self.tasks.len() >= IN_FLIGHT
-            || things.iter().any(|thing| self.things.contains(thing))
-        {
+        while self.tasks.len() >= IN_FLIGHT || things.iter().any(|thing| self.things.contains(thing)) {
             self.one().await;
         }
     }
 
-    fn begin(
-        &mut self,
-        importer: Arc<Importer>,
-        line: u64,
-        item: Item,
-        answers: mpsc::Sender<Answer>,
-    ) {
+    fn begin(&mut self, importer: Arc<Importer>, line: u64, item: Item, answers: mpsc::Sender<Answer>) {
         let makes = item.makes();
         self.things.insert(makes.clone());
         self.tasks.spawn(async move {
             let outcome = importer.import(&item).await;
-            let _ = answers
-                .send(Answer {
-                    line: Some(line),
-                    outcome,
-                })
-                .await;
+            let _ = answers.send(Answer { line: Some(line), outcome }).await;
             makes
         });
     }
@@ -213,10 +180,7 @@ fn patience() -> ExponentialBuilder {
 /// Repeating is harmless, for the id is the same: also after an unknown outcome.
 fn passes(failure: &Failure) -> bool {
     match failure {
-        Failure::Unavailable(_)
-        | Failure::Overloaded(_)
-        | Failure::Expired
-        | Failure::Unknown(_) => true,
+        Failure::Unavailable(_) | Failure::Overloaded(_) | Failure::Expired | Failure::Unknown(_) => true,
         Failure::Crashed | Failure::Isolated | Failure::KeyReused => false,
     }
 }
@@ -254,32 +218,21 @@ impl Importer {
             Ok(true) => Outcome::Imported,
             Ok(false) => Outcome::Present,
             Err(No::Refused(reason)) => Outcome::Refused { reason },
-            Err(No::Failed(failure)) => Outcome::Failed {
-                reason: failure.to_string(),
-            },
+            Err(No::Failed(failure)) => Outcome::Failed { reason: failure.to_string() },
         }
     }
 
     /// Whether it was not there yet.
     async fn user(&self, user: &User) -> Result<bool, No> {
-        let username =
-            Username::parse(&user.username).map_err(|error| refused("username", error))?;
-        let display_name = DisplayName::parse(&user.display_name)
-            .map_err(|error| refused("display_name", error))?;
+        let username = Username::parse(&user.username).map_err(|error| refused("username", error))?;
+        let display_name = DisplayName::parse(&user.display_name).map_err(|error| refused("display_name", error))?;
         let bio = Bio::parse(&user.bio).map_err(|error| refused("bio", error))?;
-        let avatar_url = user
-            .avatar_url
-            .as_deref()
-            .map(AvatarUrl::parse)
-            .transpose()
-            .map_err(|error| refused("avatar_url", error))?;
+        let avatar_url =
+            user.avatar_url.as_deref().map(AvatarUrl::parse).transpose().map_err(|error| refused("avatar_url", error))?;
         let users = &self.faces.users;
         let there = users.get(user.id, Instant::now() + PATIENCE).await?;
-        users
-            .ensure_author(user.id, username, user.created_at, context())
-            .await?;
-        let says_something =
-            !display_name.as_str().is_empty() || !bio.as_str().is_empty() || avatar_url.is_some();
+        users.ensure_author(user.id, username, user.created_at, context()).await?;
+        let says_something = !display_name.as_str().is_empty() || !bio.as_str().is_empty() || avatar_url.is_some();
         // The first version has only a name. A later one is somebody's own edit, or ours from an import before.
         if says_something && there.as_ref().is_none_or(|profile| profile.version == 1) {
             let changes = Changes {
@@ -310,74 +263,39 @@ impl Importer {
 
     async fn comment(&self, comment: &Comment) -> Result<bool, No> {
         let deadline = Instant::now() + PATIENCE;
-        let body =
-            CommentBody::parse(comment.body.as_str()).map_err(|error| refused("body", error))?;
+        let body = CommentBody::parse(comment.body.as_str()).map_err(|error| refused("body", error))?;
         let author = self.author(&comment.author).await?;
         // A thread does not know whether its post ever was.
-        if self
-            .faces
-            .posts
-            .get(comment.post, deadline)
-            .await?
-            .is_none()
-        {
+        if self.faces.posts.get(comment.post, deadline).await?.is_none() {
             return Err(No::Refused(format!("there is no post {}", comment.post)));
         }
         let comments = &self.faces.comments;
-        if comments
-            .get(comment.post, comment.id, deadline)
-            .await?
-            .is_some()
-        {
+        if comments.get(comment.post, comment.id, deadline).await?.is_some() {
             return Ok(false);
         }
-        let imported = Imported {
-            id: comment.id,
-            author,
-            body,
-            parent: comment.parent,
-            at: comment.created_at,
-        };
-        comments
-            .import(comment.post, vec![imported], context())
-            .await?;
+        let imported = Imported { id: comment.id, author, body, parent: comment.parent, at: comment.created_at };
+        comments.import(comment.post, vec![imported], context()).await?;
         Ok(true)
     }
 
     async fn author(&self, author: &Author) -> Result<UserId, No> {
         let cell = Arc::clone(self.authors.lock().await.entry(author.clone()).or_default());
-        cell.get_or_try_init(|| self.find_author(author))
-            .await
-            .copied()
+        cell.get_or_try_init(|| self.find_author(author)).await.copied()
     }
 
     async fn find_author(&self, author: &Author) -> Result<UserId, No> {
         match author {
             Author::Named(name) => {
                 let username = Username::parse(name).map_err(|error| refused("author", error))?;
-                let profile = self
-                    .faces
-                    .users
-                    .by_username(&username, Instant::now() + PATIENCE)
-                    .await?;
+                let profile = self.faces.users.by_username(&username, Instant::now() + PATIENCE).await?;
                 let absent = || {
-                    No::Refused(format!(
-                        "author: there is no user {username}; the line of a user comes before what they wrote"
-                    ))
+                    No::Refused(format!("author: there is no user {username}; the line of a user comes before what they wrote"))
                 };
                 profile.map(|profile| profile.id).ok_or_else(absent)
             }
-            Author::Made {
-                id,
-                username,
-                since,
-            } => {
-                let username =
-                    Username::parse(username).map_err(|error| refused("author", error))?;
-                self.faces
-                    .users
-                    .ensure_author(*id, username, *since, context())
-                    .await?;
+            Author::Made { id, username, since } => {
+                let username = Username::parse(username).map_err(|error| refused("author", error))?;
+                self.faces.users.ensure_author(*id, username, *since, context()).await?;
                 Ok(*id)
             }
         }

@@ -155,11 +155,7 @@ impl Item {
             Self::Post(post) => author(&post.author).into_iter().collect(),
             Self::Comment(comment) => {
                 let parent = comment.parent.map(Thing::Comment);
-                author(&comment.author)
-                    .into_iter()
-                    .chain(parent)
-                    .chain([Thing::Post(comment.post)])
-                    .collect()
+                author(&comment.author).into_iter().chain(parent).chain([Thing::Post(comment.post)]).collect()
             }
         }
     }
@@ -191,12 +187,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_flat_object() {
-        let answer = Answer {
-            line: Some(7),
-            outcome: Outcome::Refused {
-                reason: "no".to_owned(),
-            },
-        };
+        let answer = Answer { line: Some(7), outcome: Outcome::Refused { reason: "no".to_owned() } };
         let json = serde_json::to_string(&answer).unwrap();
         assert_eq!(json, r#"{"line":7,"outcome":"refused","reason":"no"}"#);
         assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), answer);

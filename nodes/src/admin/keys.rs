@@ -48,42 +48,24 @@ pub struct Grant {
 }
 
 pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
-    let keys =
-        SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secret).await?;
+    let keys = SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secret).await?;
     Ok(Json(shown(&keys)))
 }
 
 pub(super) async fn rotate(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
-    let keys = SigningKeys::rotate(
-        admin.faces.users.runtime().database(),
-        &admin.secret,
-        Overlap::default(),
-    )
-    .await?;
+    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secret, Overlap::default()).await?;
     (admin.keys_changed)(&keys);
     Ok(Json(shown(&keys)))
 }
 
-pub(super) async fn grant(
-    State(admin): State<Arc<Admin>>,
-    Json(grant): Json<Grant>,
-) -> Result<StatusCode, Refusal> {
-    let username = Username::parse(&grant.username)
-        .map_err(|error| Refusal::unfit(format!("username: {error}")))?;
-    let role: Role = grant
-        .role
-        .parse()
-        .map_err(|error| Refusal::unfit(format!("{error}")))?;
-    match admin
-        .faces
-        .users
-        .set_role(&username, role, !grant.revoke, Context::within(PATIENCE))
-        .await
-    {
+pub(super) async fn grant(State(admin): State<Arc<Admin>>, Json(grant): Json<Grant>) -> Result<StatusCode, Refusal> {
+    let username = Username::parse(&grant.username).map_err(|error| Refusal::unfit(format!("username: {error}")))?;
+    let role: Role = grant.role.parse().map_err(|error| Refusal::unfit(format!("{error}")))?;
+    match admin.faces.users.set_role(&username, role, !grant.revoke, Context::within(PATIENCE)).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
-        Err(AskError::Rejected(Rejection::NotFound)) => Err(Refusal::absent(format!(
-            "there is no user {username}: register first, then ask again"
-        ))),
+        Err(AskError::Rejected(Rejection::NotFound)) => {
+            Err(Refusal::absent(format!("there is no user {username}: register first, then ask again")))
+        }
         Err(AskError::Rejected(rejection)) => Err(Refusal::unfit(rejection.to_string())),
         Err(AskError::Failed(failure)) => Err(failure.into()),
     }

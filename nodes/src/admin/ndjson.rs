@@ -43,12 +43,7 @@ where
 {
     /// The lines of a body.
     pub fn new(body: S) -> Self {
-        Self {
-            body,
-            buffer: BytesMut::new(),
-            searched: 0,
-            ended: false,
-        }
+        Self { body, buffer: BytesMut::new(), searched: 0, ended: false }
     }
 
     /// The next line, without its end; none: the body has ended. Nothing is lost if the future is dropped.
@@ -106,9 +101,7 @@ where
     }
 
     fn buffered(&mut self) -> Option<Bytes> {
-        let end = self.buffer[self.searched..]
-            .iter()
-            .position(|byte| *byte == b'\n');
+        let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
         match end {
             Some(end) => {
                 let mut line = self.buffer.split_to(self.searched + end + 1);
@@ -144,10 +137,7 @@ pub fn respond<T: Serialize + Send + 'static>() -> (mpsc::Sender<T>, Response) {
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), receiver))
     });
     let mut response = Response::new(Body::from_stream(lines));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(CONTENT_TYPE),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
     (values, response)
 }
 

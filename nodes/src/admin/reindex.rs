@@ -66,11 +66,7 @@ pub(super) async fn reindex(State(admin): State<Arc<Admin>>) -> Response {
         // Two at once would only do everything twice.
         let _turn = admin.reindexing.lock().await;
         if let Err(failure) = rebuild(&admin.faces, &progress).await {
-            let _ = progress
-                .send(Progress::Failed {
-                    reason: failure.to_string(),
-                })
-                .await;
+            let _ = progress.send(Progress::Failed { reason: failure.to_string() }).await;
         }
     });
     response
@@ -78,49 +74,15 @@ pub(super) async fn reindex(State(admin): State<Arc<Admin>>) -> Response {
 
 /// Goes on when nobody watches any more: half a rebuild is worth less than a whole one.
 async fn rebuild(faces: &Faces, progress: &mpsc::Sender<Progress>) -> Result<(), Failure> {
-    let Faces {
-        users,
-        posts,
-        comments,
-        ..
-    } = faces;
-    export(
-        faces,
-        progress,
-        "users",
-        |after| users.export(after, PAGE, deadline()),
-        |record| record.id,
-        user_document,
-    )
-    .await?;
-    export(
-        faces,
-        progress,
-        "posts",
-        |after| posts.export(after, PAGE, deadline()),
-        |record| record.id,
-        post_document,
-    )
-    .await?;
+    let Faces { users, posts, comments, .. } = faces;
+    export(faces, progress, "users", |after| users.export(after, PAGE, deadline()), |record| record.id, user_document).await?;
+    export(faces, progress, "posts", |after| posts.export(after, PAGE, deadline()), |record| record.id, post_document).await?;
     let place = |record: &CommentRecord| (record.post_id, record.id);
-    export(
-        faces,
-        progress,
-        "comments",
-        |after| comments.export(after, PAGE),
-        place,
-        comment_document,
-    )
-    .await?;
+    export(faces, progress, "comments", |after| comments.export(after, PAGE), place, comment_document).await?;
     let removed = remove_gone(faces, progress).await?;
     let _ = progress.send(Progress::Indexing).await;
     faces.search.rebuild().await;
-    let _ = progress
-        .send(Progress::Done {
-            documents: faces.search.document_count(),
-            removed,
-        })
-        .await;
+    let _ = progress.send(Progress::Done { documents: faces.search.document_count(), removed }).await;
     Ok(())
 }
 
@@ -157,29 +119,16 @@ where
         after = Some(place(last));
         count += records.len() as u64;
         put(faces, records.into_iter().map(&document)).await?;
-        let _ = progress
-            .send(Progress::Exported {
-                service: service.to_owned(),
-                documents: count,
-            })
-            .await;
+        let _ = progress.send(Progress::Exported { service: service.to_owned(), documents: count }).await;
     }
 }
 
-async fn put(
-    faces: &Faces,
-    documents: impl Iterator<Item = Result<Document, Poison>>,
-) -> Result<(), Failure> {
+async fn put(faces: &Faces, documents: impl Iterator<Item = Result<Document, Poison>>) -> Result<(), Failure> {
     // One that cannot be made costs itself, not the rebuild.
-    let whole = documents.filter_map(|document| {
-        document
-            .inspect_err(|error| tracing::error!(%error, "a record makes no document"))
-            .ok()
-    });
+    let whole =
+        documents.filter_map(|document| document.inspect_err(|error| tracing::error!(%error, "a record makes no document")).ok());
     let documents: Vec<Document> = whole.collect();
-    (|| faces.search.put(documents.clone()))
-        .retry(patience())
-        .await
+    (|| faces.search.put(documents.clone())).retry(patience()).await
 }
 
 /// Marks documents of what does not exist as deleted; how many.
@@ -188,79 +137,40 @@ async fn remove_gone(faces: &Faces, progress: &mpsc::Sender<Progress>) -> Result
     for kind in Kind::ALL {
         let mut after: Option<Uuid> = None;
         loop {
-            let documents = (|| faces.search.documents(kind, after, PAGE))
-                .retry(patience())
-                .await?;
+            let documents = (|| faces.search.documents(kind, after, PAGE)).retry(patience()).await?;
             let Some(last) = documents.last() else { break };
             after = Some(last.id);
             checked += documents.len() as u64;
-            let live: Vec<Document> = documents
-                .into_iter()
-                .filter(|document| !document.deleted)
-                .collect();
+            let live: Vec<Document> = documents.into_iter().filter(|document| !document.deleted).collect();
             // Asked after the documents were read: a document follows its thing, so what has none by now is gone.
             let existing = (|| existing(faces, kind, &live)).retry(patience()).await?;
-            let gone: Vec<_> = live
-                .into_iter()
-                .filter(|document| !existing.contains(&document.id))
-                .map(tombstone)
-                .collect();
+            let gone: Vec<_> = live.into_iter().filter(|document| !existing.contains(&document.id)).map(tombstone).collect();
             removed += gone.len() as u64;
             if !gone.is_empty() {
                 put(faces, gone.into_iter().map(Ok)).await?;
             }
-            let _ = progress
-                .send(Progress::Checked {
-                    documents: checked,
-                    removed,
-                })
-                .await;
+            let _ = progress.send(Progress::Checked { documents: checked, removed }).await;
         }
     }
     Ok(removed)
 }
 
 /// Which of these documents' things there are.
-async fn existing(
-    faces: &Faces,
-    kind: Kind,
-    documents: &[Document],
-) -> Result<HashSet<Uuid>, Failure> {
+async fn existing(faces: &Faces, kind: Kind, documents: &[Document]) -> Result<HashSet<Uuid>, Failure> {
     let ids = documents.iter().map(|document| document.id);
     Ok(match kind {
         Kind::User => {
             let users: Vec<UserId> = ids.map(UserId).collect();
-            faces
-                .users
-                .which_exist(&users)
-                .await?
-                .into_iter()
-                .map(|id| id.0)
-                .collect()
+            faces.users.which_exist(&users).await?.into_iter().map(|id| id.0).collect()
         }
         Kind::Post => {
             let posts: Vec<PostId> = ids.map(PostId).collect();
-            faces
-                .posts
-                .which_exist(&posts)
-                .await?
-                .into_iter()
-                .map(|id| id.0)
-                .collect()
+            faces.posts.which_exist(&posts).await?.into_iter().map(|id| id.0).collect()
         }
         Kind::Comment => {
             let post = |document: &Document| PostId(document.post_id.unwrap_or_default());
-            let comments: Vec<_> = documents
-                .iter()
-                .map(|document| (post(document), CommentId(document.id)))
-                .collect();
-            faces
-                .comments
-                .which_exist(&comments)
-                .await?
-                .into_iter()
-                .map(|id| id.0)
-                .collect()
+            let comments: Vec<_> = documents.iter().map(|document| (post(document), CommentId(document.id))).collect();
+            faces.comments.which_exist(&comments).await?.into_iter().map(|id| id.0).collect()
         }
     })
 }

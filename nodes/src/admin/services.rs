@@ -87,12 +87,7 @@ pub(super) trait Administered: Send + Sync {
     fn name(&self) -> &'static str;
     fn status<'a>(&'a self, node: &'a str) -> BoxFuture<'a, (ServiceStatus, Vec<ShardStatus>)>;
     fn letters(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, Failure>>;
-    fn replay(
-        &self,
-        shard: ShardId,
-        source: Source,
-        seq: Seq,
-    ) -> BoxFuture<'_, Result<bool, ProjectError>>;
+    fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> BoxFuture<'_, Result<bool, ProjectError>>;
 }
 
 impl<S: Service> Administered for Runtime<S> {
@@ -122,12 +117,7 @@ impl<S: Service> Administered for Runtime<S> {
         .boxed()
     }
 
-    fn replay(
-        &self,
-        shard: ShardId,
-        source: Source,
-        seq: Seq,
-    ) -> BoxFuture<'_, Result<bool, ProjectError>> {
+    fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> BoxFuture<'_, Result<bool, ProjectError>> {
         Runtime::replay(self, shard, source, seq).boxed()
     }
 }
@@ -139,23 +129,16 @@ async fn status<S: Service>(runtime: &Runtime<S>, node: &str) -> (ServiceStatus,
         let places: HashMap<ShardId, Seq> = runtime.slowest_places().await?.into_iter().collect();
         let answered = began.elapsed();
         let client = runtime.database().get().await?;
-        let letters: i64 = client
-            .query_one("SELECT count(*) FROM dead_letter", &[])
-            .await?
-            .get(0);
+        let letters: i64 = client.query_one("SELECT count(*) FROM dead_letter", &[]).await?.get(0);
         Ok::<_, Failure>((places, answered, letters.unsigned_abs()))
     };
     let (places, database_ms, dead_letters) = match tokio::time::timeout(PATIENCE, ask).await {
-        Ok(Ok((places, answered, letters))) => {
-            (places, Some(answered.as_secs_f64() * 1e3), Some(letters))
-        }
+        Ok(Ok((places, answered, letters))) => (places, Some(answered.as_secs_f64() * 1e3), Some(letters)),
         Ok(Err(_)) | Err(_) => (HashMap::new(), None, None),
     };
     // Nobody reads the search service's log; and of what we cannot ask we know nothing.
     let is_read = !places.is_empty();
-    let lag = |shard: ShardId, head: Seq| {
-        is_read.then(|| (head - places.get(&shard).copied().unwrap_or(0)).max(0))
-    };
+    let lag = |shard: ShardId, head: Seq| is_read.then(|| (head - places.get(&shard).copied().unwrap_or(0)).max(0));
     let owned = runtime.owned();
     let shards: Vec<ShardStatus> = owned
         .iter()

@@ -65,10 +65,7 @@ fn place(data: &Path) -> io::Result<PathBuf> {
     if noted != here && noted.parent().is_some_and(is_private) {
         return Ok(noted);
     }
-    let folder = tempfile::Builder::new()
-        .prefix("rookery-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in("/tmp")?;
+    let folder = tempfile::Builder::new().prefix("rookery-").permissions(fs::Permissions::from_mode(0o700)).tempdir_in("/tmp")?;
     let path = folder.path().join(NAME);
     fs::write(note, path.as_os_str().as_bytes())?;
     let _ = folder.keep();
@@ -78,11 +75,8 @@ fn place(data: &Path) -> io::Result<PathBuf> {
 /// A folder of ours that nobody else can write to: a name in `/tmp` may have become anybody's.
 fn is_private(folder: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    fs::symlink_metadata(folder).is_ok_and(|folder| {
-        folder.is_dir()
-            && folder.mode() & 0o777 == 0o700
-            && folder.uid() == nix::unistd::geteuid().as_raw()
-    })
+    fs::symlink_metadata(folder)
+        .is_ok_and(|folder| folder.is_dir() && folder.mode() & 0o777 == 0o700 && folder.uid() == nix::unistd::geteuid().as_raw())
 }
 
 #[cfg(test)]
@@ -94,10 +88,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let (_listener, path) = listen(data.path()).unwrap();
         assert_eq!(path, find(data.path()));
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[tokio::test]

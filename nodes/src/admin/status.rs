@@ -54,15 +54,8 @@ pub struct BridgeStatus {
 
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
     let node = &admin.node;
-    let (services, shards): (Vec<_>, Vec<_>) = join_all(
-        admin
-            .services
-            .iter()
-            .map(|service| service.status(&node.name)),
-    )
-    .await
-    .into_iter()
-    .unzip();
+    let (services, shards): (Vec<_>, Vec<_>) =
+        join_all(admin.services.iter().map(|service| service.status(&node.name))).await.into_iter().unzip();
     let bridges = admin.bridges.iter().map(|bridge| BridgeStatus {
         from: bridge.topic.service().to_owned(),
         to: bridge.consumer.to_owned(),
@@ -77,10 +70,5 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
         pid: std::process::id(),
         uptime_s: node.started.elapsed().as_secs(),
     };
-    Json(Status {
-        nodes: vec![this],
-        services,
-        bridges: bridges.collect(),
-        shards: shards.concat(),
-    })
+    Json(Status { nodes: vec![this], services, bridges: bridges.collect(), shards: shards.concat() })
 }

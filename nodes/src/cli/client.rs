@@ -41,58 +41,36 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(target: Target) -> anyhow::Result<Self> {
-        let builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_PATIENCE)
-            .no_proxy();
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT_PATIENCE).no_proxy();
         let (http, base) = match &target {
-            Target::Local(data) => (
-                builder.unix_socket(socket::find(data)).build()?,
-                "http://rookery".to_owned(),
-            ),
-            Target::Remote { url, .. } => (
-                builder.build()?,
-                format!("{}{MOUNT}", url.trim_end_matches('/')),
-            ),
+            Target::Local(data) => (builder.unix_socket(socket::find(data)).build()?, "http://rookery".to_owned()),
+            Target::Remote { url, .. } => (builder.build()?, format!("{}{MOUNT}", url.trim_end_matches('/'))),
         };
         Ok(Self { http, base, target })
     }
 
-    pub(super) async fn get<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        query: &impl Serialize,
-    ) -> anyhow::Result<T> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> anyhow::Result<T> {
         let url = match query_string(query)? {
             query if query.is_empty() => path.to_owned(),
             query => format!("{path}?{query}"),
         };
         let response = self.send(self.request(Method::GET, &url)).await?;
-        response
-            .json()
-            .await
-            .context("the node's answer is not what this version understands")
+        response.json().await.context("the node's answer is not what this version understands")
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let response = self.send(self.request(Method::POST, path)).await?;
-        response
-            .json()
-            .await
-            .context("the node's answer is not what this version understands")
+        response.json().await.context("the node's answer is not what this version understands")
     }
 
     /// Sends something that is answered with nothing but success.
     pub(super) async fn tell(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
-        self.send(self.request(Method::POST, path).json(body))
-            .await
-            .map(drop)
+        self.send(self.request(Method::POST, path).json(body)).await.map(drop)
     }
 
     /// Sends something that is answered with a value a line.
     pub(super) async fn ask(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Answers> {
-        let response = self
-            .send(self.request(Method::POST, path).json(body))
-            .await?;
+        let response = self.send(self.request(Method::POST, path).json(body)).await?;
         Ok(Answers(Lines::new(response.bytes_stream().boxed())))
     }
 
@@ -101,39 +79,28 @@ impl Client {
     where
         S: Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static,
     {
-        let request = self
-            .request(Method::POST, path)
-            .header(header::CONTENT_TYPE, ndjson::CONTENT_TYPE);
-        let response = self
-            .send(request.body(reqwest::Body::wrap_stream(lines)))
-            .await?;
+        let request = self.request(Method::POST, path).header(header::CONTENT_TYPE, ndjson::CONTENT_TYPE);
+        let response = self.send(request.body(reqwest::Body::wrap_stream(lines))).await?;
         Ok(Answers(Lines::new(response.bytes_stream().boxed())))
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         match &self.target {
-            Target::Remote {
-                token: Some(token), ..
-            } => request.bearer_auth(token),
+            Target::Remote { token: Some(token), .. } => request.bearer_auth(token),
             Target::Remote { token: None, .. } | Target::Local(_) => request,
         }
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))?;
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let hint = match (status.as_u16(), &self.target) {
             (401, Target::Remote { .. }) => ": give an administrator's access token with --token",
-            (403, Target::Remote { .. }) => {
-                ": the token is not an administrator's; see `rookery admin grant`"
-            }
+            (403, Target::Remote { .. }) => ": the token is not an administrator's; see `rookery admin grant`",
             _ => "",
         };
         match response.json::<Refusal>().await {
@@ -152,9 +119,7 @@ impl Client {
                  --node URL",
                 data.display()
             ),
-            Target::Remote { url, .. } => {
-                anyhow::Error::from(error).context(format!("no node answers at {url}"))
-            }
+            Target::Remote { url, .. } => anyhow::Error::from(error).context(format!("no node answers at {url}")),
         }
     }
 }
@@ -173,9 +138,7 @@ fn query_string(query: &impl Serialize) -> anyhow::Result<String> {
 
 fn escaped(text: &str) -> String {
     let escape = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),
     };
     text.bytes().map(escape).collect()
@@ -187,15 +150,10 @@ pub(super) struct Answers(Lines<futures_util::stream::BoxStream<'static, reqwest
 impl Answers {
     /// The next one; none: that was all.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
-        match self
-            .0
-            .next()
-            .await
-            .context("the node went away: start it and run the same command again")?
-        {
-            Some(line) => serde_json::from_slice(&line)
-                .map(Some)
-                .context("the node's answer is not what this version understands"),
+        match self.0.next().await.context("the node went away: start it and run the same command again")? {
+            Some(line) => {
+                serde_json::from_slice(&line).map(Some).context("the node's answer is not what this version understands")
+            }
             None => Ok(None),
         }
     }
@@ -208,11 +166,7 @@ mod tests {
 
     #[test]
     fn a_query_names_only_what_is_wanted() {
-        let wanted = Wanted {
-            service: None,
-            source: Some("posts/17".to_owned()),
-            seq: Some(3),
-        };
+        let wanted = Wanted { service: None, source: Some("posts/17".to_owned()), seq: Some(3) };
         assert_eq!(query_string(&wanted).unwrap(), "seq=3&source=posts%2F17");
         assert_eq!(query_string(&Wanted::default()).unwrap(), "");
     }

@@ -86,10 +86,7 @@ impl Import {
 }
 
 /// The file, unpacked if it is gzip, and its size in bytes; `read` counts what was read of it, packed.
-fn open(
-    path: &Path,
-    read: Arc<AtomicU64>,
-) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
+fn open(path: &Path, read: Arc<AtomicU64>) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
     let (input, size): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
         (Box::new(io::stdin()), None)
     } else {
@@ -100,18 +97,9 @@ fn open(
     };
     let mut counted = BufReader::with_capacity(1 << 16, Counted { input, read });
     // The first two bytes say it; a name may lie.
-    let gzip = counted
-        .fill_buf()
-        .with_context(|| format!("cannot read {}", path.display()))?
-        .starts_with(&[0x1f, 0x8b]);
-    let unpacked: Box<dyn BufRead + Send> = if gzip {
-        Box::new(BufReader::with_capacity(
-            1 << 16,
-            MultiGzDecoder::new(counted),
-        ))
-    } else {
-        Box::new(counted)
-    };
+    let gzip = counted.fill_buf().with_context(|| format!("cannot read {}", path.display()))?.starts_with(&[0x1f, 0x8b]);
+    let unpacked: Box<dyn BufRead + Send> =
+        if gzip { Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(counted))) } else { Box::new(counted) };
     Ok((unpacked, size))
 }
 
@@ -131,11 +119,7 @@ impl<R: Read> Read for Counted<R> {
 type Bad = (u64, String);
 
 /// Reads to the end of the file, or of whoever listens. The error, if the file could not be read to its end.
-fn read_lines(
-    mut source: Box<dyn BufRead + Send>,
-    items: &mpsc::Sender<Numbered>,
-    bad: &mpsc::Sender<Bad>,
-) -> Option<Bad> {
+fn read_lines(mut source: Box<dyn BufRead + Send>, items: &mpsc::Sender<Numbered>, bad: &mpsc::Sender<Bad>) -> Option<Bad> {
     let mut reader = Reader::default();
     let mut buffer = Vec::new();
     for line in 1.. {
@@ -166,11 +150,7 @@ enum LineError {
 fn next_line(source: &mut impl BufRead, buffer: &mut Vec<u8>) -> Result<Option<()>, LineError> {
     buffer.clear();
     let max = LINE_BYTES_MAX as u64;
-    let count = source
-        .by_ref()
-        .take(max)
-        .read_until(b'\n', buffer)
-        .map_err(LineError::Io)?;
+    let count = source.by_ref().take(max).read_until(b'\n', buffer).map_err(LineError::Io)?;
     if count == 0 {
         return Ok(None);
     }
@@ -179,11 +159,7 @@ fn next_line(source: &mut impl BufRead, buffer: &mut Vec<u8>) -> Result<Option<(
     }
     loop {
         buffer.clear();
-        let count = source
-            .by_ref()
-            .take(max)
-            .read_until(b'\n', buffer)
-            .map_err(LineError::Io)?;
+        let count = source.by_ref().take(max).read_until(b'\n', buffer).map_err(LineError::Io)?;
         if count == 0 || buffer.last() == Some(&b'\n') {
             return Err(LineError::TooLong);
         }
@@ -191,9 +167,7 @@ fn next_line(source: &mut impl BufRead, buffer: &mut Vec<u8>) -> Result<Option<(
 }
 
 /// What waits goes in one chunk.
-fn body(
-    items: mpsc::Receiver<Numbered>,
-) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+fn body(items: mpsc::Receiver<Numbered>) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     stream::unfold(items, |mut items| async move {
         let mut waiting = Vec::new();
         if items.recv_many(&mut waiting, QUEUE).await == 0 {
@@ -218,21 +192,8 @@ struct Tally {
 
 impl Tally {
     fn new(import: &Import, size: Option<u64>, read: Arc<AtomicU64>) -> Self {
-        let errors = Errors {
-            path: import.errors.clone(),
-            beside: beside(&import.file),
-            kept: Vec::new(),
-            file: None,
-        };
-        Self {
-            imported: 0,
-            present: 0,
-            bad: 0,
-            failed: 0,
-            ended: None,
-            errors,
-            progress: Progress::new(size, read),
-        }
+        let errors = Errors { path: import.errors.clone(), beside: beside(&import.file), kept: Vec::new(), file: None };
+        Self { imported: 0, present: 0, bad: 0, failed: 0, ended: None, errors, progress: Progress::new(size, read) }
     }
 
     fn answer(&mut self, answer: Answer) -> anyhow::Result<()> {
@@ -244,12 +205,9 @@ impl Tally {
                 self.failed += 1;
                 self.report(line, &format!("not imported, though it could be: {reason}"))?;
             }
-            (None, Outcome::Refused { reason } | Outcome::Failed { reason }) => {
-                self.ended = Some(reason)
-            }
+            (None, Outcome::Refused { reason } | Outcome::Failed { reason }) => self.ended = Some(reason),
         }
-        self.progress
-            .show(self.imported, self.present, self.bad + self.failed);
+        self.progress.show(self.imported, self.present, self.bad + self.failed);
         Ok(())
     }
 
@@ -267,13 +225,7 @@ impl Tally {
 
     fn finish(mut self, took: Duration, strict: bool, unread: Option<Bad>) -> anyhow::Result<Exit> {
         self.progress.end();
-        let Self {
-            imported,
-            present,
-            bad,
-            failed,
-            ..
-        } = self;
+        let Self { imported, present, bad, failed, .. } = self;
         let seconds = took.as_secs_f64();
         let rate = (imported + present) as f64 / seconds.max(0.001);
         println!("imported       {}", grouped(imported));
@@ -287,24 +239,15 @@ impl Tally {
             println!("all bad lines and their reasons: {}", path.display());
         }
         if let Some((line, reason)) = unread {
-            anyhow::bail!(
-                "the file cannot be read from line {line} on: {reason}; what stands before it is imported"
-            );
+            anyhow::bail!("the file cannot be read from line {line} on: {reason}; what stands before it is imported");
         }
         if let Some(reason) = self.ended {
             anyhow::bail!("the node ended the import: {reason}");
         }
         if failed > 0 {
-            anyhow::bail!(
-                "{} lines could not be imported now: run the same command again",
-                grouped(failed)
-            );
+            anyhow::bail!("{} lines could not be imported now: run the same command again", grouped(failed));
         }
-        Ok(if strict && bad > 0 {
-            Exit::Failed
-        } else {
-            Exit::Done
-        })
+        Ok(if strict && bad > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 
@@ -320,29 +263,18 @@ impl Errors {
     fn add(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
         let entry = ndjson::line(&serde_json::json!({ "line": line, "reason": reason }));
         match &mut self.file {
-            Some((path, file)) => file
-                .write_all(&entry)
-                .with_context(|| format!("cannot write {}", path.display())),
+            Some((path, file)) => file.write_all(&entry).with_context(|| format!("cannot write {}", path.display())),
             None => {
                 self.kept.extend(entry);
                 let lines = self.kept.iter().filter(|byte| **byte == b'\n').count() as u64;
-                if lines > SHOWN || self.path.is_some() {
-                    self.begin()
-                } else {
-                    Ok(())
-                }
+                if lines > SHOWN || self.path.is_some() { self.begin() } else { Ok(()) }
             }
         }
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {
         let path = self.path.clone().unwrap_or_else(|| self.beside.clone());
-        let cannot = || {
-            format!(
-                "cannot write the bad lines to {}: name another file with --errors FILE",
-                path.display()
-            )
-        };
+        let cannot = || format!("cannot write the bad lines to {}: name another file with --errors FILE", path.display());
         let mut file = BufWriter::new(File::create(&path).with_context(cannot)?);
         file.write_all(&self.kept).with_context(cannot)?;
         self.kept.clear();
@@ -358,18 +290,14 @@ impl Errors {
         let Some((path, mut file)) = self.file.take() else {
             return Ok(None);
         };
-        file.flush()
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        file.flush().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(path))
     }
 }
 
 /// `posts.jsonl.gz` → `posts.jsonl.gz.errors` in the working folder: that of the file may be read-only.
 fn beside(file: &Path) -> PathBuf {
-    let name = file
-        .file_name()
-        .filter(|name| *name != "-")
-        .unwrap_or("import".as_ref());
+    let name = file.file_name().filter(|name| *name != "-").unwrap_or("import".as_ref());
     let mut name = name.to_owned();
     name.push(".errors");
     name.into()
@@ -388,30 +316,13 @@ struct Progress {
 impl Progress {
     fn new(size: Option<u64>, read: Arc<AtomicU64>) -> Self {
         let terminal = io::stderr().is_terminal();
-        let target = if terminal {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let (bar, template) = match size {
-            Some(size) => (
-                ProgressBar::with_draw_target(Some(size), target),
-                "{bar:30} {percent:>3}%  {msg}  {eta} left",
-            ),
-            None => (
-                ProgressBar::with_draw_target(None, target),
-                "{spinner} {msg}",
-            ),
+            Some(size) => (ProgressBar::with_draw_target(Some(size), target), "{bar:30} {percent:>3}%  {msg}  {eta} left"),
+            None => (ProgressBar::with_draw_target(None, target), "{spinner} {msg}"),
         };
         bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
-        Self {
-            bar,
-            terminal,
-            read,
-            size,
-            began: Instant::now(),
-            reported: Instant::now(),
-        }
+        Self { bar, terminal, read, size, began: Instant::now(), reported: Instant::now() }
     }
 
     fn show(&mut self, imported: u64, present: u64, bad: u64) {
@@ -432,11 +343,7 @@ impl Progress {
             self.bar.set_position(read);
             self.bar.set_message(state);
         } else {
-            let share = self
-                .size
-                .filter(|size| *size > 0)
-                .map(|size| format!("{:>3}%  ", 100 * read / size))
-                .unwrap_or_default();
+            let share = self.size.filter(|size| *size > 0).map(|size| format!("{:>3}%  ", 100 * read / size)).unwrap_or_default();
             eprintln!("{share}{state}");
         }
         if due {
@@ -458,15 +365,8 @@ pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let first = digits.len() % 3;
     let (head, tail) = digits.split_at(first);
-    let groups = tail
-        .as_bytes()
-        .chunks(3)
-        .map(|group| str::from_utf8(group).expect("digits are ASCII"));
-    std::iter::once(head)
-        .filter(|head| !head.is_empty())
-        .chain(groups)
-        .collect::<Vec<_>>()
-        .join(",")
+    let groups = tail.as_bytes().chunks(3).map(|group| str::from_utf8(group).expect("digits are ASCII"));
+    std::iter::once(head).filter(|head| !head.is_empty()).chain(groups).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -490,10 +390,7 @@ mod tests {
     fn a_line_that_is_too_long_costs_only_itself() {
         let long = vec![b'x'; 3 * LINE_BYTES_MAX + 7];
         let text = [b"a\n".as_slice(), &long, b"\nb"].concat();
-        assert_eq!(
-            lines(&text),
-            [Ok(b"a\n".to_vec()), Err(()), Ok(b"b".to_vec())]
-        );
+        assert_eq!(lines(&text), [Ok(b"a\n".to_vec()), Err(()), Ok(b"b".to_vec())]);
     }
 
     #[test]
@@ -513,18 +410,12 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        assert_eq!(
-            [0, 12, 999, 1_000, 19_940, 1_234_567].map(grouped),
-            ["0", "12", "999", "1,000", "19,940", "1,234,567"]
-        );
+        assert_eq!([0, 12, 999, 1_000, 19_940, 1_234_567].map(grouped), ["0", "12", "999", "1,000", "19,940", "1,234,567"]);
     }
 
     #[test]
     fn the_file_of_bad_lines_is_named_after_the_import() {
-        assert_eq!(
-            beside(Path::new("/data/posts.jsonl.gz")),
-            Path::new("posts.jsonl.gz.errors")
-        );
+        assert_eq!(beside(Path::new("/data/posts.jsonl.gz")), Path::new("posts.jsonl.gz.errors"));
         assert_eq!(beside(Path::new("-")), Path::new("import.errors"));
     }
 }

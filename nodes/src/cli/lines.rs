@@ -116,8 +116,7 @@ impl Reader {
             return Ok(None);
         }
         let text = str::from_utf8(line).map_err(|error| format!("not UTF-8: {error}"))?;
-let form: Form =
-            serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
+        let form: Form = serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
         let item = if form.r#type.is_some() {
             self.ours(text)?
         } else {
@@ -152,12 +151,7 @@ let form: Form =
                 }))
             }
             Type::Post => {
-                foreign(&[
-                    ("username", &line.username),
-                    ("bio", &line.bio),
-                    ("post", &line.post),
-                    ("parent", &line.parent),
-                ])?;
+                foreign(&[("username", &line.username), ("bio", &line.bio), ("post", &line.post), ("parent", &line.parent)])?;
                 let id = PostId(id("post"));
                 if let Some(source) = &line.source_id {
                     self.posts.insert(source.clone(), id);
@@ -172,18 +166,10 @@ let form: Form =
                 }))
             }
             Type::Comment => {
-                foreign(&[
-                    ("username", &line.username),
-                    ("bio", &line.bio),
-                    ("title", &line.title),
-                ])?;
+                foreign(&[("username", &line.username), ("bio", &line.bio), ("title", &line.title)])?;
                 let id = CommentId(id("comment"));
                 let post = resolve("post", &given("post", line.post)?, &self.posts)?;
-                let parent = line
-                    .parent
-                    .as_deref()
-                    .map(|parent| resolve("parent", parent, &self.comments))
-                    .transpose()?;
+                let parent = line.parent.as_deref().map(|parent| resolve("parent", parent, &self.comments)).transpose()?;
                 if let Some(source) = &line.source_id {
                     self.comments.insert(source.clone(), id);
                 }
@@ -201,14 +187,7 @@ let form: Form =
 }
 
 fn reddit(line: Reddit) -> Result<Item, String> {
-    let Reddit {
-        source_id,
-        tag,
-        title,
-        body,
-        created_at,
-        ..
-    } = line;
+    let Reddit { source_id, tag, title, body, created_at, .. } = line;
     Ok(Item::Post(Post {
         id: PostId(derived("post", &source_id, created_at)),
         author: made_up_author(&source_id)?,
@@ -221,28 +200,15 @@ fn reddit(line: Reddit) -> Result<Item, String> {
 
 /// The id of what a source calls `source_id`: the same for the same words and time, so that a second import finds it.
 pub(super) fn derived(kind: &str, source_id: &str, at: Timestamp) -> Uuid {
-    uuid_v7(
-        at,
-        hash(kind, source_id)
-            .first_chunk()
-            .copied()
-            .expect("a SHA-256 has more than ten bytes"),
-    )
+    uuid_v7(at, hash(kind, source_id).first_chunk().copied().expect("a SHA-256 has more than ten bytes"))
 }
 
 fn made_up_author(source_id: &str) -> Result<Author, String> {
-    let number = u64::from_be_bytes(
-        *hash("author of post", source_id)
-            .first_chunk()
-            .expect("a SHA-256 has more than eight bytes"),
-    );
+    let number =
+        u64::from_be_bytes(*hash("author of post", source_id).first_chunk().expect("a SHA-256 has more than eight bytes"));
     let username = format!("import_{:04}", number % AUTHORS);
     let since = Timestamp::from_second(AUTHORS_SINCE).map_err(|error| error.to_string())?;
-    Ok(Author::Made {
-        id: UserId(derived("user", &username, since)),
-        username,
-        since,
-    })
+    Ok(Author::Made { id: UserId(derived("user", &username, since)), username, since })
 }
 
 fn hash(kind: &str, text: &str) -> [u8; 32] {
@@ -251,35 +217,23 @@ fn hash(kind: &str, text: &str) -> [u8; 32] {
     context.update(kind.as_bytes());
     context.update(b"\0");
     context.update(text.as_bytes());
-    context
-        .finish()
-        .as_ref()
-        .try_into()
-        .expect("a SHA-256 has 32 bytes")
+    context.finish().as_ref().try_into().expect("a SHA-256 has 32 bytes")
 }
 
 /// That set escapes these three and nothing else, once.
 fn unescaped(text: &str) -> String {
     // The ampersand last: `&amp;lt;` was written by a person as `&lt;`.
-    text.replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&amp;", "&")
+    text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 }
 
 /// People broke lines in titles and pasted control characters: breaks become spaces, the rest carries nothing.
 fn one_line(title: &str) -> String {
-    let is_break =
-        |c: char| c.is_whitespace() && (c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'));
-    let is_invisible =
-        |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let is_break = |c: char| c.is_whitespace() && (c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'));
+    let is_invisible = |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     if !title.contains(|c| is_break(c) || is_invisible(c)) {
         return title.to_owned();
     }
-    let spaced: String = title
-        .chars()
-        .map(|c| if is_break(c) { ' ' } else { c })
-        .filter(|c| !is_invisible(*c))
-        .collect();
+    let spaced: String = title.chars().map(|c| if is_break(c) { ' ' } else { c }).filter(|c| !is_invisible(*c)).collect();
     spaced.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -294,17 +248,9 @@ fn foreign(fields: &[(&str, &Option<String>)]) -> Result<(), String> {
     }
 }
 
-fn resolve<T: Copy + From<Uuid>>(
-    field: &str,
-    name: &str,
-    known: &HashMap<String, T>,
-) -> Result<T, String> {
+fn resolve<T: Copy + From<Uuid>>(field: &str, name: &str, known: &HashMap<String, T>) -> Result<T, String> {
     let as_id = || name.parse::<Uuid>().ok().map(T::from);
-    known
-        .get(name)
-        .copied()
-        .or_else(as_id)
-        .ok_or_else(|| format!("{field}: no line before this one has the source_id {name:?}"))
+    known.get(name).copied().or_else(as_id).ok_or_else(|| format!("{field}: no line before this one has the source_id {name:?}"))
 }
 
 /// The node checks again; here it is found without asking.
@@ -317,9 +263,7 @@ fn check(item: &Item) -> Result<(), String> {
             rule("username", Username::parse(&user.username))?;
             rule("display_name", DisplayName::parse(&user.display_name))?;
             rule("bio", Bio::parse(&user.bio))?;
-            user.avatar_url
-                .as_deref()
-                .map_or(Ok(()), |url| rule("avatar_url", AvatarUrl::parse(url)))
+            user.avatar_url.as_deref().map_or(Ok(()), |url| rule("avatar_url", AvatarUrl::parse(url)))
         }
         Item::Post(post) => {
             rule("title", Title::parse(&post.title))?;
@@ -340,23 +284,15 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Erro
         Text(String),
     }
     let wrong = |error: jiff::Error| D::Error::custom(format!("created_at: {error}"));
-    let time = match Time::deserialize(deserializer)
-        .map_err(|_| D::Error::custom("created_at is neither RFC 3339 nor Unix seconds"))?
-    {
-        Time::Seconds(seconds) => Timestamp::from_second(seconds).map_err(wrong)?,
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "as saturates, and out of range is an error in the next step"
-        )]
-        Time::Fraction(seconds) => {
-            Timestamp::from_microsecond((seconds * 1e6).round() as i64).map_err(wrong)?
-        }
-        Time::Text(text) => text.parse().map_err(wrong)?,
-    };
+    let time =
+        match Time::deserialize(deserializer).map_err(|_| D::Error::custom("created_at is neither RFC 3339 nor Unix seconds"))? {
+            Time::Seconds(seconds) => Timestamp::from_second(seconds).map_err(wrong)?,
+            #[expect(clippy::cast_possible_truncation, reason = "as saturates, and out of range is an error in the next step")]
+            Time::Fraction(seconds) => Timestamp::from_microsecond((seconds * 1e6).round() as i64).map_err(wrong)?,
+            Time::Text(text) => text.parse().map_err(wrong)?,
+        };
     if time < Timestamp::UNIX_EPOCH {
-        return Err(D::Error::custom(
-            "created_at is before 1970, which no id can hold",
-        ));
+        return Err(D::Error::custom("created_at is before 1970, which no id can hold"));
     }
     Ok(time)
 }
@@ -368,9 +304,7 @@ mod tests {
     const POST: &str = r#"{"source_id":"174bt","tag":"Ask_Science","title":"Tom &amp; Jerry\r\nagain\n","body":"a &lt; b &amp;&amp; c","created_at":1172701661,"score":705,"num_comments":49}"#;
 
     fn read(line: &str) -> Result<Item, String> {
-        Reader::default()
-            .read(line.as_bytes())
-            .map(|item| item.expect("the line is not blank"))
+        Reader::default().read(line.as_bytes()).map(|item| item.expect("the line is not blank"))
     }
 
     fn post(line: &str) -> Post {
@@ -383,10 +317,7 @@ mod tests {
     #[test]
     fn a_post_of_the_top_2_5_million_becomes_one_of_ours() {
         let post = post(POST);
-        assert_eq!(
-            (post.title.as_str(), post.body.as_str()),
-            ("Tom & Jerry again", "a < b && c")
-        );
+        assert_eq!((post.title.as_str(), post.body.as_str()), ("Tom & Jerry again", "a < b && c"));
         assert_eq!(post.tags, ["ask-science"]);
         assert_eq!(post.created_at.as_second(), 1_172_701_661);
     }
@@ -407,19 +338,14 @@ mod tests {
 
     #[test]
     fn ids_never_change_or_a_second_import_would_find_nothing() {
-        assert_eq!(
-            post(POST).id.0.to_string(),
-            "01110a77-4748-7da5-ace1-f5a68f45d248"
-        );
+        assert_eq!(post(POST).id.0.to_string(), "01110a77-4748-7da5-ace1-f5a68f45d248");
     }
 
     #[test]
     fn made_up_authors_are_a_few_and_valid() {
         let mut names = std::collections::HashSet::new();
         for n in 0..20_000 {
-            let Author::Made { username, .. } = made_up_author(&n.to_string()).unwrap() else {
-                panic!("it is made up")
-            };
+            let Author::Made { username, .. } = made_up_author(&n.to_string()).unwrap() else { panic!("it is made up") };
             Username::parse(&username).unwrap();
             names.insert(username);
         }
@@ -433,10 +359,7 @@ mod tests {
 
     #[test]
     fn a_title_keeps_its_words_and_loses_what_cannot_be_seen() {
-        assert_eq!(
-            one_line("America'\u{80}\u{99}s Flawed\u{2029}Election\t"),
-            "America's Flawed Election"
-        );
+        assert_eq!(one_line("America'\u{80}\u{99}s Flawed\u{2029}Election\t"), "America's Flawed Election");
         assert_eq!(one_line("two  spaces stay"), "two  spaces stay");
     }
 
@@ -449,13 +372,8 @@ mod tests {
             r#"{"type":"comment","source_id":"c1","post":"p1","author":"ada","body":"first","created_at":1375358400}"#,
             r#"{"type":"comment","post":"p1","parent":"c1","author":"ada","body":"second","created_at":1375358401}"#,
         ];
-        let items: Vec<Item> = lines
-            .iter()
-            .map(|line| reader.read(line.as_bytes()).unwrap().unwrap())
-            .collect();
-        let (Item::Post(post), Item::Comment(first), Item::Comment(second)) =
-            (&items[1], &items[2], &items[3])
-        else {
+        let items: Vec<Item> = lines.iter().map(|line| reader.read(line.as_bytes()).unwrap().unwrap()).collect();
+        let (Item::Post(post), Item::Comment(first), Item::Comment(second)) = (&items[1], &items[2], &items[3]) else {
             panic!("{items:?}")
         };
         assert_eq!((first.post, first.parent), (post.id, None));
@@ -464,53 +382,24 @@ mod tests {
 
     #[test]
     fn a_bad_line_says_what_is_wrong() {
-        let long = format!(
-            r#"{{"source_id":"x","tag":"a","title":"{}","body":"","created_at":1}}"#,
-            "x".repeat(201)
-        );
+        let long = format!(r#"{{"source_id":"x","tag":"a","title":"{}","body":"","created_at":1}}"#, "x".repeat(201));
         for (line, reason) in [
             ("{", "not a JSON object"),
             ("[1]", "not a JSON object"),
             (r#"{"type":"like"}"#, "unknown variant `like`"),
-            (
-                r#"{"type":"post","author":"ada","title":"t","created_at":1,"colour":"red"}"#,
-                "unknown field `colour`",
-            ),
-            (
-                r#"{"type":"post","title":"t","created_at":1}"#,
-                "author is missing",
-            ),
-            (
-                r#"{"type":"user","username":"ada","title":"t","created_at":1}"#,
-                "title does not belong",
-            ),
-            (
-                r#"{"type":"post","author":"ada","title":"t","created_at":"yesterday"}"#,
-                "created_at",
-            ),
-            (
-                r#"{"type":"post","author":"ada","title":"t","created_at":-5}"#,
-                "before 1970",
-            ),
-            (
-                r#"{"type":"comment","post":"p9","author":"ada","body":"b","created_at":1}"#,
-                "no line before this one",
-            ),
-            (
-                r#"{"source_id":"x","tag":"c++","title":"t","body":"","created_at":1}"#,
-                "tags may only contain",
-            ),
+            (r#"{"type":"post","author":"ada","title":"t","created_at":1,"colour":"red"}"#, "unknown field `colour`"),
+            (r#"{"type":"post","title":"t","created_at":1}"#, "author is missing"),
+            (r#"{"type":"user","username":"ada","title":"t","created_at":1}"#, "title does not belong"),
+            (r#"{"type":"post","author":"ada","title":"t","created_at":"yesterday"}"#, "created_at"),
+            (r#"{"type":"post","author":"ada","title":"t","created_at":-5}"#, "before 1970"),
+            (r#"{"type":"comment","post":"p9","author":"ada","body":"b","created_at":1}"#, "no line before this one"),
+            (r#"{"source_id":"x","tag":"c++","title":"t","body":"","created_at":1}"#, "tags may only contain"),
             (&long, "title must have at most 200 characters"),
         ] {
             let error = read(line).unwrap_err();
             assert!(error.contains(reason), "{line}: {error}");
         }
-        assert!(
-            Reader::default()
-                .read(b"\xff")
-                .unwrap_err()
-                .starts_with("not UTF-8")
-        );
+        assert!(Reader::default().read(b"\xff").unwrap_err().starts_with("not UTF-8"));
     }
 
     #[test]

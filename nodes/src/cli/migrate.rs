@@ -17,17 +17,8 @@ const ROLES: [(Database, Role); 4] = [
 ];
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<Exit> {
-    let url = |role| {
-        config
-            .services
-            .of(role)
-            .and_then(|service| service.database_url.as_ref())
-    };
-    let private: Vec<&str> = ROLES
-        .iter()
-        .filter(|(_, role)| url(*role).is_none())
-        .map(|(database, _)| database.name())
-        .collect();
+    let url = |role| config.services.of(role).and_then(|service| service.database_url.as_ref());
+    let private: Vec<&str> = ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
     // The lock, so that no node starts on half a migration; and a node that runs has migrated already.
     let embedded = if private.is_empty() {
         None
@@ -56,9 +47,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<Exit> {
 }
 
 async fn one(database: Database, connection: &tokio_postgres::Config) -> anyhow::Result<()> {
-    let mut client = postgres::connect(connection)
-        .await
-        .with_context(|| format!("cannot reach the {database} database"))?;
+    let mut client = postgres::connect(connection).await.with_context(|| format!("cannot reach the {database} database"))?;
     let applied = migrate::run(&mut client, database).await?;
     match applied.as_slice() {
         [] => println!("{database:<9} is up to date"),

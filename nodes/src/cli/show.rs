@@ -19,24 +19,15 @@ pub(super) fn status(status: &Status) -> String {
             node.roles.join(", ")
         );
     }
-    let _ = writeln!(
-        text,
-        "service     shards  epochs  records     lag entities  memory database  dead"
-    );
+    let _ = writeln!(text, "service     shards  epochs  records     lag entities  memory database  dead");
     for service in &status.services {
-        let epochs = status
-            .shards
-            .iter()
-            .filter(|shard| shard.service == service.service)
-            .map(|shard| shard.epoch);
+        let epochs = status.shards.iter().filter(|shard| shard.service == service.service).map(|shard| shard.epoch);
         let epochs = match (epochs.clone().min(), epochs.max()) {
             (Some(min), Some(max)) if min == max => min.to_string(),
             (Some(min), Some(max)) => format!("{min}-{max}"),
             _ => "-".to_owned(),
         };
-        let database = service
-            .database_ms
-            .map_or_else(|| "down".to_owned(), |ms| format!("{ms:.1} ms"));
+        let database = service.database_ms.map_or_else(|| "down".to_owned(), |ms| format!("{ms:.1} ms"));
         let _ = writeln!(
             text,
             "{:<8} {:>9} {:>7} {:>8} {:>7} {:>8} {:>7} {:>8} {:>5}{}",
@@ -49,24 +40,12 @@ pub(super) fn status(status: &Status) -> String {
             size(service.bytes),
             database,
             optional(service.dead_letters),
-            if service.serving {
-                ""
-            } else {
-                "\n          its lease has ended: it answers nothing"
-            },
+            if service.serving { "" } else { "\n          its lease has ended: it answers nothing" },
         );
     }
-    let late: Vec<_> = status
-        .bridges
-        .iter()
-        .filter(|bridge| bridge.behind_s > 2.0)
-        .collect();
+    let late: Vec<_> = status.bridges.iter().filter(|bridge| bridge.behind_s > 2.0).collect();
     for bridge in late {
-        let _ = writeln!(
-            text,
-            "{} is behind the events of {} by {:.0} s",
-            bridge.to, bridge.from, bridge.behind_s
-        );
+        let _ = writeln!(text, "{} is behind the events of {} by {:.0} s", bridge.to, bridge.from, bridge.behind_s);
     }
     text
 }
@@ -78,14 +57,7 @@ pub(super) fn letters(letters: &[Letter]) -> String {
         let _ = writeln!(
             text,
             "{} shard {} ← {} seq {}  {}  {}  {}\n    {}",
-            letter.service,
-            letter.shard,
-            letter.source,
-            letter.seq,
-            letter.kind,
-            letter.key,
-            letter.at,
-            letter.reason
+            letter.service, letter.shard, letter.source, letter.seq, letter.kind, letter.key, letter.at, letter.reason
         );
     }
     text
@@ -93,20 +65,10 @@ pub(super) fn letters(letters: &[Letter]) -> String {
 
 /// Signing keys.
 pub(super) fn keys(keys: &[Key]) -> String {
-    let mut text = String::from(
-        "key                                   state      signs from            known until\n",
-    );
+    let mut text = String::from("key                                   state      signs from            known until\n");
     for key in keys {
-        let until = key
-            .retired_at
-            .map_or_else(|| "-".to_owned(), |at| format!("{at:.0}"));
-        let _ = writeln!(
-            text,
-            "{:<37} {:<10} {:<21} {until}",
-            key.kid,
-            key.state,
-            format!("{:.0}", key.not_before)
-        );
+        let until = key.retired_at.map_or_else(|| "-".to_owned(), |at| format!("{at:.0}"));
+        let _ = writeln!(text, "{:<37} {:<10} {:<21} {until}", key.kid, key.state, format!("{:.0}", key.not_before));
     }
     text
 }
@@ -125,10 +87,7 @@ fn duration(seconds: u64) -> String {
 }
 
 fn size(bytes: usize) -> String {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no digit after the point is shown"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "no digit after the point is shown")]
     let mebibytes = bytes as f64 / f64::from(1 << 20);
     format!("{mebibytes:.0} MiB")
 }
@@ -155,36 +114,20 @@ mod tests {
         let node = NodeStatus {
             name: "n1".to_owned(),
             state: "live".to_owned(),
-            roles: ["gateway", "users", "posts", "comments", "search"]
-                .map(str::to_owned)
-                .to_vec(),
+            roles: ["gateway", "users", "posts", "comments", "search"].map(str::to_owned).to_vec(),
             gateway: "127.0.0.1:8080".to_owned(),
             pid: 4_194_304,
             uptime_s: 100_000,
         };
-        let services = ["users", "posts", "comments", "search"]
-            .map(service)
-            .to_vec();
-        let shown = status(&Status {
-            nodes: vec![node],
-            services,
-            bridges: Vec::new(),
-            shards: Vec::new(),
-        });
+        let services = ["users", "posts", "comments", "search"].map(service).to_vec();
+        let shown = status(&Status { nodes: vec![node], services, bridges: Vec::new(), shards: Vec::new() });
         for line in shown.lines() {
-            assert!(
-                line.chars().count() <= 80,
-                "{} columns: {line}",
-                line.chars().count()
-            );
+            assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
         }
     }
 
     #[test]
     fn a_duration_reads_as_people_say_it() {
-        assert_eq!(
-            [5, 65, 3_660, 200_000].map(duration),
-            ["5 s", "1 min", "1 h 1 min", "2 days"]
-        );
+        assert_eq!([5, 65, 3_660, 200_000].map(duration), ["5 s", "1 min", "1 h 1 min", "2 days"]);
     }
 }

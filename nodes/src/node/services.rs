@@ -40,7 +40,8 @@ impl Databases {
     pub(super) async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
         let url = |role| config.services.of(role).and_then(|service| service.database_url.as_ref());
         let private = ROLES.iter().any(|(_, role)| url(*role).is_none());
-        let names: Vec<&str> = ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
+        let names: Vec<&str> =
+            ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
         let embedded = if private { Some(EmbeddedPostgres::start(data, &names).await?) } else { None };
         let mut configs = Vec::new();
         for (database, role) in ROLES {
