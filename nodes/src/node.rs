@@ -3,6 +3,7 @@
 //! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, the
 //! bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
+mod events;
 mod health;
 mod janitor;
 mod revocations;
@@ -15,7 +16,7 @@ use anyhow::Context;
 use ractor::Actor;
 use rookery_actors::{
     comments::Comments,
-    event::{EventLog, Topic},
+    event::Topic,
     posts::Posts,
     search::SearchFace,
     secret::ClusterSecret,
@@ -41,6 +42,7 @@ use rookery_gateway::{
 use secrecy::ExposeSecret;
 
 use self::{
+    events::Events,
     health::NodeHealth,
     services::{Databases, RunningService},
 };
@@ -48,7 +50,6 @@ use crate::{
     admin::{About, Admin, AdminPort},
     bridge::{Bridge, RunningBridge},
     config::{Config, Rate, Rates},
-    event_log::EmbeddedLog,
     postgres::DataDir,
 };
 
@@ -71,6 +72,7 @@ pub struct Node {
     search: RunningService,
     bridges: Arc<Vec<NamedBridge>>,
     admin: AdminPort,
+    events: Events,
     revocations: tokio::task::JoinHandle<()>,
     ports: Vec<tokio::task::JoinHandle<()>>,
     stop_ports: tokio::sync::watch::Sender<bool>,
@@ -116,18 +118,15 @@ impl Node {
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
         let services = services::start(&config, &databases, &tree).await?;
 
-        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::new(
-            Arc::new(services.users.runtime.clone()),
-            Arc::new(services.posts.runtime.clone()),
-            Arc::new(services.comments.runtime.clone()),
-        ));
-        let bridges = Arc::new(bridges(&services, &log));
+        let events = Events::start(&config.kafka, &services);
+        let bridges = Arc::new(bridges(&services, &events));
         let faces = faces(&config, &secret, &services, data.path()).await?;
 
         let keys = SigningKeys::load_or_create(services.users.runtime.database(), &secret).await?;
         let revoked = Arc::new(RevokedSessions::default());
         let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
-        let revocations = revocations::start(&services.users.runtime, Arc::clone(&log), Arc::clone(&verifier)).await?;
+        let revocations =
+            revocations::start(&services.users.runtime, Arc::clone(&events.embedded), Arc::clone(&verifier)).await?;
         let settings = gateway_config(&config)?;
         let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
         install(&keys, &verifier, &issuer)?;
@@ -140,7 +139,7 @@ impl Node {
             search: faces.search.clone(),
         };
         let api = Api::new(gateway_faces, Arc::clone(&breakers), Arc::clone(&issuer), &secret);
-        let health = Arc::new(NodeHealth::new(started, &services, &bridges, breakers, tree.clone()));
+        let health = Arc::new(NodeHealth::new(started, &services, &bridges, breakers, tree.clone(), events.probe()));
         let parts = Parts { api: routes::router(api), health: health.clone(), metrics: metrics.clone() };
         let router = rookery_gateway::build(&edge, parts)?;
         let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
@@ -152,9 +151,9 @@ impl Node {
             }
         }))
         .await?;
-        janitor::start(services.users.runtime.clone(), vec!["users", "posts", "comments", "search"], false);
-        janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], false);
-        janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], false);
+        janitor::start(services.users.runtime.clone(), vec!["users", "posts", "comments", "search"], events.is_kafka());
+        janitor::start(services.posts.runtime.clone(), vec!["users", "comments", "search"], events.is_kafka());
+        janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());
         janitor::start(services.search.runtime.clone(), Vec::new(), false);
         janitor::sweep(faces.users.clone());
         let about = About {
@@ -189,6 +188,7 @@ impl Node {
             search: search.erase(),
             bridges,
             admin,
+            events,
             revocations,
             ports,
             stop_ports,
@@ -219,6 +219,7 @@ impl Node {
         for bridge in self.bridges.iter() {
             bridge.bridge.stop();
         }
+        self.events.stop().await;
         for service in [self.search, self.comments, self.posts, self.users] {
             service.stop().await;
         }
@@ -231,7 +232,7 @@ impl Node {
     }
 }
 
-fn bridges(services: &services::Started, log: &Arc<dyn EventLog>) -> Vec<NamedBridge> {
+fn bridges(services: &services::Started, events: &Events) -> Vec<NamedBridge> {
     let services::Started { users, posts, comments, search } = services;
     let shards = users.runtime.shards();
     let mut bridges = Vec::new();
@@ -242,7 +243,7 @@ fn bridges(services: &services::Started, log: &Arc<dyn EventLog>) -> Vec<NamedBr
                 consumer: stringify!($to),
                 bridge: Bridge::start(
                     $to.runtime.clone(),
-                    Arc::clone(log),
+                    events.log(stringify!($to)),
                     Arc::new($from.runtime.clone()),
                     Topic::$topic,
                     shards,

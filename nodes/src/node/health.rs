@@ -18,7 +18,7 @@ use rookery_gateway::{
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{NamedBridge, services::Started};
-use crate::config::Config;
+use crate::{config::Config, kafka};
 
 /// A probe that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ pub(super) struct NodeHealth {
     bridges: Arc<Vec<NamedBridge>>,
     breakers: Arc<Services>,
     tree: SupervisorRef,
+    kafka: Option<Arc<kafka::client::Probe>>,
 }
 
 /// A service, as far as health is concerned.
@@ -82,6 +83,7 @@ impl NodeHealth {
         bridges: &Arc<Vec<NamedBridge>>,
         breakers: Arc<Services>,
         tree: SupervisorRef,
+        kafka: Option<Arc<kafka::client::Probe>>,
     ) -> Self {
         let services: Vec<Box<dyn Probed>> = vec![
             Box::new(services.users.runtime.clone()),
@@ -89,7 +91,7 @@ impl NodeHealth {
             Box::new(services.comments.runtime.clone()),
             Box::new(services.search.runtime.clone()),
         ];
-        Self { started, services, bridges: Arc::clone(bridges), breakers, tree }
+        Self { started, services, bridges: Arc::clone(bridges), breakers, tree, kafka }
     }
 }
 
@@ -112,6 +114,9 @@ impl Health for NodeHealth {
                 };
                 probes.insert(format!("{consumer}.events.{}", topic.service()), probe);
             }
+            if let Some(probe) = &self.kafka {
+                probes.insert("kafka".to_owned(), look_at_kafka(probe).await);
+            }
             let restarts = match self.tree.children().await {
                 Ok(children) => children.iter().map(|child| child.restarts).sum(),
                 Err(_) => 0,
@@ -125,6 +130,17 @@ impl Health for NodeHealth {
             Report { probes, uptime_s: self.started.elapsed().as_secs(), restarts, breakers }
         }
         .boxed()
+    }
+}
+
+/// Without Kafka everything works but freshness: degraded, not unready.
+async fn look_at_kafka(probe: &Arc<kafka::client::Probe>) -> Probe {
+    let probe = Arc::clone(probe);
+    let looked = tokio::task::spawn_blocking(move || probe.latency(PATIENCE)).await;
+    match looked {
+        Ok(Ok(latency)) => Probe { status: Status::Ok, latency_ms: Some(latency.as_secs_f64() * 1e3), detail: None },
+        Ok(Err(error)) => Probe { status: Status::Degraded, latency_ms: None, detail: Some(error.to_string()) },
+        Err(_) => Probe { status: Status::Degraded, latency_ms: None, detail: Some("the look at Kafka ended badly".to_owned()) },
     }
 }
 

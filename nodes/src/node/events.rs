@@ -1,0 +1,106 @@
+//! The event log of this node: the outboxes themselves, or Kafka with a relay per service.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use rookery_actors::event::{EventLog, Topic};
+use tokio::{sync::Mutex, task::JoinHandle};
+
+use super::services::Started;
+use crate::{
+    config::Kafka,
+    event_log::{EmbeddedLog, LogSource},
+    kafka::{self, DeadLetters, KafkaLog, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
+};
+
+/// Before Kafka is asked again when it does not answer at the start.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The log as its readers see it, and what feeds it.
+pub(super) struct Events {
+    /// Straight from this node's outboxes, whatever the others read.
+    pub(super) embedded: Arc<dyn EventLog>,
+    kafka: Option<Kafka>,
+    logs: HashMap<&'static str, Arc<dyn EventLog>>,
+    publishing: Option<JoinHandle<()>>,
+    publishers: Arc<Mutex<Publishers>>,
+}
+
+#[derive(Default)]
+struct Publishers {
+    relays: Vec<RunningRelay>,
+    dead_letters: Vec<RunningDeadLetters>,
+}
+
+impl Events {
+    /// Starts what publishes to Kafka, if Kafka is configured. Without it nothing waits: it may come later (everything
+    /// works but freshness).
+    pub(super) fn start(kafka: &Kafka, services: &Started) -> Self {
+        let users: Arc<dyn LogSource> = Arc::new(services.users.runtime.clone());
+        let posts: Arc<dyn LogSource> = Arc::new(services.posts.runtime.clone());
+        let comments: Arc<dyn LogSource> = Arc::new(services.comments.runtime.clone());
+        let embedded: Arc<dyn EventLog> =
+            Arc::new(EmbeddedLog::new(Arc::clone(&users), Arc::clone(&posts), Arc::clone(&comments)));
+        let mut events = Self { embedded, kafka: None, logs: HashMap::new(), publishing: None, publishers: Arc::default() };
+        if !kafka.is_enabled() {
+            return events;
+        }
+        let search: Arc<dyn LogSource> = Arc::new(services.search.runtime.clone());
+        let databases = [
+            ("users", users, services.users.runtime.database().clone(), Some(Topic::Users)),
+            ("posts", posts, services.posts.runtime.database().clone(), Some(Topic::Posts)),
+            ("comments", comments, services.comments.runtime.database().clone(), Some(Topic::Comments)),
+            ("search", search, services.search.runtime.database().clone(), None),
+        ];
+        for (consumer, ..) in &databases {
+            // A log each: readers that share one would keep rewinding each other.
+            events.logs.insert(consumer, Arc::new(KafkaLog::new(kafka.clone(), consumer)));
+        }
+        let (settings, publishers) = (kafka.clone(), Arc::clone(&events.publishers));
+        events.kafka = Some(kafka.clone());
+        events.publishing = Some(tokio::spawn(async move {
+            while let Err(error) = kafka::topics::ensure(&settings).await {
+                tracing::error!(%error, "the topics are not as they should be, or Kafka does not answer; trying again");
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+            let mut running = publishers.lock().await;
+            for (name, source, database, topic) in databases {
+                if let Some(topic) = topic {
+                    running.relays.push(Relay::start(settings.clone(), topic, Arc::clone(&source), database.clone()));
+                }
+                match DeadLetters::start(settings.clone(), name, source, database) {
+                    Ok(letters) => running.dead_letters.push(letters),
+                    Err(error) => tracing::error!(service.name = name, %error, "dead letters stay in the database"),
+                }
+            }
+        }));
+        events
+    }
+
+    /// The log for a consumer.
+    pub(super) fn log(&self, consumer: &str) -> Arc<dyn EventLog> {
+        Arc::clone(self.logs.get(consumer).unwrap_or(&self.embedded))
+    }
+
+    /// Whether trimming must wait for Kafka.
+    pub(super) fn is_kafka(&self) -> bool {
+        self.kafka.is_some()
+    }
+
+    /// How to look whether Kafka answers.
+    pub(super) fn probe(&self) -> Option<Arc<Probe>> {
+        let kafka = self.kafka.as_ref()?;
+        Probe::new(kafka).inspect_err(|error| tracing::warn!(%error, "Kafka's health cannot be looked at")).ok().map(Arc::new)
+    }
+
+    /// Stops publishing; what is committed and not yet relayed is sent by whoever comes next.
+    pub(super) async fn stop(self) {
+        if let Some(publishing) = self.publishing {
+            publishing.abort();
+        }
+        let publishers = std::mem::take(&mut *self.publishers.lock().await);
+        for relay in publishers.relays {
+            relay.stop().await;
+        }
+        drop(publishers.dead_letters);
+    }
+}
