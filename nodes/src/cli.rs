@@ -210,7 +210,7 @@ impl Cli {
                 return ExitCode::from(USAGE);
             }
         };
-        match self.command.unwrap_or_else(|| Command::Up(Up { nodes: 1 })) {
+        match self.command.unwrap_or(Command::Up(Up { nodes: 1 })) {
             Command::Config(ConfigCommand::Check) => {
                 print(&config.render());
                 ExitCode::SUCCESS

@@ -93,7 +93,7 @@ fn open(path: &Path, read: Arc<AtomicU64>) -> anyhow::Result<(Box<dyn BufRead + 
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let metadata = file.metadata()?;
         anyhow::ensure!(!metadata.is_dir(), "{} is a folder", path.display());
-        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+        (Box::new(file), metadata.is_file().then_some(metadata.len()))
     };
     let mut counted = BufReader::with_capacity(1 << 16, Counted { input, read });
     // The first two bytes say it; a name may lie.

@@ -116,6 +116,10 @@ impl Reader {
             return Ok(None);
         }
         let text = str::from_utf8(line).map_err(|error| format!("not UTF-8: {error}"))?;
+        // An array of the values in order would do for serde as well.
+        if !text.starts_with('{') {
+            return Err("not a JSON object".to_owned());
+        }
         let form: Form = serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
         let item = if form.r#type.is_some() {
             self.ours(text)?
