@@ -121,11 +121,15 @@ impl<S: Service> Member<S> {
                 _ = tick.tick() => {}
                 _ = stopped.changed() => break,
             }
-            if let Err(error) = self.step().await {
+            // A session that went silent would hold us for ever. What the step was about to do, the next one finds.
+            let patience = self.lease.ttl * 4;
+            let step = tokio::time::timeout(patience, self.step()).await.unwrap_or(Err(DirectoryError::Timeout(patience)));
+            if let Err(error) = step {
                 tracing::warn!(service.name = S::NAME, %error, "the membership could not be renewed");
                 self.seen.clear();
-                if self.directory.is_closed()
-                    && let Ok(directory) = open(&self.runtime).await
+                let silent = matches!(error, DirectoryError::Timeout(_));
+                if (silent || self.directory.is_closed())
+                    && let Ok(Ok(directory)) = tokio::time::timeout(patience, open(&self.runtime)).await
                 {
                     self.directory = directory;
                 }
@@ -136,7 +140,9 @@ impl<S: Service> Member<S> {
         for (shard, ..) in self.runtime.owned() {
             self.runtime.close(shard);
         }
-        if let Err(error) = self.directory.declare_dead(self.runtime.incarnation(), None).await {
+        let sign_off = self.directory.declare_dead(self.runtime.incarnation(), None);
+        let signed_off = tokio::time::timeout(self.lease.ttl, sign_off).await;
+        if let Err(error) = signed_off.unwrap_or(Err(DirectoryError::Timeout(self.lease.ttl))) {
             tracing::debug!(service.name = S::NAME, %error, "could not sign off; the lease runs out by itself");
         }
     }

@@ -18,27 +18,14 @@ struct Node {
 impl Node {
     fn start(data: &Path) -> Self {
         let mut command = Command::new(ROOKERY);
-        command
-            .args(["up", "--data-dir"])
-            .arg(data)
-            .current_dir(data)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        for name in [
-            "GATEWAY",
-            "SERVICES__USERS",
-            "SERVICES__POSTS",
-            "SERVICES__COMMENTS",
-            "SERVICES__SEARCH",
-        ] {
+        command.args(["up", "--data-dir"]).arg(data).current_dir(data).stdout(Stdio::piped()).stderr(Stdio::null());
+        for name in ["GATEWAY", "SERVICES__USERS", "SERVICES__POSTS", "SERVICES__COMMENTS", "SERVICES__SEARCH"] {
             command.env(format!("ROOKERY__{name}__LISTEN"), "127.0.0.1:0");
         }
         let mut process = command.spawn().expect("the binary is built");
         let mut greeting = String::new();
         let stdout = process.stdout.take().expect("it is piped");
-        BufReader::new(stdout)
-            .read_line(&mut greeting)
-            .expect("the node greets");
+        BufReader::new(stdout).read_line(&mut greeting).expect("the node greets");
         assert!(greeting.starts_with("Rookery listens"), "{greeting:?}");
         Self { process }
     }
@@ -58,21 +45,11 @@ impl Drop for Node {
 }
 
 fn rookery(data: &Path, arguments: &[&str]) -> Output {
-    Command::new(ROOKERY)
-        .args(arguments)
-        .arg("--data-dir")
-        .arg(data)
-        .current_dir(data)
-        .output()
-        .expect("the binary is built")
+    Command::new(ROOKERY).args(arguments).arg("--data-dir").arg(data).current_dir(data).output().expect("the binary is built")
 }
 
 fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn post(n: usize) -> Value {
@@ -96,20 +73,12 @@ fn an_import_whose_node_is_killed_goes_on_where_it_was() {
 
     let node = Node::start(data);
     let mut importer = Command::new(ROOKERY);
-    importer
-        .arg("import")
-        .arg(&file)
-        .arg("--data-dir")
-        .arg(data)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    importer.arg("import").arg(&file).arg("--data-dir").arg(data).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut importer = importer.spawn().expect("the binary is built");
     // The first line of progress says that something is in.
     let stderr = importer.stderr.take().expect("it is piped");
     let mut progress = String::new();
-    BufReader::new(stderr)
-        .read_line(&mut progress)
-        .expect("the importer reports");
+    BufReader::new(stderr).read_line(&mut progress).expect("the importer reports");
     node.kill();
     importer.wait().expect("it was ours");
 
@@ -117,10 +86,7 @@ fn an_import_whose_node_is_killed_goes_on_where_it_was() {
     let again = rookery(data, &["import", "posts.jsonl"]);
     assert!(again.status.success(), "{}", said(&again));
     let third = said(&rookery(data, &["import", "posts.jsonl"]));
-    assert!(
-        third.contains("already there  3,000") && third.contains("imported       0"),
-        "{third}"
-    );
+    assert!(third.contains("already there  3,000") && third.contains("imported       0"), "{third}");
     drop(node);
 }
 
@@ -135,49 +101,25 @@ fn users_posts_and_comments_are_imported_and_bad_lines_are_reported() {
         json!({"type": "comment", "source_id": "c", "post": "p", "author": "grace", "body": "one", "created_at": 1_375_358_401}),
         json!({"type": "comment", "post": "p", "parent": "c", "author": "grace", "body": "two", "created_at": 1_375_358_402}),
     ];
-    let bad = [
-        "nonsense".to_owned(),
-        json!({"type": "post", "author": "nobody", "title": "x", "created_at": 1}).to_string(),
-    ];
-    write(
-        &data.join("mixed.jsonl"),
-        good.map(|line| line.to_string()).into_iter().chain(bad),
-    );
+    let bad = ["nonsense".to_owned(), json!({"type": "post", "author": "nobody", "title": "x", "created_at": 1}).to_string()];
+    write(&data.join("mixed.jsonl"), good.map(|line| line.to_string()).into_iter().chain(bad));
 
     let lenient = rookery(data, &["import", "mixed.jsonl"]);
     assert!(lenient.status.success());
     assert!(
-        said(&lenient).contains("imported       4")
-            && said(&lenient).contains("line 5: not a JSON object"),
+        said(&lenient).contains("imported       4") && said(&lenient).contains("line 5: not a JSON object"),
         "{}",
         said(&lenient)
     );
 
     let strict = rookery(data, &["import", "mixed.jsonl", "--strict"]);
     assert_eq!(strict.status.code(), Some(1));
-    assert!(
-        said(&strict).contains("already there  4"),
-        "{}",
-        said(&strict)
-    );
+    assert!(said(&strict).contains("already there  4"), "{}", said(&strict));
 
     let reindexed = rookery(data, &["reindex"]);
-    assert!(
-        said(&reindexed).contains("4 documents can be found"),
-        "{}",
-        said(&reindexed)
-    );
-    assert!(
-        rookery(data, &["admin", "grant", "grace", "admin"])
-            .status
-            .success()
-    );
-    assert_eq!(
-        rookery(data, &["admin", "grant", "nobody", "admin"])
-            .status
-            .code(),
-        Some(1)
-    );
+    assert!(said(&reindexed).contains("4 documents can be found"), "{}", said(&reindexed));
+    assert!(rookery(data, &["admin", "grant", "grace", "admin"]).status.success());
+    assert_eq!(rookery(data, &["admin", "grant", "nobody", "admin"]).status.code(), Some(1));
 }
 
 #[test]
@@ -185,9 +127,5 @@ fn without_a_node_a_command_says_how_to_get_one() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let output = rookery(folder.path(), &["status"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        said(&output).contains("start one with `rookery up`"),
-        "{}",
-        said(&output)
-    );
+    assert!(said(&output).contains("start one with `rookery up`"), "{}", said(&output));
 }

@@ -1,0 +1,86 @@
+//! Entities fall and come back; memory stays bounded.
+
+use jiff::Timestamp;
+use rookery::testing::TestService;
+use rookery_actors::{
+    entity::{AskError, Failure},
+    ids::{ShardId, mint},
+    posts::{PostService, Posts},
+    runtime::Settings,
+};
+
+use crate::{
+    support::*,
+    tally::{Command, TallyService},
+};
+
+async fn tallies(config: &tokio_postgres::Config) -> TestService<TallyService> {
+    TestService::start_with(TallyService::default(), config.clone(), "n1", settings(), LONG_LEASE).await
+}
+
+fn failed<T: std::fmt::Debug>(result: Result<T, AskError<()>>) -> Failure {
+    match result.unwrap_err() {
+        AskError::Failed(failure) => failure,
+        AskError::Rejected(()) => panic!("nothing is rejected here"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_panics_is_back_with_its_committed_state_and_its_queue_is_delivered() {
+    let config = database().await;
+    let service = tallies(&config).await;
+    let id = mint(Timestamp::now(), SHARDS, None);
+    let ask = |command| service.runtime.ask(id, command, soon());
+    assert_eq!(ask(Command::Add).await.unwrap().reply, 1);
+    let (trip, next, last) = tokio::join!(ask(Command::Trip), ask(Command::Add), ask(Command::Add));
+    assert_eq!(failed(trip), Failure::Crashed);
+    let mut counts = [next.unwrap().reply, last.unwrap().reply];
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3], "queued behind the panic, delivered after it");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_falls_after_its_commit_remembers_the_commit() {
+    let config = database().await;
+    let service = tallies(&config).await;
+    let id = mint(Timestamp::now(), SHARDS, None);
+    assert_eq!(failed(service.runtime.ask(id, Command::AddAndTrip, soon()).await), Failure::Crashed);
+    assert_eq!(service.runtime.ask(id, Command::Add, soon()).await.unwrap().reply, 2);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_its_restart_intensity_an_entity_is_isolated_and_its_neighbours_go_on() {
+    let config = database().await;
+    let service = tallies(&config).await;
+    let [bad, good] = [(); 2].map(|()| mint(Timestamp::now(), SHARDS, Some(ShardId(1))));
+    eventually("it is isolated", async || failed(service.runtime.ask(bad, Command::Trip, soon()).await) == Failure::Isolated)
+        .await;
+    assert_eq!(service.runtime.ask(good, Command::Add, soon()).await.unwrap().reply, 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_near_its_cap_over_many_entities_and_every_one_still_reads_right() {
+    let config = database().await;
+    let cap = 3 << 20;
+    let settings = Settings { cache_bytes: cap, ..settings() };
+    let service = TestService::start_with(PostService::default(), config.clone(), "n1", settings, LONG_LEASE).await;
+    let posts = Posts::new(service.runtime.clone());
+    let mut written = Vec::new();
+    for round in 0..20 {
+        let many = (0..100).map(|n| {
+            let posts = &posts;
+            async move { published(posts, ShardId(n % SHARDS), &format!("{round}/{n}")).await }
+        });
+        written.extend(futures_util::future::join_all(many).await);
+        eventually("the sweep has made room", async || service.runtime.loaded().1 <= cap).await;
+    }
+    for hundred in written.chunks(100) {
+        let read = posts.get_many(hundred.iter().map(|post| post.id), deadline()).await.unwrap();
+        assert!(read.iter().map(|post| &post.title).eq(hundred.iter().map(|post| &post.title)));
+        eventually("the sweep has made room", async || service.runtime.loaded().1 <= cap).await;
+    }
+    service.stop().await;
+}

@@ -1,0 +1,140 @@
+//! Rules 1, 2 and 4.
+
+use rookery_actors::{
+    entity::{AskError, Failure},
+    ids::ShardId,
+};
+use tokio::join;
+
+use crate::{
+    proxy::{BATCH, Fate, Proxy},
+    support::*,
+};
+
+fn is_unavailable<T>(result: &Result<T, AskError<rookery_actors::posts::Rejection>>) -> bool {
+    matches!(result, Err(AskError::Failed(Failure::Unavailable(_))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombies_write_is_refused_whole_and_nothing_of_it_is_in() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let post = published(&posts, ShardId(3), "before").await;
+    Rival::join(&config).await.take(ShardId(3)).await;
+
+    assert!(is_unavailable(&retitle(&posts, post.id, "zombie").await));
+    let client = sql(&config).await;
+    assert_eq!(titles(&client).await, ["before"]);
+    assert_gap_free(&client).await;
+    assert!(matches!(posts.get(post.id, deadline()).await, Err(Failure::Unavailable(_))), "it knows by now");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_fenced_shard_in_a_batch_does_not_keep_its_neighbours_out() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = still_node(&proxy.config()).await;
+    let rival = Rival::join(&config).await;
+
+    // While the first is held, the others gather in one batch behind it.
+    let held = proxy.hold(BATCH);
+    let first = publishing(&posts, ShardId(0), "a");
+    let held = held.await;
+    let others: Vec<_> = [(1, "b"), (2, "c"), (3, "d")].map(|(shard, title)| publishing(&posts, ShardId(shard), title)).into();
+    let next = proxy.hold(BATCH);
+    // They are queued behind it once their entities are loaded.
+    eventually("three more entities live", async || service.runtime.loaded().0 == 4).await;
+    tokio::task::yield_now().await;
+    held.release(Fate::Passes);
+    first.await.unwrap().unwrap();
+    let next = next.await;
+    rival.take(ShardId(2)).await;
+    next.release(Fate::Passes);
+
+    let mut answers = Vec::new();
+    for other in others {
+        answers.push(other.await.unwrap());
+    }
+    assert!(is_unavailable(&answers[1]), "{:?}", answers[1]);
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+    let client = sql(&config).await;
+    assert_eq!(titles(&client).await, ["a", "b", "d"]);
+    assert_gap_free(&client).await;
+    assert_memory_is_sql(&posts, &client).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_appends_its_epoch_record_at_the_next_free_seq() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let seq = publish_in(&posts, ShardId(5), "one").await.unwrap().seq;
+    let rival = Rival::join(&config).await;
+    let before = rival.row(ShardId(5)).await;
+    assert_eq!(rival.take(ShardId(5)).await, (seq + 1, before.epoch + 1));
+    let client = sql(&config).await;
+    let row = client.query_one("SELECT type, epoch FROM outbox WHERE shard = 5 ORDER BY seq DESC LIMIT 1", &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), ("epoch", before.epoch + 1));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_racing_takeovers_one_wins() {
+    let config = database().await;
+    let (service, _) = still_node(&config).await;
+    let (left, right) = join!(Rival::join(&config), Rival::join(&config));
+    for shard in 0..SHARDS {
+        let seen = left.row(ShardId(shard)).await;
+        let (a, b) = join!(left.seize(seen), right.seize(seen));
+        assert_eq!(a.len() + b.len(), 1, "shard {shard}");
+    }
+    assert_gap_free(&sql(&config).await).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_is_retried_while_the_old_owner_commits() {
+    let config = database().await;
+    let (service, _) = still_node(&config).await;
+    let rival = Rival::join(&config).await;
+    let seen = rival.row(ShardId(1)).await;
+    let mut owner = sql(&config).await;
+    let commit = owner.transaction().await.unwrap();
+    commit
+        .execute("INSERT INTO outbox (shard, seq, epoch, type) VALUES (1, 2, $1, 'post.created')", &[&seen.epoch])
+        .await
+        .unwrap();
+    let watcher = sql(&config).await;
+    let takeover = tokio::spawn(async move { rival.seize(seen).await });
+    eventually("the takeover waits for the owner's row", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    commit.commit().await.unwrap();
+    assert_eq!(takeover.await.unwrap()[0].seq, 3);
+    assert_gap_free(&watcher).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_members_open_transaction_does_not_block_whoever_takes_over() {
+    let config = database().await;
+    let (service, _) = still_node(&config).await;
+    let rival = Rival::join(&config).await;
+    let dead = service.runtime.incarnation();
+    // A stopped client: its statement is executed, its locks are held, and it will never say more.
+    let mut stopped = config.clone();
+    stopped.application_name(format!("posts:{dead}"));
+    let mut stopped = sql(&stopped).await;
+    let open = stopped.transaction().await.unwrap();
+    open.execute("UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1", &[&dead.0]).await.unwrap();
+    open.execute("UPDATE shard SET target = NULL WHERE id = 4", &[]).await.unwrap();
+    open.execute("INSERT INTO outbox (shard, seq, epoch, type) VALUES (4, 2, 1, 'post.created')", &[]).await.unwrap();
+
+    assert!(rival.directory().declare_dead(dead, None).await.unwrap());
+    assert_eq!(rival.take(ShardId(4)).await.0, 2, "what was not committed is not in");
+    drop(open);
+    service.stop().await;
+}
