@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use crate::breaker::{Breaker, Outcome, Permit, Policy, Position, RetryBudget};
 use crate::problem::{self, Problem};
 
+/// What a failed call waits before its second try: a shard changes hands, a connection comes back in such a time.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
 /// A service that the gateway asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
@@ -157,6 +160,9 @@ impl Services {
                         return Err(CallError::Failed(error));
                     }
                     retried = true;
+                    // The breaker hears of it now, not after the pause.
+                    drop(report);
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 Err(_) => {
                     report.outcome = Outcome::Failed;

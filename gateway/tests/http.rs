@@ -10,11 +10,11 @@ use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use ractor::Actor;
 use reqwest::StatusCode;
-use rookery_gateway::limits::Allowance;
 use rookery_gateway::auth::{Claims, RevokedSessions, SigningKey, Verifier};
 use rookery_gateway::chain::Edge;
 use rookery_gateway::extract::{CurrentUser, Json};
 use rookery_gateway::health::{Health, Probe, Report, Status, metrics_handle};
+use rookery_gateway::limits::Allowance;
 use rookery_gateway::{Gateway, GatewayConfig, Parts, actor, server};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -382,7 +382,10 @@ async fn the_key_set_is_published() {
 #[tokio::test]
 async fn a_quota_is_announced_and_its_end_is_a_problem() {
     let mut config = GatewayConfig::default();
-    config.quotas.read = Allowance { per_minute: 6.try_into().unwrap(), burst: 1.try_into().unwrap() };
+    config.quotas.read = Allowance {
+        per_minute: 6.try_into().unwrap(),
+        burst: 1.try_into().unwrap(),
+    };
     let edge = Edged::with(config, Status::Ok).await;
     let first = edge.get("/api/v1/hello").await;
     assert_eq!(first.headers()["ratelimit-policy"], "\"read\";q=1;w=10");

@@ -106,11 +106,12 @@ async fn a_cursor_opens_only_the_list_that_gave_it() {
     }
     let page = anybody().get("/posts?author=post_cursor&limit=1").await.is(200);
     let cursor = page.text("/next_cursor");
+    let altered = if cursor.starts_with('A') { 'B' } else { 'A' };
     anybody().get(&format!("/posts?author=post_cursor&cursor={cursor}")).await.is(200);
     for other in [
         format!("/posts?cursor={cursor}"),
         format!("/posts?author=post_cursor&sort=top&cursor={cursor}"),
-        format!("/posts?author=post_cursor&cursor={}A", &cursor[..cursor.len() - 1]),
+        format!("/posts?author=post_cursor&cursor={altered}{}", &cursor[1..]),
         "/posts?cursor=%00".to_owned(),
     ] {
         assert_eq!(anybody().get(&other).await.is(400).text("/type"), "/problems/invalid-cursor", "{other}");
