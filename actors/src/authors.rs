@@ -114,7 +114,11 @@ impl Authors {
     ///
     /// # Errors
     /// When the table must be asked and does not answer.
-    pub async fn resolve(&self, database: &Database, ids: impl IntoIterator<Item = UserId>) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
+    pub async fn resolve(
+        &self,
+        database: &Database,
+        ids: impl IntoIterator<Item = UserId>,
+    ) -> Result<HashMap<UserId, Arc<Author>>, Failure> {
         let (mut found, mut missing) = (HashMap::new(), Vec::new());
         for id in ids {
             match self.cache.get(&id) {
@@ -127,7 +131,10 @@ impl Authors {
             missing.dedup();
             let client = database.get().await?;
             let rows = client
-                .query("SELECT id, version, username, display_name, avatar_url, deleted FROM author WHERE id = ANY($1)", &[&missing])
+                .query(
+                    "SELECT id, version, username, display_name, avatar_url, deleted FROM author WHERE id = ANY($1)",
+                    &[&missing],
+                )
                 .await?;
             for row in rows {
                 let author = Author {

@@ -87,14 +87,8 @@ mod tests {
 
     #[test]
     fn a_message_reads_after_the_name_of_its_field() {
-        let broken = Invalid::TooLong {
-            maximum: 200,
-            unit: Unit::Characters,
-        };
-        assert_eq!(
-            format!("title {}", broken.message()),
-            "title must have at most 200 characters"
-        );
+        let broken = Invalid::TooLong { maximum: 200, unit: Unit::Characters };
+        assert_eq!(format!("title {}", broken.message()), "title must have at most 200 characters");
         assert_eq!(broken.code(), "too_long");
     }
 }

@@ -35,10 +35,7 @@ pub struct ClusterSecret {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     /// Fewer bytes than a secret needs.
-    #[error(
-        "the secret has {bytes} bytes, at least {} are needed (try `openssl rand -base64 32`)",
-        ClusterSecret::MIN_BYTES
-    )]
+    #[error("the secret has {bytes} bytes, at least {} are needed (try `openssl rand -base64 32`)", ClusterSecret::MIN_BYTES)]
     TooShort {
         /// How many it has.
         bytes: usize,
@@ -75,9 +72,7 @@ impl ClusterSecret {
             return Err(SecretError::TooShort { bytes: bytes.len() });
         }
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"rookery cluster secret v1");
-        Ok(Self {
-            key: salt.extract(bytes),
-        })
+        Ok(Self { key: salt.extract(bytes) })
     }
 
     /// Makes a new secret of 256 random bits, as the text that [`ClusterSecret::parse`] reads and a file keeps.
@@ -86,8 +81,7 @@ impl ClusterSecret {
     /// [`SecretError::NoRandomness`].
     pub fn generate() -> Result<SecretString, SecretError> {
         let mut bytes = SecretBox::new(Box::new([0; Self::MIN_BYTES]));
-        rand::fill(secrecy::ExposeSecretMut::expose_secret_mut(&mut bytes))
-            .map_err(|_| SecretError::NoRandomness)?;
+        rand::fill(secrecy::ExposeSecretMut::expose_secret_mut(&mut bytes)).map_err(|_| SecretError::NoRandomness)?;
         Ok(STANDARD.encode(bytes.expose_secret()).into())
     }
 
@@ -103,9 +97,7 @@ impl ClusterSecret {
 
     /// What signs and checks tags for one purpose. Keep it: making it costs two hashes.
     pub fn tagger(&self, purpose: Purpose) -> Tagger {
-        Tagger {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &self.derive(purpose)),
-        }
+        Tagger { key: hmac::Key::new(hmac::HMAC_SHA256, &self.derive(purpose)) }
     }
 
     /// Encrypts bytes for storage (AES-256-GCM, random nonce): one byte of version, nonce, ciphertext, tag.
@@ -117,10 +109,8 @@ impl ClusterSecret {
     /// [`SecretError::NoRandomness`].
     pub fn seal(&self, plain: &[u8], place: &[u8]) -> Result<Vec<u8>, SecretError> {
         let mut body = plain.to_vec();
-        let nonce = self
-            .sealing_key()
-            .seal_in_place_append_tag(Aad::from(place), &mut body)
-            .map_err(|_| SecretError::NoRandomness)?;
+        let nonce =
+            self.sealing_key().seal_in_place_append_tag(Aad::from(place), &mut body).map_err(|_| SecretError::NoRandomness)?;
         Ok([&[SEALED_V1], nonce.as_ref().as_slice(), &body].concat())
     }
 
@@ -129,25 +119,18 @@ impl ClusterSecret {
     /// # Errors
     /// [`SecretError::NotOurs`], which does not tell why.
     pub fn unseal(&self, sealed: &[u8], place: &[u8]) -> Result<SecretBox<Vec<u8>>, SecretError> {
-        let (nonce, body) = sealed
-            .strip_prefix(&[SEALED_V1])
-            .and_then(|rest| rest.split_at_checked(NONCE_LEN))
-            .ok_or(SecretError::NotOurs)?;
-        let nonce =
-            Nonce::try_assume_unique_for_key(nonce).expect("it was split off at a nonce's length");
+        let (nonce, body) =
+            sealed.strip_prefix(&[SEALED_V1]).and_then(|rest| rest.split_at_checked(NONCE_LEN)).ok_or(SecretError::NotOurs)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).expect("it was split off at a nonce's length");
         let mut body = body.to_vec();
-        let length = self
-            .sealing_key()
-            .open_in_place(nonce, Aad::from(place), &mut body)
-            .map_err(|_| SecretError::NotOurs)?
-            .len();
+        let length =
+            self.sealing_key().open_in_place(nonce, Aad::from(place), &mut body).map_err(|_| SecretError::NotOurs)?.len();
         body.truncate(length);
         Ok(SecretBox::new(Box::new(body)))
     }
 
     fn sealing_key(&self) -> RandomizedNonceKey {
-        RandomizedNonceKey::new(&AES_256_GCM, &self.derive(Purpose::Sealing))
-            .expect("AES-256 takes keys of 32 bytes")
+        RandomizedNonceKey::new(&AES_256_GCM, &self.derive(Purpose::Sealing)).expect("AES-256 takes keys of 32 bytes")
     }
 }
 
@@ -173,9 +156,7 @@ impl Tagger {
     /// The tag of these bytes.
     pub fn tag(&self, bytes: &[u8]) -> Tag {
         let tag = hmac::sign(&self.key, bytes);
-        *tag.as_ref()
-            .first_chunk()
-            .expect("HMAC-SHA256 has 32 bytes")
+        *tag.as_ref().first_chunk().expect("HMAC-SHA256 has 32 bytes")
     }
 
     /// Whether a tag is that of these bytes, in constant time.
@@ -221,16 +202,8 @@ fn decode(text: &str) -> SecretBox<Vec<u8>> {
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .chars()
-        .map(|c| c.to_digit(16).map(|d| d as u8))
-        .collect::<Option<_>>()?;
-    digits.len().is_multiple_of(2).then(|| {
-        digits
-            .chunks_exact(2)
-            .map(|pair| pair[0] << 4 | pair[1])
-            .collect()
-    })
+    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
+    digits.len().is_multiple_of(2).then(|| digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 #[cfg(test)]
@@ -251,21 +224,10 @@ mod tests {
     fn the_same_bytes_are_the_same_secret_in_every_notation() {
         let bytes: Vec<u8> = (0xE0..=0xFF).collect();
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        let notations = [
-            hex.to_uppercase(),
-            hex,
-            STANDARD.encode(&bytes),
-            format!("{}\n", URL_SAFE_NO_PAD.encode(&bytes)),
-        ];
-        let expected = ClusterSecret::from_bytes(&bytes)
-            .unwrap()
-            .derive(Purpose::Cursor);
+        let notations = [hex.to_uppercase(), hex, STANDARD.encode(&bytes), format!("{}\n", URL_SAFE_NO_PAD.encode(&bytes))];
+        let expected = ClusterSecret::from_bytes(&bytes).unwrap().derive(Purpose::Cursor);
         for notation in notations {
-            assert_eq!(
-                secret(&notation).unwrap().derive(Purpose::Cursor),
-                expected,
-                "{notation}"
-            );
+            assert_eq!(secret(&notation).unwrap().derive(Purpose::Cursor), expected, "{notation}");
         }
     }
 
@@ -273,30 +235,18 @@ mod tests {
     fn a_pass_phrase_is_taken_as_it_stands() {
         let phrase = "correct horse battery staple, and then some";
         let expected = ClusterSecret::from_bytes(phrase.as_bytes()).unwrap();
-        assert_eq!(
-            secret(phrase).unwrap().derive(Purpose::Link),
-            expected.derive(Purpose::Link)
-        );
+        assert_eq!(secret(phrase).unwrap().derive(Purpose::Link), expected.derive(Purpose::Link));
     }
 
     #[test]
     fn a_short_secret_is_refused() {
-        assert_eq!(
-            secret("changeme").unwrap_err(),
-            SecretError::TooShort { bytes: 8 }
-        );
-        assert_eq!(
-            secret(&"ab".repeat(16)).unwrap_err(),
-            SecretError::TooShort { bytes: 16 }
-        );
+        assert_eq!(secret("changeme").unwrap_err(), SecretError::TooShort { bytes: 8 });
+        assert_eq!(secret(&"ab".repeat(16)).unwrap_err(), SecretError::TooShort { bytes: 16 });
     }
 
     #[test]
     fn a_generated_secret_is_read_back_and_new_every_time() {
-        let (one, two) = (
-            ClusterSecret::generate().unwrap(),
-            ClusterSecret::generate().unwrap(),
-        );
+        let (one, two) = (ClusterSecret::generate().unwrap(), ClusterSecret::generate().unwrap());
         let key = |text| ClusterSecret::parse(text).unwrap().derive(Purpose::Cursor);
         assert_eq!(key(&one), key(&one));
         assert_ne!(key(&one), key(&two));
@@ -304,56 +254,34 @@ mod tests {
 
     #[test]
     fn every_purpose_has_its_own_key() {
-        let purposes = [
-            Purpose::Cursor,
-            Purpose::SearchToken,
-            Purpose::RefreshToken,
-            Purpose::Sealing,
-            Purpose::Link,
-        ];
-        let keys: std::collections::HashSet<_> =
-            purposes.map(|purpose| ours().derive(purpose)).into();
+        let purposes = [Purpose::Cursor, Purpose::SearchToken, Purpose::RefreshToken, Purpose::Sealing, Purpose::Link];
+        let keys: std::collections::HashSet<_> = purposes.map(|purpose| ours().derive(purpose)).into();
         assert_eq!(keys.len(), purposes.len());
     }
 
     #[test]
     fn nothing_shows_in_a_debug_line() {
         assert_eq!(format!("{:?}", ours()), "ClusterSecret([redacted])");
-        assert_eq!(
-            format!("{:?}", ours().tagger(Purpose::Cursor)),
-            "Tagger([redacted])"
-        );
+        assert_eq!(format!("{:?}", ours().tagger(Purpose::Cursor)), "Tagger([redacted])");
     }
 
     #[test]
     fn what_was_sealed_opens_in_its_place_only() {
         let sealed = ours().seal(b"signing key", b"key/1").unwrap();
-        assert_eq!(
-            ours().unseal(&sealed, b"key/1").unwrap().expose_secret(),
-            b"signing key"
-        );
-        assert_eq!(
-            ours().unseal(&sealed, b"key/2").unwrap_err(),
-            SecretError::NotOurs
-        );
+        assert_eq!(ours().unseal(&sealed, b"key/1").unwrap().expose_secret(), b"signing key");
+        assert_eq!(ours().unseal(&sealed, b"key/2").unwrap_err(), SecretError::NotOurs);
     }
 
     #[test]
     fn another_secret_does_not_open_it() {
         let sealed = ours().seal(b"signing key", b"").unwrap();
         let other = ClusterSecret::from_bytes(&[8; 32]).unwrap();
-        assert_eq!(
-            other.unseal(&sealed, b"").unwrap_err(),
-            SecretError::NotOurs
-        );
+        assert_eq!(other.unseal(&sealed, b"").unwrap_err(), SecretError::NotOurs);
     }
 
     #[test]
     fn sealing_twice_gives_different_bytes() {
-        assert_ne!(
-            ours().seal(b"x", b"").unwrap(),
-            ours().seal(b"x", b"").unwrap()
-        );
+        assert_ne!(ours().seal(b"x", b"").unwrap(), ours().seal(b"x", b"").unwrap());
     }
 
     proptest! {

@@ -16,8 +16,8 @@ use std::{
 };
 
 use ractor::{
-    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Message, RpcReplyPort, Signal,
-    SpawnErr, SupervisionEvent, call, concurrency::JoinHandle,
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Message, RpcReplyPort, Signal, SpawnErr, SupervisionEvent, call,
+    concurrency::JoinHandle,
 };
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -89,10 +89,7 @@ impl SupervisorRef {
     ///
     /// # Errors
     /// The first child that does not start; those before it are stopped again.
-    pub async fn spawn(
-        name: impl Into<Arc<str>>,
-        children: Vec<ChildSpec>,
-    ) -> Result<(Self, JoinHandle<()>), SpawnErr> {
+    pub async fn spawn(name: impl Into<Arc<str>>, children: Vec<ChildSpec>) -> Result<(Self, JoinHandle<()>), SpawnErr> {
         let (actor, join) = Actor::spawn(None, Supervisor, (name.into(), children)).await?;
         Ok((Self(actor), join))
     }
@@ -106,8 +103,7 @@ impl SupervisorRef {
         children: Vec<ChildSpec>,
         parent: ActorCell,
     ) -> Result<(Self, JoinHandle<()>), SpawnErr> {
-        let (actor, join) =
-            Actor::spawn_linked(None, Supervisor, (name.into(), children), parent).await?;
+        let (actor, join) = Actor::spawn_linked(None, Supervisor, (name.into(), children), parent).await?;
         Ok((Self(actor), join))
     }
 
@@ -169,10 +165,7 @@ impl SupervisorRef {
 }
 
 enum Ask {
-    Start(
-        Box<ChildSpec>,
-        RpcReplyPort<Result<ActorCell, SupervisorError>>,
-    ),
+    Start(Box<ChildSpec>, RpcReplyPort<Result<ActorCell, SupervisorError>>),
     Stop(Arc<str>, RpcReplyPort<Result<(), SupervisorError>>),
     Revive(Arc<str>, RpcReplyPort<Result<(), SupervisorError>>),
     Children(RpcReplyPort<Vec<ChildStatus>>),
@@ -213,17 +206,8 @@ impl Actor for Supervisor {
     type State = Tree;
     type Arguments = (Arc<str>, Vec<ChildSpec>);
 
-    async fn pre_start(
-        &self,
-        myself: ActorRef<Ask>,
-        (name, specs): Self::Arguments,
-    ) -> Result<Tree, ActorProcessingErr> {
-        let mut tree = Tree {
-            name,
-            children: Vec::with_capacity(specs.len()),
-            began: Instant::now(),
-            waits: 0,
-        };
+    async fn pre_start(&self, myself: ActorRef<Ask>, (name, specs): Self::Arguments) -> Result<Tree, ActorProcessingErr> {
+        let mut tree = Tree { name, children: Vec::with_capacity(specs.len()), began: Instant::now(), waits: 0 };
         // As in OTP, no second try here: what cannot come up at all is a fault of the set-up, and whoever starts us
         // shall hear of it.
         for spec in specs {
@@ -232,12 +216,7 @@ impl Actor for Supervisor {
         Ok(tree)
     }
 
-    async fn handle(
-        &self,
-        myself: ActorRef<Ask>,
-        ask: Ask,
-        tree: &mut Tree,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, myself: ActorRef<Ask>, ask: Ask, tree: &mut Tree) -> Result<(), ActorProcessingErr> {
         // A reply that nobody waits for any more is no failure of ours.
         match ask {
             Ask::Start(spec, reply) => {
@@ -283,20 +262,10 @@ impl Actor for Supervisor {
             SupervisionEvent::ActorTerminated(cell, state, reason) => {
                 // A kill looks like a clean stop but for its reason; without the last state the task was cancelled.
                 let killed = reason.as_deref() == Some(&*Signal::Kill.to_string());
-                let cause = if killed || state.is_none() {
-                    Cause::Failed
-                } else {
-                    Cause::Stopped
-                };
-                (
-                    cell.get_id(),
-                    cause,
-                    reason.unwrap_or_else(|| "stopped".to_owned()),
-                )
+                let cause = if killed || state.is_none() { Cause::Failed } else { Cause::Stopped };
+                (cell.get_id(), cause, reason.unwrap_or_else(|| "stopped".to_owned()))
             }
-            SupervisionEvent::ActorFailed(cell, error) => {
-                (cell.get_id(), Cause::Failed, error.to_string())
-            }
+            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), Cause::Failed, error.to_string()),
             _ => return Ok(()),
         };
         // Not found: it was stopped on request and is forgotten already.
@@ -306,11 +275,7 @@ impl Actor for Supervisor {
         }
     }
 
-    async fn post_stop(
-        &self,
-        _myself: ActorRef<Ask>,
-        tree: &mut Tree,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, _myself: ActorRef<Ask>, tree: &mut Tree) -> Result<(), ActorProcessingErr> {
         // The later ones may lean on the earlier ones.
         for child in tree.children.drain(..).rev() {
             child.stop().await;
@@ -320,41 +285,23 @@ impl Actor for Supervisor {
 }
 
 impl Tree {
-    async fn add(
-        &mut self,
-        myself: &ActorRef<Ask>,
-        spec: ChildSpec,
-    ) -> Result<ActorCell, SupervisorError> {
+    async fn add(&mut self, myself: &ActorRef<Ask>, spec: ChildSpec) -> Result<ActorCell, SupervisorError> {
         if self.position(&spec.name).is_some() {
             return Err(SupervisorError::NameTaken { name: spec.name });
         }
-        let cell = start(&spec, myself)
-            .await
-            .map_err(|source| SupervisorError::NotStarted {
-                name: spec.name.clone(),
-                source,
-            })?;
-        self.children.push(Child {
-            restarts: Restarts::new(spec.policy, spec.lifetime),
-            now: Now::Running(cell.clone()),
-            spec,
-        });
+        let cell =
+            start(&spec, myself).await.map_err(|source| SupervisorError::NotStarted { name: spec.name.clone(), source })?;
+        self.children.push(Child { restarts: Restarts::new(spec.policy, spec.lifetime), now: Now::Running(cell.clone()), spec });
         Ok(cell)
     }
 
     async fn remove(&mut self, name: Arc<str>) -> Result<(), SupervisorError> {
-        let index = self
-            .position(&name)
-            .ok_or(SupervisorError::Unknown { name })?;
+        let index = self.position(&name).ok_or(SupervisorError::Unknown { name })?;
         self.children.remove(index).stop().await;
         Ok(())
     }
 
-    async fn restart(
-        &mut self,
-        myself: &ActorRef<Ask>,
-        index: usize,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn restart(&mut self, myself: &ActorRef<Ask>, index: usize) -> Result<(), ActorProcessingErr> {
         let child = &mut self.children[index];
         match start(&child.spec, myself).await {
             Ok(cell) => {
@@ -366,18 +313,10 @@ impl Tree {
         }
     }
 
-    fn ended(
-        &mut self,
-        myself: &ActorRef<Ask>,
-        index: usize,
-        cause: Cause,
-        reason: &str,
-    ) -> Result<(), ActorProcessingErr> {
+    fn ended(&mut self, myself: &ActorRef<Ask>, index: usize, cause: Cause, reason: &str) -> Result<(), ActorProcessingErr> {
         let child = &mut self.children[index];
         let (supervisor, name) = (&self.name, child.spec.name.clone());
-        let verdict = child
-            .restarts
-            .decide(self.began.elapsed(), cause, rand::random());
+        let verdict = child.restarts.decide(self.began.elapsed(), cause, rand::random());
         let restarts = child.restarts.total();
         match verdict {
             Verdict::Leave => {
@@ -388,8 +327,7 @@ impl Tree {
                 let backoff_ms = after.as_millis();
                 warn!(supervisor.name = %supervisor, child.name = %name, restarts, backoff_ms, reason,
                     "child {name} ended ({reason}), restart in {backoff_ms} ms");
-                metrics::counter!("rookery_supervisor_restarts_total", "supervisor" => supervisor.to_string())
-                    .increment(1);
+                metrics::counter!("rookery_supervisor_restarts_total", "supervisor" => supervisor.to_string()).increment(1);
                 let wait = self.wait(myself, name, after);
                 self.children[index].now = Now::Restarting { wait };
                 Ok(())
@@ -398,10 +336,7 @@ impl Tree {
                 error!(supervisor.name = %supervisor, child.name = %name, restarts, reason,
                     "child {name} exhausted its restart intensity ({reason})");
                 match child.spec.on_give_up {
-                    OnGiveUp::Escalate => Err(Box::new(Escalation {
-                        supervisor: supervisor.clone(),
-                        child: name,
-                    })),
+                    OnGiveUp::Escalate => Err(Box::new(Escalation { supervisor: supervisor.clone(), child: name })),
                     OnGiveUp::Isolate { cool_down } => {
                         metrics::counter!("rookery_supervisor_isolations_total", "supervisor" => supervisor.to_string())
                             .increment(1);
@@ -423,15 +358,11 @@ impl Tree {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        self.children
-            .iter()
-            .position(|child| &*child.spec.name == name)
+        self.children.iter().position(|child| &*child.spec.name == name)
     }
 
     fn running(&self, id: ActorId) -> Option<usize> {
-        self.children
-            .iter()
-            .position(|child| matches!(&child.now, Now::Running(cell) if cell.get_id() == id))
+        self.children.iter().position(|child| matches!(&child.now, Now::Running(cell) if cell.get_id() == id))
     }
 }
 

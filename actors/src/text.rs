@@ -62,11 +62,7 @@ pub(crate) fn bytes(text: &str, allowed: RangeInclusive<usize>) -> Result<(), In
 
 /// Refuses U+0000.
 pub(crate) fn no_nul(text: &str) -> Result<(), Invalid> {
-    if text.contains('\0') {
-        Err(Invalid::Nul)
-    } else {
-        Ok(())
-    }
+    if text.contains('\0') { Err(Invalid::Nul) } else { Ok(()) }
 }
 
 /// Refuses what a line of text has no use for, line breaks included.
@@ -76,10 +72,7 @@ pub(crate) fn one_line(text: &str) -> Result<(), Invalid> {
     no_nul(text)?;
     let bidirectional = |c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     let line_break = |c| matches!(c, '\u{2028}' | '\u{2029}');
-    if text
-        .chars()
-        .any(|c| c.is_control() || bidirectional(c) || line_break(c))
-    {
+    if text.chars().any(|c| c.is_control() || bidirectional(c) || line_break(c)) {
         return Err(Invalid::ControlCharacter);
     }
     Ok(())
@@ -87,15 +80,9 @@ pub(crate) fn one_line(text: &str) -> Result<(), Invalid> {
 
 fn length(count: usize, allowed: RangeInclusive<usize>, unit: Unit) -> Result<(), Invalid> {
     if count < *allowed.start() {
-        Err(Invalid::TooShort {
-            minimum: *allowed.start(),
-            unit,
-        })
+        Err(Invalid::TooShort { minimum: *allowed.start(), unit })
     } else if count > *allowed.end() {
-        Err(Invalid::TooLong {
-            maximum: *allowed.end(),
-            unit,
-        })
+        Err(Invalid::TooLong { maximum: *allowed.end(), unit })
     } else {
         Ok(())
     }

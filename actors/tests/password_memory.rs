@@ -16,27 +16,13 @@ async fn logins_at_full_speed_do_not_grow_the_process() {
     };
     join_all((0..64).map(|_| login())).await;
     let grown = bytes_of("VmHWM:").saturating_sub(before);
-    assert!(
-        grown < 100_000_000,
-        "at its peak the process had grown by {grown} bytes"
-    );
-    assert!(
-        grown > 19_000_000,
-        "{grown} bytes are less than one hash takes: nothing was measured"
-    );
+    assert!(grown < 100_000_000, "at its peak the process had grown by {grown} bytes");
+    assert!(grown > 19_000_000, "{grown} bytes are less than one hash takes: nothing was measured");
 }
 
 /// A figure of this process's memory (now or at its peak), in bytes.
 fn bytes_of(figure: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with(figure))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        * 1024
+    let line = status.lines().find(|line| line.starts_with(figure)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }

@@ -6,14 +6,15 @@ use rookery_actors::search::index::{Document, Kind, Partition, Position, Query, 
 use uuid::Uuid;
 
 const WORDS: [&str; 24] = [
-    "engine", "analysis", "weaving", "pattern", "loom", "number", "machine", "thread", "flower", "algebra", "theory",
-    "bird", "nest", "rook", "colony", "winter", "field", "branch", "signal", "letter", "garden", "river", "stone", "light",
+    "engine", "analysis", "weaving", "pattern", "loom", "number", "machine", "thread", "flower", "algebra", "theory", "bird",
+    "nest", "rook", "colony", "winter", "field", "branch", "signal", "letter", "garden", "river", "stone", "light",
 ];
 
 /// Texts that repeat, without randomness: the same documents in every run.
 fn document(n: u64) -> Document {
     let word = |k: u64| WORDS[(n.wrapping_mul(2_654_435_761).wrapping_add(k * k * 7) % WORDS.len() as u64) as usize];
-    let body: Vec<String> = (0..80).map(|k| format!("{}{}", word(k), if k % 9 == 0 { (n % 97).to_string() } else { String::new() })).collect();
+    let body: Vec<String> =
+        (0..80).map(|k| format!("{}{}", word(k), if k % 9 == 0 { (n % 97).to_string() } else { String::new() })).collect();
     Document {
         kind: Kind::Post,
         id: Uuid::from_u128(u128::from(n) + 1),
@@ -58,7 +59,12 @@ fn search(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let partition = filled(folder.path(), 20_000);
     let mut group = c.benchmark_group("query");
-    for (name, text) in [("one word", "weaving"), ("three words", "weaving algebra river"), ("a typo", "weavign"), ("a phrase", "\"rook colony\"")] {
+    for (name, text) in [
+        ("one word", "weaving"),
+        ("three words", "weaving algebra river"),
+        ("a typo", "weavign"),
+        ("a phrase", "\"rook colony\""),
+    ] {
         let query = Search { query: Query::parse(text).expect("a query"), ..Search::default() };
         group.bench_function(name, |b| b.iter(|| partition.search(&query).expect("an answer")));
     }

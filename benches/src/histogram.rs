@@ -18,10 +18,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            counts: vec![0; BUCKETS].into_boxed_slice(),
-            total: 0,
-        }
+        Self { counts: vec![0; BUCKETS].into_boxed_slice(), total: 0 }
     }
 }
 
@@ -67,10 +64,7 @@ impl Histogram {
 
 /// Values below `STEPS` have a bucket each; above, every doubling is cut into `STEPS` of them.
 fn bucket(value: u64) -> usize {
-    let Some(shift) = value
-        .checked_ilog2()
-        .and_then(|log| log.checked_sub(STEPS_LOG2))
-    else {
+    let Some(shift) = value.checked_ilog2().and_then(|log| log.checked_sub(STEPS_LOG2)) else {
         return value as usize;
     };
     (u64::from(shift) * STEPS + (value >> shift)) as usize

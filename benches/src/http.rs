@@ -48,18 +48,12 @@ impl Request {
             text += &format!("{name}: {value}\r\n");
         }
         if let Some(json) = json {
-            text += &format!(
-                "content-type: application/json\r\ncontent-length: {}\r\n",
-                json.len()
-            );
+            text += &format!("content-type: application/json\r\ncontent-length: {}\r\n", json.len());
         }
         text += "\r\n";
         text += json.unwrap_or_default();
         let serials = text.match_indices(SERIAL).map(|(at, _)| at).collect();
-        Self {
-            bytes: text.into_bytes(),
-            serials,
-        }
+        Self { bytes: text.into_bytes(), serials }
     }
 
     /// Writes the request over what `buffer` held, `serial` in place of [`SERIAL`].
@@ -96,9 +90,7 @@ impl<'a> Response<'a> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut headers);
         parsed.parse(self.head).ok()?;
-        let header = headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name))?;
+        let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
         str::from_utf8(header.value).ok()
     }
 }
@@ -118,10 +110,7 @@ impl Connection {
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            received: vec![0; RECEIVE_BUFFER_BYTES],
-        })
+        Ok(Self { stream, received: vec![0; RECEIVE_BUFFER_BYTES] })
     }
 
     /// Sends a request and waits for its whole answer.
@@ -155,11 +144,7 @@ impl Connection {
             return Err(invalid("the answer is longer than it said"));
         }
         let (head_bytes, body) = self.received[..filled].split_at(head.bytes);
-        Ok(Response {
-            status: head.status,
-            head: head_bytes,
-            body,
-        })
+        Ok(Response { status: head.status, head: head_bytes, body })
     }
 }
 
@@ -191,11 +176,7 @@ impl Head {
             // No chunked bodies: none of the answers that we measure is streamed.
             (_, None) => return Err(invalid("the answer has no content-length")),
         };
-        Ok(Some(Self {
-            status,
-            bytes,
-            body_bytes,
-        }))
+        Ok(Some(Self { status, bytes, body_bytes }))
     }
 }
 
@@ -215,10 +196,7 @@ mod tests {
 
     #[test]
     fn a_get_is_a_request_line_and_a_host() {
-        assert_eq!(
-            written(&Request::get("/a?b=c"), 0),
-            "GET /a?b=c HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        );
+        assert_eq!(written(&Request::get("/a?b=c"), 0), "GET /a?b=c HTTP/1.1\r\nhost: localhost\r\n\r\n");
     }
 
     #[test]
@@ -239,11 +217,7 @@ mod tests {
         for cut in 0..head.len() {
             assert_eq!(Head::parse(&head[..cut]).unwrap(), None, "{cut} bytes");
         }
-        let whole = Head {
-            status: 201,
-            bytes: head.len(),
-            body_bytes: 7,
-        };
+        let whole = Head { status: 201, bytes: head.len(), body_bytes: 7 };
         assert_eq!(Head::parse(head).unwrap(), Some(whole));
     }
 
@@ -261,11 +235,7 @@ mod tests {
 
     #[test]
     fn headers_are_found_in_any_case() {
-        let response = Response {
-            status: 200,
-            head: b"HTTP/1.1 200 OK\r\nX-Search-Token: t0k\r\n\r\n",
-            body: b"",
-        };
+        let response = Response { status: 200, head: b"HTTP/1.1 200 OK\r\nX-Search-Token: t0k\r\n\r\n", body: b"" };
         assert_eq!(response.header("x-search-token"), Some("t0k"));
         assert_eq!(response.header("etag"), None);
     }

@@ -131,16 +131,9 @@ impl Load {
     ///
     /// # Panics
     /// Without requests, connections or threads.
-    pub fn run<S>(
-        &self,
-        requests: &Arc<[Request]>,
-        mut sample: impl FnMut() -> S,
-    ) -> io::Result<Outcome<S>> {
+    pub fn run<S>(&self, requests: &Arc<[Request]>, mut sample: impl FnMut() -> S) -> io::Result<Outcome<S>> {
         assert!(!requests.is_empty(), "a load needs a request");
-        assert!(
-            self.connections > 0 && self.threads > 0,
-            "a load needs connections and threads"
-        );
+        assert!(self.connections > 0 && self.threads > 0, "a load needs connections and threads");
         let run = Arc::new(Run {
             load: *self,
             requests: Arc::clone(requests),
@@ -149,11 +142,7 @@ impl Load {
             give_up_at: Instant::now() + self.warm_up + self.window + GRACE,
         });
         let runtimes = (0..self.threads.min(self.connections))
-            .map(|_| {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-            })
+            .map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build())
             .collect::<io::Result<Vec<_>>>()?;
         let threads = runtimes.len();
         let workers: Vec<_> = runtimes
@@ -162,9 +151,7 @@ impl Load {
             .map(|(index, runtime)| {
                 let run = Arc::clone(&run);
                 let connections = (index..self.connections).step_by(threads);
-                thread::Builder::new()
-                    .name("load".to_owned())
-                    .spawn(move || runtime.block_on(run.drive_all(connections)))
+                thread::Builder::new().name("load".to_owned()).spawn(move || runtime.block_on(run.drive_all(connections)))
             })
             .collect::<io::Result<_>>()?;
 
@@ -231,10 +218,7 @@ impl Run {
         let mut tally = Tally::default();
         // One timer for the whole run: one per request would be paid by what we measure.
         let end = tokio::time::Instant::from_std(self.give_up_at);
-        if tokio::time::timeout_at(end, self.reconnecting(index, &mut tally))
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(end, self.reconnecting(index, &mut tally)).await.is_err() {
             tally.errors.add_broken(&io::ErrorKind::TimedOut.into());
         }
         tally
@@ -257,11 +241,7 @@ impl Run {
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
             self.requests[turn].write(serial, &mut buffer);
-            turn = if turn + 1 == self.requests.len() {
-                0
-            } else {
-                turn + 1
-            };
+            turn = if turn + 1 == self.requests.len() { 0 } else { turn + 1 };
 
             let sent = Instant::now();
             let response = connection.exchange(&buffer).await?;
@@ -324,13 +304,7 @@ mod tests {
     }
 
     fn short(address: SocketAddr) -> Load {
-        Load {
-            address,
-            connections: 5,
-            threads: 2,
-            warm_up: Duration::from_millis(20),
-            window: Duration::from_millis(100),
-        }
+        Load { address, connections: 5, threads: 2, warm_up: Duration::from_millis(20), window: Duration::from_millis(100) }
     }
 
     fn load(load: Load, request: Request) -> Outcome<()> {
@@ -368,10 +342,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_an_error_and_no_success() {
-        let address = serve(Router::new().route(
-            "/",
-            get(async || (StatusCode::TOO_MANY_REQUESTS, "slow down")),
-        ));
+        let address = serve(Router::new().route("/", get(async || (StatusCode::TOO_MANY_REQUESTS, "slow down"))));
         let outcome = load(short(address), Request::get("/"));
         assert_eq!((outcome.completed, outcome.acknowledged), (0, 0));
         assert!(outcome.errors.by_status[&429] > 0);
@@ -393,12 +364,10 @@ mod tests {
         let log = Arc::clone(&seen);
         let address = serve(Router::new().route(
             "/",
-            post(
-                async move |body: String| match log.lock().unwrap().insert(body) {
-                    true => StatusCode::OK,
-                    false => StatusCode::CONFLICT,
-                },
-            ),
+            post(async move |body: String| match log.lock().unwrap().insert(body) {
+                true => StatusCode::OK,
+                false => StatusCode::CONFLICT,
+            }),
         ));
         let outcome = load(short(address), Request::post("/", &[], SERIAL));
         assert_eq!(outcome.errors.total(), 0, "{}", outcome.errors);

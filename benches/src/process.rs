@@ -31,8 +31,7 @@ impl Process {
     /// # Errors
     /// When there is none of this id (any more).
     pub fn read(pid: Pid) -> io::Result<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -77,12 +76,7 @@ impl Snapshot {
                 continue;
             }
             found.extend(self.0.get(&pid));
-            next.extend(
-                self.0
-                    .values()
-                    .filter(|it| it.parent == pid)
-                    .map(|it| it.pid),
-            );
+            next.extend(self.0.values().filter(|it| it.parent == pid).map(|it| it.pid));
         }
         found
     }
@@ -93,9 +87,7 @@ impl Snapshot {
     /// (When `except` ends, its time does too, so keep it alive.)
     pub fn cpu(&self, root: Pid, except: Option<Pid>) -> Duration {
         let tree = self.tree(root, except);
-        tree.iter()
-            .map(|it| it.cpu + it.cpu_of_ended_children)
-            .sum()
+        tree.iter().map(|it| it.cpu + it.cpu_of_ended_children).sum()
     }
 }
 
@@ -111,9 +103,7 @@ pub fn cpu_by_thread(pid: Pid) -> CpuByName {
     for thread in threads.into_iter().flatten().flatten() {
         let stat = fs::read_to_string(thread.path().join("stat"));
         if let Some(thread) = stat.ok().and_then(|line| Process::parse(&line)) {
-            let name = thread
-                .name
-                .trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+            let name = thread.name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
             *by_name.entry(name.to_owned()).or_default() += thread.cpu;
         }
     }
@@ -161,9 +151,7 @@ fn ticks(count: u64) -> Duration {
     static PER_SECOND: OnceLock<u64> = OnceLock::new();
     let per_second = *PER_SECOND.get_or_init(|| {
         let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
-        ticks
-            .and_then(|ticks| u64::try_from(ticks).ok())
-            .unwrap_or(100)
+        ticks.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100)
     });
     Duration::from_micros(count * 1_000_000 / per_second)
 }
@@ -214,24 +202,12 @@ mod tests {
     fn a_busy_child_costs_its_tree_and_still_does_after_its_end() {
         let own = std::process::id();
         let before = Snapshot::take().cpu(own, None);
-        let mut busy = Command::new("sh")
-            .args(["-c", "while :; do :; done"])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while cpu(busy.id()) < Duration::from_millis(50) {
-            assert!(
-                Instant::now() < deadline,
-                "the child was never seen to spend 50 ms"
-            );
+            assert!(Instant::now() < deadline, "the child was never seen to spend 50 ms");
         }
-        assert!(
-            Snapshot::take()
-                .tree(own, None)
-                .iter()
-                .any(|it| it.pid == busy.id())
-        );
+        assert!(Snapshot::take().tree(own, None).iter().any(|it| it.pid == busy.id()));
         busy.kill().unwrap();
         busy.wait().unwrap();
         let after = Snapshot::take().cpu(own, None);
@@ -248,10 +224,7 @@ mod tests {
                     ready.wait();
                     wait.wait();
                 };
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, body)
-                    .unwrap();
+                std::thread::Builder::new().name(name).spawn_scoped(scope, body).unwrap();
             }
             ready.wait();
             let by_thread = cpu_by_thread(std::process::id());
@@ -262,14 +235,8 @@ mod tests {
 
     #[test]
     fn a_backend_is_named_by_its_database_and_others_by_their_role() {
-        assert_eq!(
-            database_or_role("postgres: rookery posts [local] INSERT\0"),
-            "database posts"
-        );
-        assert_eq!(
-            database_or_role("postgres: 15/main: rookery search [local] idle"),
-            "database search"
-        );
+        assert_eq!(database_or_role("postgres: rookery posts [local] INSERT\0"), "database posts");
+        assert_eq!(database_or_role("postgres: 15/main: rookery search [local] idle"), "database search");
         assert_eq!(database_or_role("postgres: walwriter \0\0"), "walwriter");
     }
 
@@ -277,11 +244,7 @@ mod tests {
     fn only_what_grew_was_spent() {
         let ms = Duration::from_millis;
         let before = CpuByName::from([("a".into(), ms(5)), ("b".into(), ms(5))]);
-        let after = CpuByName::from([
-            ("a".into(), ms(5)),
-            ("b".into(), ms(9)),
-            ("c".into(), ms(1)),
-        ]);
+        let after = CpuByName::from([("a".into(), ms(5)), ("b".into(), ms(9)), ("c".into(), ms(1))]);
         let expected = CpuByName::from([("b".into(), ms(4)), ("c".into(), ms(1))]);
         assert_eq!(spent(&before, &after), expected);
     }

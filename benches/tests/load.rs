@@ -28,10 +28,8 @@ fn a_run_reports_every_case_that_was_asked_for_without_errors() {
 
 #[test]
 fn a_program_that_is_not_rookery_is_an_error_that_says_so() {
-    let output = Command::new(env!("CARGO_BIN_EXE_load"))
-        .args(["--only", "get", "--quick", "--rookery", "/bin/false"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_load")).args(["--only", "get", "--quick", "--rookery", "/bin/false"]).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("rookery ended: exit status: 1"), "{said}");

@@ -17,12 +17,7 @@ struct Idle;
 
 impl Health for Idle {
     fn report(&self) -> BoxFuture<'_, Report> {
-        let report = Report {
-            probes: Default::default(),
-            uptime_s: 0,
-            restarts: 0,
-            breakers: Default::default(),
-        };
+        let report = Report { probes: Default::default(), uptime_s: 0, restarts: 0, breakers: Default::default() };
         Box::pin(async { report })
     }
 }
@@ -38,22 +33,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8090").await?;
     tokio::spawn(async { axum::serve(listener, bare).await });
 
-    let config = GatewayConfig {
-        rate_limits: false,
-        cors_origins: vec!["*".into()],
-        ..Default::default()
-    };
+    let config = GatewayConfig { rate_limits: false, cors_origins: vec!["*".into()], ..Default::default() };
     let limits = Limits::from(&config);
     let revoked = Arc::new(RevokedSessions::default());
     let verifier = Verifier::new("rookery", "rookery", 100, revoked);
     let edge = Edge::new(config, Arc::new(verifier));
     let api = OpenApiRouter::new().route("/api/v1/posts/{id}", get(async || BODY));
     let metrics = metrics_handle();
-    let parts = Parts {
-        api,
-        health: Arc::new(Idle),
-        metrics,
-    };
+    let parts = Parts { api, health: Arc::new(Idle), metrics };
     let router = build(&edge, parts)?;
     let socket = bind(([127, 0, 0, 1], 8091).into())?;
     let listener = tokio::net::TcpListener::from_std(socket)?;

@@ -65,17 +65,8 @@ impl Actor for Gateway {
     type State = Running;
     type Arguments = Arguments;
 
-    async fn pre_start(
-        &self,
-        myself: ActorRef<Message>,
-        arguments: Arguments,
-    ) -> Result<Running, ActorProcessingErr> {
-        let Arguments {
-            listener,
-            router,
-            edge,
-            metrics,
-        } = arguments;
+    async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<Running, ActorProcessingErr> {
+        let Arguments { listener, router, edge, metrics } = arguments;
         let socket = listener.try_clone()?;
         socket.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(socket)?;
@@ -97,30 +88,17 @@ impl Actor for Gateway {
                 metrics.run_upkeep();
             }
         });
-        Ok(Running {
-            stop: Some(stop),
-            server,
-            sweeper,
-        })
+        Ok(Running { stop: Some(stop), server, sweeper })
     }
 
-    async fn handle(
-        &self,
-        _: ActorRef<Message>,
-        message: Message,
-        _: &mut Running,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, _: ActorRef<Message>, message: Message, _: &mut Running) -> Result<(), ActorProcessingErr> {
         match message {
             Message::ServerEnded(Ok(())) => Err("the server ended by itself".into()),
             Message::ServerEnded(Err(error)) => Err(error.into()),
         }
     }
 
-    async fn post_stop(
-        &self,
-        _: ActorRef<Message>,
-        running: &mut Running,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, _: ActorRef<Message>, running: &mut Running) -> Result<(), ActorProcessingErr> {
         if let Some(stop) = running.stop.take() {
             let _ = stop.send(());
         }

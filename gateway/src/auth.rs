@@ -107,26 +107,14 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Rejected`] if it is not one.
     pub fn from_pkcs8(kid: impl Into<String>, document: &[u8]) -> Result<Self, KeyError> {
-        let pair =
-            Ed25519KeyPair::from_pkcs8_maybe_unchecked(document).map_err(|_| KeyError::Rejected)?;
-        let public = pair
-            .public_key()
-            .as_ref()
-            .try_into()
-            .map_err(|_| KeyError::Rejected)?;
-        Ok(Self {
-            kid: kid.into(),
-            public,
-            key: EncodingKey::from_ed_der(document),
-        })
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(document).map_err(|_| KeyError::Rejected)?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| KeyError::Rejected)?;
+        Ok(Self { kid: kid.into(), public, key: EncodingKey::from_ed_der(document) })
     }
 
     /// The key that verifies what this one signs.
     pub fn public(&self) -> PublicKey {
-        PublicKey {
-            kid: self.kid.clone(),
-            key: self.public,
-        }
+        PublicKey { kid: self.kid.clone(), key: self.public }
     }
 
     /// Signs a token.
@@ -134,10 +122,7 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Signing`] if the key cannot sign.
     pub fn issue(&self, claims: &Claims) -> Result<String, KeyError> {
-        let header = Header {
-            kid: Some(self.kid.clone()),
-            ..Header::new(Algorithm::EdDSA)
-        };
+        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &self.key).map_err(KeyError::Signing)
     }
 }
@@ -182,20 +167,14 @@ impl RevokedSessions {
 
     /// Whether a session was revoked.
     pub fn contains(&self, session: Uuid) -> bool {
-        self.until
-            .read()
-            .expect("no panic while it is held")
-            .contains_key(&session)
+        self.until.read().expect("no panic while it is held").contains_key(&session)
     }
 
     /// Forgets the sessions whose tokens have all expired by `now`, in seconds since 1970.
     pub fn forget_expired(&self, now: i64) {
         // A verifier accepts a token this much longer.
         let horizon = now - LEEWAY_S as i64;
-        self.until
-            .write()
-            .expect("no panic while it is held")
-            .retain(|_, until| *until >= horizon);
+        self.until.write().expect("no panic while it is held").retain(|_, until| *until >= horizon);
     }
 }
 
@@ -220,32 +199,19 @@ struct Verified {
 
 impl Verifier {
     /// A verifier without keys yet, which remembers up to `cache_max` tokens.
-    pub fn new(
-        issuer: &str,
-        audience: &str,
-        cache_max: u64,
-        revoked: Arc<RevokedSessions>,
-    ) -> Self {
+    pub fn new(issuer: &str, audience: &str, cache_max: u64, revoked: Arc<RevokedSessions>) -> Self {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[issuer]);
         validation.set_audience(&[audience]);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_S;
-        Self {
-            keys: ArcSwap::default(),
-            validation,
-            revoked,
-            verified: moka::sync::Cache::new(cache_max),
-        }
+        Self { keys: ArcSwap::default(), validation, revoked, verified: moka::sync::Cache::new(cache_max) }
     }
 
     /// Replaces the key set: tokens of keys that are no longer in it are refused from now on.
     pub fn set_keys(&self, published: Vec<PublicKey>) {
-        let by_kid = published
-            .iter()
-            .map(|key| (key.kid.clone(), DecodingKey::from_ed_der(&key.key)))
-            .collect();
+        let by_kid = published.iter().map(|key| (key.kid.clone(), DecodingKey::from_ed_der(&key.key))).collect();
         self.keys.store(Arc::new(Keys { published, by_kid }));
     }
 
@@ -264,9 +230,7 @@ impl Verifier {
     /// # Errors
     /// Why it is refused; see [`AuthError`].
     pub fn authenticate(&self, authorization: &[u8], now: i64) -> Result<Arc<Claims>, AuthError> {
-        let (scheme, token) = authorization
-            .split_at_checked(7)
-            .ok_or(AuthError::NotBearer)?;
+        let (scheme, token) = authorization.split_at_checked(7).ok_or(AuthError::NotBearer)?;
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return Err(AuthError::NotBearer);
         }
@@ -281,23 +245,14 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Invalid);
         }
-        let digest: [u8; 32] = digest::digest(&digest::SHA256, token)
-            .as_ref()
-            .try_into()
-            .expect("SHA-256 has 32 bytes");
+        let digest: [u8; 32] = digest::digest(&digest::SHA256, token).as_ref().try_into().expect("SHA-256 has 32 bytes");
         let keys = self.keys.load();
         let claims = match self.verified.get(&digest) {
             Some(seen) if keys.by_kid.contains_key(&seen.kid) => seen.claims.clone(),
             _ => {
                 let (kid, claims) = self.verify_signature(&keys, token)?;
                 let claims = Arc::new(claims);
-                self.verified.insert(
-                    digest,
-                    Arc::new(Verified {
-                        kid,
-                        claims: claims.clone(),
-                    }),
-                );
+                self.verified.insert(digest, Arc::new(Verified { kid, claims: claims.clone() }));
                 claims
             }
         };
@@ -373,10 +328,7 @@ mod tests {
 
     #[test]
     fn an_expired_token_is_refused() {
-        let old = Claims {
-            exp: now_s() - 60,
-            ..claims()
-        };
+        let old = Claims { exp: now_s() - 60, ..claims() };
         assert_eq!(verify(&key().issue(&old).unwrap()), Err(AuthError::Expired));
     }
 
@@ -385,73 +337,43 @@ mod tests {
         let verifier = verifier();
         let token = key().issue(&claims()).unwrap();
         verifier.verify(token.as_bytes(), now_s()).unwrap();
-        assert_eq!(
-            verifier.verify(token.as_bytes(), now_s() + 1000),
-            Err(AuthError::Expired)
-        );
+        assert_eq!(verifier.verify(token.as_bytes(), now_s() + 1000), Err(AuthError::Expired));
     }
 
     #[test]
     fn a_token_from_the_future_is_refused() {
-        let early = Claims {
-            nbf: now_s() + 60,
-            ..claims()
-        };
-        assert_eq!(
-            verify(&key().issue(&early).unwrap()),
-            Err(AuthError::NotYet)
-        );
+        let early = Claims { nbf: now_s() + 60, ..claims() };
+        assert_eq!(verify(&key().issue(&early).unwrap()), Err(AuthError::NotYet));
     }
 
     #[test]
     fn a_token_for_another_audience_is_refused() {
-        let other = Claims {
-            aud: "elsewhere".into(),
-            ..claims()
-        };
-        assert_eq!(
-            verify(&key().issue(&other).unwrap()),
-            Err(AuthError::Invalid)
-        );
+        let other = Claims { aud: "elsewhere".into(), ..claims() };
+        assert_eq!(verify(&key().issue(&other).unwrap()), Err(AuthError::Invalid));
     }
 
     #[test]
     fn a_token_of_another_issuer_is_refused() {
-        let other = Claims {
-            iss: "elsewhere".into(),
-            ..claims()
-        };
-        assert_eq!(
-            verify(&key().issue(&other).unwrap()),
-            Err(AuthError::Invalid)
-        );
+        let other = Claims { iss: "elsewhere".into(), ..claims() };
+        assert_eq!(verify(&key().issue(&other).unwrap()), Err(AuthError::Invalid));
     }
 
     #[test]
     fn a_token_signed_by_another_key_of_the_same_name_is_refused() {
         let forger = SigningKey::from_seed("k1", &[9; 32]).unwrap();
-        assert_eq!(
-            verify(&forger.issue(&claims()).unwrap()),
-            Err(AuthError::Invalid)
-        );
+        assert_eq!(verify(&forger.issue(&claims()).unwrap()), Err(AuthError::Invalid));
     }
 
     #[test]
     fn an_unsigned_token_is_refused() {
         let header = BASE64_URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"k1"}"#);
         let body = BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims()).unwrap());
-        assert_eq!(
-            verify(&format!("{header}.{body}.")),
-            Err(AuthError::Invalid)
-        );
+        assert_eq!(verify(&format!("{header}.{body}.")), Err(AuthError::Invalid));
     }
 
     #[test]
     fn a_token_keyed_with_our_public_key_as_a_secret_is_refused() {
-        let header = Header {
-            kid: Some("k1".into()),
-            ..Header::new(Algorithm::HS256)
-        };
+        let header = Header { kid: Some("k1".into()), ..Header::new(Algorithm::HS256) };
         let secret = EncodingKey::from_secret(&key().public().key);
         let token = jsonwebtoken::encode(&header, &claims(), &secret).unwrap();
         assert_eq!(verify(&token), Err(AuthError::Invalid));
@@ -463,10 +385,7 @@ mod tests {
         let token = key().issue(&claims()).unwrap();
         verifier.verify(token.as_bytes(), now_s()).unwrap();
         verifier.revoked().revoke(claims().sid, claims().exp);
-        assert_eq!(
-            verifier.verify(token.as_bytes(), now_s()),
-            Err(AuthError::Revoked)
-        );
+        assert_eq!(verifier.verify(token.as_bytes(), now_s()), Err(AuthError::Revoked));
     }
 
     #[test]
@@ -475,10 +394,7 @@ mod tests {
         let token = key().issue(&claims()).unwrap();
         verifier.verify(token.as_bytes(), now_s()).unwrap();
         verifier.set_keys(vec![]);
-        assert_eq!(
-            verifier.verify(token.as_bytes(), now_s()),
-            Err(AuthError::UnknownKey)
-        );
+        assert_eq!(verifier.verify(token.as_bytes(), now_s()), Err(AuthError::UnknownKey));
     }
 
     #[test]

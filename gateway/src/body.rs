@@ -45,16 +45,9 @@ pub(crate) async fn receive(request: Request<Body>) -> Result<(Parts, Bytes), Pr
     let (parts, body) = request.into_parts();
     let config = &context::of(&parts)?.edge.config;
     if !is_json(&parts.headers) {
-        return Err(Problem::new(
-            &problem::UNSUPPORTED_MEDIA_TYPE,
-            "the body has to be application/json",
-        ));
+        return Err(Problem::new(&problem::UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json"));
     }
-    let read = read(
-        body,
-        config.body_limit_bytes,
-        declared_length(&parts.headers),
-    );
+    let read = read(body, config.body_limit_bytes, declared_length(&parts.headers));
     let bytes = tokio::time::timeout(Duration::from_millis(config.body_timeout_ms), read)
         .await
         .map_err(|_| Problem::new(&problem::TOO_SLOW, "the body did not arrive in time"))??;
@@ -68,30 +61,17 @@ impl<T: Serialize> IntoResponse for Json<T> {
 }
 
 /// Parses and validates a body.
-pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(
-    bytes: &[u8],
-) -> Result<T, Problem> {
-    let text = str::from_utf8(bytes).map_err(|error| {
-        Problem::new(
-            &problem::MALFORMED_JSON,
-            format!("the body is not UTF-8: {error}"),
-        )
-    })?;
+pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u8]) -> Result<T, Problem> {
+    let text = str::from_utf8(bytes)
+        .map_err(|error| Problem::new(&problem::MALFORMED_JSON, format!("the body is not UTF-8: {error}")))?;
     let shape = Shape::of(bytes);
     if shape.depth > DEPTH_MAX {
-        return Err(Problem::new(
-            &problem::TOO_DEEP,
-            format!("the body is nested {} levels deep", shape.depth),
-        ));
+        return Err(Problem::new(&problem::TOO_DEEP, format!("the body is nested {} levels deep", shape.depth)));
     }
     let value: T = serde_json::from_str(text).map_err(|_| explain::<T>(text))?;
     if shape.has_nul {
         // Postgres cannot store it, and nobody means it.
-        return Err(Problem::field(
-            "",
-            "nul_byte",
-            "text must not contain NUL (\\u0000)",
-        ));
+        return Err(Problem::field("", "nul_byte", "text must not contain NUL (\\u0000)"));
     }
     value.validate().map_err(|report| {
         let wrong = report.iter().map(|(path, error)| FieldError {
@@ -112,10 +92,7 @@ fn explain<T: DeserializeOwned>(text: &str) -> Problem {
     let mut parser = serde_json::Deserializer::from_str(text);
     let result: Result<T, _> = serde_path_to_error::deserialize(&mut parser);
     let Err(error) = result else {
-        return Problem::new(
-            &problem::MALFORMED_JSON,
-            "there is more after the end of the JSON document",
-        );
+        return Problem::new(&problem::MALFORMED_JSON, "there is more after the end of the JSON document");
     };
     let path = error.path().to_string();
     let inner = error.into_inner();
@@ -127,9 +104,7 @@ fn explain<T: DeserializeOwned>(text: &str) -> Problem {
     let field = match (path.as_str(), named) {
         (".", named) => named.unwrap_or_default().to_owned(),
         // For an unknown field serde's path already ends with it.
-        (path, Some(named)) if path == named || path.ends_with(&format!(".{named}")) => {
-            path.to_owned()
-        }
+        (path, Some(named)) if path == named || path.ends_with(&format!(".{named}")) => path.to_owned(),
         (path, Some(named)) => format!("{path}.{named}"),
         (path, None) => path.to_owned(),
     };
@@ -183,16 +158,9 @@ impl Shape {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let media = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
-    let Some(subtype) = media
-        .get(..12)
-        .filter(|start| start.eq_ignore_ascii_case("application/"))
-        .map(|_| &media[12..])
-    else {
+    let Some(subtype) = media.get(..12).filter(|start| start.eq_ignore_ascii_case("application/")).map(|_| &media[12..]) else {
         return false;
     };
     subtype.eq_ignore_ascii_case("json") || subtype.to_ascii_lowercase().ends_with("+json")
@@ -200,22 +168,14 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// `Content-Length`, 0 if there is none: a chunked body is counted while it arrives.
 pub(crate) fn declared_length(headers: &HeaderMap) -> u64 {
-    headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .unwrap_or(0)
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 
 async fn read(mut body: Body, limit: usize, declared: u64) -> Result<Bytes, Problem> {
     let mut whole: Option<Bytes> = None;
     let mut parts = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| {
-            Problem::new(
-                &problem::BAD_REQUEST,
-                "the body was cut off or is malformed",
-            )
-        })?;
+        let frame = frame.map_err(|_| Problem::new(&problem::BAD_REQUEST, "the body was cut off or is malformed"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -228,12 +188,7 @@ async fn read(mut body: Body, limit: usize, declared: u64) -> Result<Bytes, Prob
         match whole.take() {
             None if parts.is_empty() => whole = Some(data),
             first => {
-                parts.reserve(
-                    usize::try_from(declared)
-                        .unwrap_or(0)
-                        .min(limit)
-                        .saturating_sub(parts.len()),
-                );
+                parts.reserve(usize::try_from(declared).unwrap_or(0).min(limit).saturating_sub(parts.len()));
                 parts.extend_from_slice(&first.unwrap_or_default());
                 parts.extend_from_slice(&data);
             }
@@ -243,10 +198,7 @@ async fn read(mut body: Body, limit: usize, declared: u64) -> Result<Bytes, Prob
 }
 
 fn too_large(limit: usize) -> Problem {
-    Problem::new(
-        &problem::TOO_LARGE,
-        format!("the body is larger than {limit} bytes"),
-    )
+    Problem::new(&problem::TOO_LARGE, format!("the body is larger than {limit} bytes"))
 }
 
 /// Reads a body that nobody wants, so that the refusal arrives.
@@ -272,10 +224,7 @@ pub(crate) async fn drain_too_large(request: Request<Body>) -> Problem {
     if !asks_first && !body.is_end_stream() {
         drain(body).await;
     }
-    Problem::new(
-        &problem::TOO_LARGE,
-        format!("a body of {length} bytes is larger than we read"),
-    )
+    Problem::new(&problem::TOO_LARGE, format!("a body of {length} bytes is larger than we read"))
 }
 
 #[cfg(test)]
@@ -309,10 +258,7 @@ mod tests {
     #[test]
     fn a_good_body_is_parsed() {
         let draft: Draft = parse(br#"{"title":"hi","tags":[{"name":"a"}]}"#).unwrap();
-        assert_eq!(
-            (draft.title.as_str(), draft.tags[0].name.as_str()),
-            ("hi", "a")
-        );
+        assert_eq!((draft.title.as_str(), draft.tags[0].name.as_str()), ("hi", "a"));
     }
 
     #[test]
@@ -322,64 +268,42 @@ mod tests {
 
     #[test]
     fn two_documents_are_malformed() {
-        assert_eq!(
-            refused(b"{\"title\":\"a\"} {}").kind,
-            &problem::MALFORMED_JSON
-        );
+        assert_eq!(refused(b"{\"title\":\"a\"} {}").kind, &problem::MALFORMED_JSON);
     }
 
     #[test]
     fn broken_utf_8_is_malformed() {
-        assert_eq!(
-            refused(b"{\"title\":\"\xff\"}").kind,
-            &problem::MALFORMED_JSON
-        );
+        assert_eq!(refused(b"{\"title\":\"\xff\"}").kind, &problem::MALFORMED_JSON);
     }
 
     #[test]
     fn an_unknown_field_is_named_with_its_path() {
         let problem = refused(br#"{"title":"a","tags":[{"name":"a","colour":1}]}"#);
-        assert_eq!(
-            (&*problem.errors[0].field, &*problem.errors[0].code),
-            ("tags[0].colour", "unknown_field")
-        );
+        assert_eq!((&*problem.errors[0].field, &*problem.errors[0].code), ("tags[0].colour", "unknown_field"));
     }
 
     #[test]
     fn a_missing_field_is_named() {
         let problem = refused(b"{}");
-        assert_eq!(
-            (&*problem.errors[0].field, &*problem.errors[0].code),
-            ("title", "missing_field")
-        );
+        assert_eq!((&*problem.errors[0].field, &*problem.errors[0].code), ("title", "missing_field"));
     }
 
     #[test]
     fn a_wrong_type_is_named() {
         let problem = refused(br#"{"title":7}"#);
-        assert_eq!(
-            (&*problem.errors[0].field, &*problem.errors[0].code),
-            ("title", "invalid_type")
-        );
+        assert_eq!((&*problem.errors[0].field, &*problem.errors[0].code), ("title", "invalid_type"));
     }
 
     #[test]
     fn every_invalid_field_is_named() {
         let problem = refused(br#"{"title":"","tags":[{"name":"long"}]}"#);
-        let fields: Vec<_> = problem
-            .errors
-            .iter()
-            .map(|error| error.field.as_str())
-            .collect();
+        let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
         assert_eq!(fields, ["tags[0].name", "title"]);
     }
 
     #[test]
     fn a_nul_character_is_refused() {
-        assert_eq!(
-            refused(br#"{"title":"a\u0000"}"#).errors[0].code,
-            "nul_byte"
-        );
+        assert_eq!(refused(br#"{"title":"a\u0000"}"#).errors[0].code, "nul_byte");
     }
 
     #[test]

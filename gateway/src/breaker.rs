@@ -19,13 +19,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            window: Duration::from_secs(10),
-            calls_min: 20,
-            failure_ratio: 0.5,
-            open_for: Duration::from_secs(2),
-            probes: 3,
-        }
+        Self { window: Duration::from_secs(10), calls_min: 20, failure_ratio: 0.5, open_for: Duration::from_secs(2), probes: 3 }
     }
 }
 
@@ -80,11 +74,7 @@ enum State {
 impl Breaker {
     /// A closed breaker.
     pub fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            state: State::Closed(Window::default()),
-            generation: 0,
-        }
+        Self { policy, state: State::Closed(Window::default()), generation: 0 }
     }
 
     /// Where it stands.
@@ -105,24 +95,15 @@ impl Breaker {
             if now < until {
                 return Err(until - now);
             }
-            self.turn(State::HalfOpen {
-                under_way: 0,
-                succeeded: 0,
-            });
+            self.turn(State::HalfOpen { under_way: 0, succeeded: 0 });
         }
-        if let State::HalfOpen {
-            under_way,
-            succeeded,
-        } = &mut self.state
-        {
+        if let State::HalfOpen { under_way, succeeded } = &mut self.state {
             if *under_way + *succeeded >= self.policy.probes {
                 return Err(self.policy.open_for);
             }
             *under_way += 1;
         }
-        Ok(Permit {
-            generation: self.generation,
-        })
+        Ok(Permit { generation: self.generation })
     }
 
     /// Reports what became of a call.
@@ -142,13 +123,7 @@ impl Breaker {
             }
             (State::HalfOpen { .. }, Outcome::Failed) => self.open(now),
             (State::HalfOpen { under_way, .. }, Outcome::Abandoned) => *under_way -= 1,
-            (
-                State::HalfOpen {
-                    under_way,
-                    succeeded,
-                },
-                Outcome::Answered,
-            ) => {
+            (State::HalfOpen { under_way, succeeded }, Outcome::Answered) => {
                 *under_way -= 1;
                 *succeeded += 1;
                 if *succeeded >= self.policy.probes {
@@ -159,9 +134,7 @@ impl Breaker {
     }
 
     fn open(&mut self, now: Duration) {
-        self.turn(State::Open {
-            until: now + self.policy.open_for,
-        });
+        self.turn(State::Open { until: now + self.policy.open_for });
     }
 
     fn turn(&mut self, state: State) {
@@ -190,9 +163,7 @@ impl Window {
     }
 
     fn totals(&self) -> (u32, u32) {
-        self.slices
-            .iter()
-            .fold((0, 0), |sum, slice| (sum.0 + slice.0, sum.1 + slice.1))
+        self.slices.iter().fold((0, 0), |sum, slice| (sum.0 + slice.0, sum.1 + slice.1))
     }
 }
 
@@ -213,9 +184,7 @@ impl RetryBudget {
 
     /// A full budget.
     pub fn new() -> Self {
-        Self {
-            balance: Self::BALANCE_MAX,
-        }
+        Self { balance: Self::BALANCE_MAX }
     }
 
     /// Counts a request.
@@ -272,9 +241,7 @@ mod tests {
     #[test]
     fn after_a_while_a_few_probes_pass_and_no_more() {
         let mut breaker = opened();
-        let passed = (0..10)
-            .filter(|_| breaker.admit(2 * SECOND).is_ok())
-            .count();
+        let passed = (0..10).filter(|_| breaker.admit(2 * SECOND).is_ok()).count();
         assert_eq!(passed, 3);
     }
 

@@ -53,9 +53,7 @@ pub fn build(edge: &Arc<Edge>, parts: Parts) -> Result<Router, BuildError> {
     let around = ServiceBuilder::new()
         .layer(ChainLayer { edge: edge.clone() })
         .layer(option_layer(cors(config)?))
-        .layer(CompressLayer {
-            enabled: config.compression,
-        });
+        .layer(CompressLayer { enabled: config.compression });
     Ok(api
         .merge(health::router(parts.health, parts.metrics))
         .merge(docs::router(&document)?)
@@ -70,31 +68,13 @@ fn cors(config: &GatewayConfig) -> Result<Option<CorsLayer>, BuildError> {
     let origins = match config.cors_origins.as_slice() {
         [] => return Ok(None),
         [any] if any == "*" => AllowOrigin::from(Any),
-        some => AllowOrigin::list(
-            some.iter()
-                .map(|origin| parse_origin(origin))
-                .collect::<Result<Vec<_>, _>>()?,
-        ),
+        some => AllowOrigin::list(some.iter().map(|origin| parse_origin(origin)).collect::<Result<Vec<_>, _>>()?),
     };
-    let exposed = [
-        "etag",
-        "location",
-        "ratelimit",
-        "ratelimit-policy",
-        "retry-after",
-        "x-request-id",
-        "x-search-token",
-    ];
+    let exposed = ["etag", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id", "x-search-token"];
     Ok(Some(
         CorsLayer::new()
             .allow_origin(origins)
-            .allow_methods([
-                Method::GET,
-                Method::POST,
-                Method::PUT,
-                Method::PATCH,
-                Method::DELETE,
-            ])
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
             .allow_headers([
                 header::AUTHORIZATION,
                 header::CONTENT_TYPE,

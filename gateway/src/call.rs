@@ -61,19 +61,13 @@ impl<E> CallError<E> {
     /// As a 503; `failed` says what a failure of the service itself becomes.
     pub fn into_problem(self, failed: impl FnOnce(E) -> Problem) -> Problem {
         match self {
-            Self::CutOff {
-                service,
-                retry_after,
-            } => Problem::unavailable(
+            Self::CutOff { service, retry_after } => Problem::unavailable(
                 format!("the {} service is cut off for the moment", service.name()),
-                u32::try_from(retry_after.as_secs())
-                    .unwrap_or(u32::MAX)
-                    .saturating_add(1),
+                u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
             ),
-            Self::Deadline(service) => Problem::new(
-                &problem::DEADLINE,
-                format!("the {} service did not answer in time", service.name()),
-            ),
+            Self::Deadline(service) => {
+                Problem::new(&problem::DEADLINE, format!("the {} service did not answer in time", service.name()))
+            }
             Self::Failed(error) => failed(error),
         }
     }
@@ -93,26 +87,13 @@ struct Guard {
 impl Services {
     /// All breakers closed, all budgets full.
     pub fn new(policy: Policy) -> Self {
-        let guard = |_| {
-            Mutex::new(Guard {
-                breaker: Breaker::new(policy),
-                budget: RetryBudget::new(),
-            })
-        };
-        Self {
-            start: Instant::now(),
-            guards: Service::ALL.map(guard),
-        }
+        let guard = |_| Mutex::new(Guard { breaker: Breaker::new(policy), budget: RetryBudget::new() });
+        Self { start: Instant::now(), guards: Service::ALL.map(guard) }
     }
 
     /// Where the breakers stand.
     pub fn positions(&self) -> [(Service, Position); 4] {
-        Service::ALL.map(|service| {
-            (
-                service,
-                self.with(service, |guard, _| guard.breaker.position()),
-            )
-        })
+        Service::ALL.map(|service| (service, self.with(service, |guard, _| guard.breaker.position())))
     }
 
     /// Calls a service.
@@ -136,16 +117,8 @@ impl Services {
         let mut retried = false;
         loop {
             let admitted = self.with(service, |guard, now| guard.breaker.admit(now));
-            let permit = admitted.map_err(|retry_after| CallError::CutOff {
-                service,
-                retry_after,
-            })?;
-            let mut report = Report {
-                services: self,
-                service,
-                permit,
-                outcome: Outcome::Abandoned,
-            };
+            let permit = admitted.map_err(|retry_after| CallError::CutOff { service, retry_after })?;
+            let mut report = Report { services: self, service, permit, outcome: Outcome::Abandoned };
             match tokio::time::timeout_at(deadline.into(), ask()).await {
                 Ok(Ok(answer)) => {
                     report.outcome = Outcome::Answered;
@@ -153,9 +126,7 @@ impl Services {
                 }
                 Ok(Err(error)) => {
                     report.outcome = Outcome::Failed;
-                    let again = !retried
-                        && repeatable(&error)
-                        && self.with(service, |guard, _| guard.budget.withdraw());
+                    let again = !retried && repeatable(&error) && self.with(service, |guard, _| guard.budget.withdraw());
                     if !again {
                         return Err(CallError::Failed(error));
                     }
@@ -173,9 +144,7 @@ impl Services {
     }
 
     fn with<R>(&self, service: Service, act: impl FnOnce(&mut Guard, Duration) -> R) -> R {
-        let mut guard = self.guards[service as usize]
-            .lock()
-            .expect("no panic while it is held");
+        let mut guard = self.guards[service as usize].lock().expect("no panic while it is held");
         act(&mut guard, self.start.elapsed())
     }
 }
@@ -190,9 +159,7 @@ struct Report<'a> {
 
 impl Drop for Report<'_> {
     fn drop(&mut self) {
-        self.services.with(self.service, |guard, now| {
-            guard.breaker.report(self.permit, self.outcome, now)
-        });
+        self.services.with(self.service, |guard, now| guard.breaker.report(self.permit, self.outcome, now));
     }
 }
 
@@ -213,9 +180,7 @@ mod tests {
             calls.set(calls.get() + 1);
             async { Err::<(), _>("down") }
         };
-        let _ = services
-            .call(Service::Posts, soon(), |_| repeatable, ask)
-            .await;
+        let _ = services.call(Service::Posts, soon(), |_| repeatable, ask).await;
         calls.get()
     }
 
@@ -233,27 +198,10 @@ mod tests {
     async fn one_service_that_fails_does_not_cut_off_another() {
         let services = Services::new(Policy::default());
         for _ in 0..30 {
-            let _ = services
-                .call(
-                    Service::Posts,
-                    soon(),
-                    |_| false,
-                    || async { Err::<(), _>("down") },
-                )
-                .await;
+            let _ = services.call(Service::Posts, soon(), |_| false, || async { Err::<(), _>("down") }).await;
         }
-        assert_eq!(
-            services.positions()[Service::Posts as usize].1,
-            Position::Open
-        );
-        let answer = services
-            .call(
-                Service::Users,
-                soon(),
-                |_: &&str| false,
-                || async { Ok::<_, &str>(1) },
-            )
-            .await;
+        assert_eq!(services.positions()[Service::Posts as usize].1, Position::Open);
+        let answer = services.call(Service::Users, soon(), |_: &&str| false, || async { Ok::<_, &str>(1) }).await;
         assert_eq!(answer.ok(), Some(1));
     }
 
@@ -261,12 +209,7 @@ mod tests {
     async fn a_call_ends_at_the_deadline() {
         let services = Services::new(Policy::default());
         let answer = services
-            .call(
-                Service::Posts,
-                Instant::now() + Duration::from_millis(10),
-                |_| true,
-                std::future::pending::<Result<(), &str>>,
-            )
+            .call(Service::Posts, Instant::now() + Duration::from_millis(10), |_| true, std::future::pending::<Result<(), &str>>)
             .await;
         assert!(matches!(answer, Err(CallError::Deadline(Service::Posts))));
     }

@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::MatchedPath;
-use axum::http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
-};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
@@ -43,12 +41,7 @@ impl Edge {
     /// The shared part of a gateway.
     pub fn new(config: GatewayConfig, verifier: Arc<Verifier>) -> Arc<Self> {
         let limits = RateLimits::new(&config.quotas, config.rate_limit_keys_max);
-        Arc::new(Self {
-            config,
-            verifier,
-            limits,
-            in_flight: AtomicUsize::new(0),
-        })
+        Arc::new(Self { config, verifier, limits, in_flight: AtomicUsize::new(0) })
     }
 
     /// Requests whose response has not begun.
@@ -67,43 +60,17 @@ impl Edge {
 static SECURITY_HEADERS: [(HeaderName, HeaderValue); 11] = [
     (
         header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-        ),
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
     ),
-    (
-        HeaderName::from_static("cross-origin-opener-policy"),
-        HeaderValue::from_static("same-origin"),
-    ),
-    (
-        HeaderName::from_static("cross-origin-resource-policy"),
-        HeaderValue::from_static("same-origin"),
-    ),
-    (
-        HeaderName::from_static("origin-agent-cluster"),
-        HeaderValue::from_static("?1"),
-    ),
-    (
-        header::REFERRER_POLICY,
-        HeaderValue::from_static("no-referrer"),
-    ),
-    (
-        header::STRICT_TRANSPORT_SECURITY,
-        HeaderValue::from_static("max-age=31536000; includeSubDomains"),
-    ),
-    (
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    ),
-    (
-        header::X_DNS_PREFETCH_CONTROL,
-        HeaderValue::from_static("off"),
-    ),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("origin-agent-cluster"), HeaderValue::from_static("?1")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000; includeSubDomains")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_DNS_PREFETCH_CONTROL, HeaderValue::from_static("off")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (
-        HeaderName::from_static("x-permitted-cross-domain-policies"),
-        HeaderValue::from_static("none"),
-    ),
+    (HeaderName::from_static("x-permitted-cross-domain-policies"), HeaderValue::from_static("none")),
     (header::X_XSS_PROTECTION, HeaderValue::from_static("0")),
 ];
 
@@ -117,11 +84,7 @@ impl<S> Layer<S> for ChainLayer {
     type Service = Chain<S>;
 
     fn layer(&self, inner: S) -> Chain<S> {
-        Chain {
-            inner,
-            edge: self.edge.clone(),
-            route: Arc::default(),
-        }
+        Chain { inner, edge: self.edge.clone(), route: Arc::default() }
     }
 }
 
@@ -162,11 +125,7 @@ where
             edge: edge.clone(),
         };
         let in_flight = InFlight::enter(edge);
-        let verdict = edge
-            .config
-            .rate_limits
-            .then(|| edge.limits.check(class, key(&context)))
-            .flatten();
+        let verdict = edge.config.rate_limits.then(|| edge.limits.check(class, key(&context))).flatten();
         let mut served = Served {
             work: Work::Refused { problem: None },
             timeout: None,
@@ -184,29 +143,19 @@ where
             },
         };
         if let Some(problem) = refusal(edge, class, verdict) {
-            served.work = Work::Refused {
-                problem: Some(problem),
-            };
+            served.work = Work::Refused { problem: Some(problem) };
         } else if body::declared_length(request.headers()) > edge.config.body_limit_bytes as u64 {
-            served.work = Work::Draining {
-                future: Box::pin(body::drain_too_large(request)),
-            };
+            served.work = Work::Draining { future: Box::pin(body::drain_too_large(request)) };
         } else {
             request.extensions_mut().insert(context);
-            served.work = Work::Route {
-                future: self.inner.call(request),
-            };
+            served.work = Work::Route { future: self.inner.call(request) };
         }
         served
     }
 }
 
 fn client(request: &Request<Body>, edge: &Edge) -> std::net::IpAddr {
-    let peer = request
-        .extensions()
-        .get::<Peer>()
-        .copied()
-        .unwrap_or(Peer::UNKNOWN);
+    let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::UNKNOWN);
     limits::client(peer.0, request.headers(), &edge.config.trusted_proxies)
 }
 
@@ -214,10 +163,7 @@ fn identity(headers: &HeaderMap, edge: &Edge) -> Identity {
     let Some(authorization) = headers.get(header::AUTHORIZATION) else {
         return Identity::Anonymous;
     };
-    match edge
-        .verifier
-        .authenticate(authorization.as_bytes(), auth::now_s())
-    {
+    match edge.verifier.authenticate(authorization.as_bytes(), auth::now_s()) {
         Ok(claims) => Identity::Known(claims),
         Err(error) => Identity::Refused(error),
     }
@@ -235,19 +181,10 @@ fn refusal(edge: &Edge, class: RouteClass, verdict: Option<Verdict>) -> Option<P
         return None;
     }
     if edge.in_flight() > edge.config.requests_max {
-        return Some(Problem::unavailable(
-            "the gateway has as many requests in flight as it takes",
-            1,
-        ));
+        return Some(Problem::unavailable("the gateway has as many requests in flight as it takes", 1));
     }
     let retry_after_s = verdict?.retry_after_s?;
-    Some(
-        Problem::new(
-            &problem::RATE_LIMITED,
-            "the quota is used up for the moment",
-        )
-        .retry_after_s(retry_after_s),
-    )
+    Some(Problem::new(&problem::RATE_LIMITED, "the quota is used up for the moment").retry_after_s(retry_after_s))
 }
 
 /// Counts a request from its arrival to the head of its response.
@@ -297,29 +234,22 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let polled = match this.work.as_mut().project() {
-            WorkProjection::Route { future } => {
-                match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-                    Ok(polled) => polled.map(|Ok(response)| Ok(response.map(Body::new))),
-                    Err(panic) => Poll::Ready(Err(this.record.panicked(&*panic))),
-                }
-            }
+            WorkProjection::Route { future } => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+                Ok(polled) => polled.map(|Ok(response)| Ok(response.map(Body::new))),
+                Err(panic) => Poll::Ready(Err(this.record.panicked(&*panic))),
+            },
             WorkProjection::Draining { future } => future.as_mut().poll(cx).map(Err),
-            WorkProjection::Refused { problem } => Poll::Ready(Err(problem
-                .take()
-                .expect("a finished future is not polled again"))),
+            WorkProjection::Refused { problem } => {
+                Poll::Ready(Err(problem.take().expect("a finished future is not polled again")))
+            }
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => {
                 let deadline = this.record.deadline;
-                let timeout = this
-                    .timeout
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+                let timeout = this.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
                 ready!(timeout.as_mut().poll(cx));
-                Err(Problem::new(
-                    &problem::DEADLINE,
-                    "the request was not answered in time",
-                ))
+                Err(Problem::new(&problem::DEADLINE, "the request was not answered in time"))
             }
         };
         // The route's future is dropped before its response leaves, also after a panic or at the deadline.
@@ -345,9 +275,7 @@ struct Record {
 impl Record {
     fn panicked(&self, panic: &(dyn Any + Send)) -> Problem {
         let message = panic.downcast_ref::<&str>().copied();
-        let message = message
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         tracing::error!(
             request.id = self.request_id.to_str().unwrap_or_default(),
             http.route = self.stats.route,
@@ -366,11 +294,7 @@ impl Record {
             }
         };
         if let Some(problem) = problem_in(&mut response) {
-            problem.write(
-                &mut response,
-                Some(self.uri.path()),
-                self.request_id.to_str().ok(),
-            );
+            problem.write(&mut response, Some(self.uri.path()), self.request_id.to_str().ok());
         }
         self.write_headers(response.headers_mut());
         self.count(response.status());
@@ -429,11 +353,7 @@ fn problem_in(response: &mut Response<Body>) -> Option<Problem> {
         return Some(problem);
     }
     let mut problem = Problem::of_status(response.status())?;
-    match response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .map(HeaderValue::as_bytes)
-    {
+    match response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) {
         // Text with an error status comes from axum's own refusals; a route that answers in JSON meant it.
         None => {}
         Some(media) if media.starts_with(b"text/plain") => {}
@@ -460,9 +380,7 @@ struct Stats {
 }
 
 /// The statuses that we send.
-const STATUSES: [u16; 18] = [
-    200, 201, 204, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 500, 503,
-];
+const STATUSES: [u16; 18] = [200, 201, 204, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 500, 503];
 
 impl Route {
     fn stats(&self, request: &Request<Body>) -> Arc<Stats> {
@@ -478,15 +396,8 @@ impl Route {
             _ => (7, "other"),
         };
         let make = || {
-            let route = request
-                .extensions()
-                .get::<MatchedPath>()
-                .map_or("none", MatchedPath::as_str);
-            Arc::new(Stats::new(
-                String::from(route).leak(),
-                method,
-                RouteClass::of(request.method(), route),
-            ))
+            let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+            Arc::new(Stats::new(String::from(route).leak(), method, RouteClass::of(request.method(), route)))
         };
         self.by_method[index].get_or_init(make).clone()
     }
@@ -496,13 +407,7 @@ impl Stats {
     /// The route's name lives as long as the process: there are as many as there are routes.
     fn new(route: &'static str, method: &'static str, class: RouteClass) -> Self {
         let duration = metrics::histogram!("http_request_duration_seconds", "route" => route, "method" => method);
-        Self {
-            route,
-            method,
-            class,
-            duration,
-            answered: Default::default(),
-        }
+        Self { route, method, class, duration, answered: Default::default() }
     }
 
     fn answered(&self, status: StatusCode) -> Counter {

@@ -29,17 +29,9 @@ impl<S: Clone> Layer<S> for CompressLayer {
     type Service = CompressIfAsked<S>;
 
     fn layer(&self, plain: S) -> Self::Service {
-        let when = SizeAbove::new(BYTES_MIN.into())
-            .and(NotForContentType::SSE)
-            .and(NotForContentType::IMAGES);
-        let packed = CompressionLayer::new()
-            .compress_when(when)
-            .layer(plain.clone());
-        CompressIfAsked {
-            enabled: self.enabled,
-            plain,
-            packed,
-        }
+        let when = SizeAbove::new(BYTES_MIN.into()).and(NotForContentType::SSE).and(NotForContentType::IMAGES);
+        let packed = CompressionLayer::new().compress_when(when).layer(plain.clone());
+        CompressIfAsked { enabled: self.enabled, plain, packed }
     }
 }
 
@@ -66,14 +58,9 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if self.enabled && request.headers().contains_key(header::ACCEPT_ENCODING) {
-            Answer::Packed {
-                future: self.packed.call(request),
-            }
+            Answer::Packed { future: self.packed.call(request) }
         } else {
-            Answer::Plain {
-                future: self.plain.call(request),
-                vary: self.enabled,
-            }
+            Answer::Plain { future: self.plain.call(request), vary: self.enabled }
         }
     }
 }
@@ -102,15 +89,11 @@ where
                 let mut response = ready!(future.poll(cx))?;
                 // A cache must know that another client would have got it packed.
                 if *vary && response.body().size_hint().lower() >= BYTES_MIN.into() {
-                    response
-                        .headers_mut()
-                        .append(header::VARY, HeaderValue::from_static("accept-encoding"));
+                    response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
                 }
                 Poll::Ready(Ok(response))
             }
-            AnswerProjection::Packed { future } => {
-                Poll::Ready(Ok(ready!(future.poll(cx))?.map(Body::new)))
-            }
+            AnswerProjection::Packed { future } => Poll::Ready(Ok(ready!(future.poll(cx))?.map(Body::new))),
         }
     }
 }

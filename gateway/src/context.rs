@@ -49,9 +49,7 @@ pub(crate) enum Identity {
 impl Context {
     /// The request's id as text.
     pub fn request_id(&self) -> &str {
-        self.request_id
-            .to_str()
-            .expect("ids are checked or minted as visible ASCII")
+        self.request_id.to_str().expect("ids are checked or minted as visible ASCII")
     }
 }
 
@@ -65,10 +63,7 @@ impl<S: Sync> FromRequestParts<S> for Context {
 
 /// The context that the chain has put into a request.
 pub(crate) fn of(parts: &Parts) -> Result<&Context, Problem> {
-    parts
-        .extensions
-        .get::<Context>()
-        .ok_or_else(|| Problem::new(&problem::INTERNAL, "the route lies outside the chain"))
+    parts.extensions.get::<Context>().ok_or_else(|| Problem::new(&problem::INTERNAL, "the route lies outside the chain"))
 }
 
 /// A position in a W3C trace: the trace, and the span that this request is.
@@ -91,28 +86,13 @@ impl Trace {
         headers
             .get(TRACEPARENT)
             .and_then(|value| parse_traceparent(value.as_bytes()))
-            .map(|(trace_id, parent, sampled)| Self {
-                trace_id,
-                span_id,
-                parent_id: Some(parent),
-                sampled,
-            })
-            .unwrap_or(Self {
-                trace_id: random | 1,
-                span_id,
-                parent_id: None,
-                sampled: false,
-            })
+            .map(|(trace_id, parent, sampled)| Self { trace_id, span_id, parent_id: Some(parent), sampled })
+            .unwrap_or(Self { trace_id: random | 1, span_id, parent_id: None, sampled: false })
     }
 
     /// As `traceparent`, for whom we ask in turn.
     pub fn traceparent(&self) -> String {
-        format!(
-            "00-{:032x}-{:016x}-{:02x}",
-            self.trace_id,
-            self.span_id,
-            u8::from(self.sampled)
-        )
+        format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
     }
 }
 
@@ -120,12 +100,8 @@ impl Trace {
 fn parse_traceparent(value: &[u8]) -> Option<(u128, u64, bool)> {
     let hex = |range: std::ops::Range<usize>| {
         let digits = value.get(range)?;
-        let lower = digits
-            .iter()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        lower
-            .then(|| u128::from_str_radix(str::from_utf8(digits).ok()?, 16).ok())
-            .flatten()
+        let lower = digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        lower.then(|| u128::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()).flatten()
     };
     let dashes = [2, 35, 52].iter().all(|&at| value.get(at) == Some(&b'-'));
     let version = hex(0..2)?;
@@ -151,9 +127,7 @@ pub(crate) fn request_id(headers: &HeaderMap, random: u128) -> HeaderValue {
 /// Only what is safe to log and to copy into JSON as it is.
 fn is_request_id(id: &[u8]) -> bool {
     (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
-        && id
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
+        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
 }
 
 /// The address of the socket's other end, put in by the server.
@@ -177,23 +151,14 @@ mod tests {
 
     #[test]
     fn a_trace_is_continued_under_our_own_span() {
-        let sent = headers(
-            TRACEPARENT,
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        );
+        let sent = headers(TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let trace = Trace::of(&sent, 1, 2);
-        assert_eq!(
-            trace.traceparent(),
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000003-01"
-        );
+        assert_eq!(trace.traceparent(), "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000003-01");
     }
 
     #[test]
     fn a_trace_of_zeros_is_not_continued() {
-        let sent = headers(
-            TRACEPARENT,
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-        );
+        let sent = headers(TRACEPARENT, "00-00000000000000000000000000000000-00f067aa0ba902b7-01");
         assert_eq!(Trace::of(&sent, 4, 2).trace_id, 5);
     }
 

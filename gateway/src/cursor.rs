@@ -22,9 +22,7 @@ pub struct Cursors {
 impl Cursors {
     /// Cursors under a key that is derived from the cluster's secret.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, key),
-        }
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
     }
 
     /// Seals a position of the list `scope`.
@@ -42,12 +40,8 @@ impl Cursors {
     /// # Errors
     /// A 400 if it was not sealed by [`Self::seal`] for this list.
     pub fn open<T: DeserializeOwned>(&self, scope: &str, text: &str) -> Result<T, Problem> {
-        self.try_open(scope, text).ok_or_else(|| {
-            Problem::new(
-                &INVALID_CURSOR,
-                "the cursor was not handed out by this list, or it has been altered",
-            )
-        })
+        self.try_open(scope, text)
+            .ok_or_else(|| Problem::new(&INVALID_CURSOR, "the cursor was not handed out by this list, or it has been altered"))
     }
 
     fn try_open<T: DeserializeOwned>(&self, scope: &str, text: &str) -> Option<T> {

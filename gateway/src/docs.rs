@@ -24,12 +24,8 @@ pub(crate) fn router(document: &OpenApi) -> Result<Router, serde_json::Error> {
         let body = document.clone();
         async move { ([(header::CONTENT_TYPE, "application/json")], body) }
     };
-    let page = Router::from(
-        SwaggerUi::new("/docs").config(Config::from("/openapi.json").validator_url("none")),
-    );
-    Ok(page
-        .layer(axum::middleware::map_response(allow_page))
-        .route("/openapi.json", get(json)))
+    let page = Router::from(SwaggerUi::new("/docs").config(Config::from("/openapi.json").validator_url("none")));
+    Ok(page.layer(axum::middleware::map_response(allow_page)).route("/openapi.json", get(json)))
 }
 
 async fn allow_page(response: Response) -> Response {

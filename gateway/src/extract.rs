@@ -33,11 +33,9 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let axum::extract::Query(value) = axum::extract::Query::<T>::try_from_uri(&parts.uri)
-            .map_err(|error| bad_query(error.body_text()))?;
-        value
-            .validate()
-            .map_err(|report| bad_query(report.to_string().trim_end().to_owned()))?;
+        let axum::extract::Query(value) =
+            axum::extract::Query::<T>::try_from_uri(&parts.uri).map_err(|error| bad_query(error.body_text()))?;
+        value.validate().map_err(|report| bad_query(report.to_string().trim_end().to_owned()))?;
         Ok(Self(value))
     }
 }
@@ -60,10 +58,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Path::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
-            Err(_) => Err(Problem::new(
-                &problem::NOT_FOUND,
-                "the path names nothing that can exist",
-            )),
+            Err(_) => Err(Problem::new(&problem::NOT_FOUND, "the path names nothing that can exist")),
         }
     }
 }
@@ -86,18 +81,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
             limit: Option<u32>,
             cursor: Option<String>,
         }
-        let axum::extract::Query(asked) = axum::extract::Query::<Asked>::try_from_uri(&parts.uri)
-            .map_err(|error| bad_query(error.body_text()))?;
+        let axum::extract::Query(asked) =
+            axum::extract::Query::<Asked>::try_from_uri(&parts.uri).map_err(|error| bad_query(error.body_text()))?;
         let limit = asked.limit.unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
-            return Err(bad_query(format!(
-                "limit is {limit} and may be 1 to {LIMIT_MAX}"
-            )));
+            return Err(bad_query(format!("limit is {limit} and may be 1 to {LIMIT_MAX}")));
         }
-        Ok(Self {
-            limit,
-            cursor: asked.cursor,
-        })
+        Ok(Self { limit, cursor: asked.cursor })
     }
 }
 
@@ -112,10 +102,7 @@ impl CurrentUser {
         if self.0.has_role(role) {
             return Ok(());
         }
-        Err(Problem::new(
-            &problem::FORBIDDEN,
-            format!("this needs the role {role}"),
-        ))
+        Err(Problem::new(&problem::FORBIDDEN, format!("this needs the role {role}")))
     }
 }
 
@@ -124,8 +111,7 @@ impl<S: Send + Sync> FromRequestParts<S> for CurrentUser {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let MaybeUser(user) = MaybeUser::from_request_parts(parts, state).await?;
-        user.map(Self)
-            .ok_or_else(|| unauthenticated("there is no access token in the request"))
+        user.map(Self).ok_or_else(|| unauthenticated("there is no access token in the request"))
     }
 }
 
@@ -197,12 +183,9 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
             tag.split('.').next()?.parse().ok()
         };
         // A tag that we never gave matches nothing.
-        version().map(Self::Version).ok_or_else(|| {
-            Problem::new(
-                &problem::PRECONDITION_FAILED,
-                "If-Match is not an entity tag of this resource",
-            )
-        })
+        version()
+            .map(Self::Version)
+            .ok_or_else(|| Problem::new(&problem::PRECONDITION_FAILED, "If-Match is not an entity tag of this resource"))
     }
 }
 
@@ -215,9 +198,7 @@ impl IfNoneMatch {
     pub fn matches(&self, etag: &str) -> bool {
         let wanted = etag.strip_prefix("W/").unwrap_or(etag);
         self.0.as_deref().is_some_and(|tags| {
-            tags.split(',')
-                .map(str::trim)
-                .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == wanted)
+            tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == wanted)
         })
     }
 }
@@ -226,10 +207,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let value = parts
-            .headers
-            .get(header::IF_NONE_MATCH)
-            .and_then(|value| value.to_str().ok());
+        let value = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
         Ok(Self(value.map(str::to_owned)))
     }
 }
@@ -245,15 +223,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
         let Some(value) = parts.headers.get("idempotency-key") else {
             return Ok(Self(None));
         };
-        let visible = value.to_str().ok().filter(|key| {
-            (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
-        });
-        visible.map(|key| Self(Some(key.into()))).ok_or_else(|| {
-            Problem::new(
-                &problem::BAD_REQUEST,
-                "Idempotency-Key has to be 1 to 255 visible ASCII characters",
-            )
-        })
+        let visible =
+            value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()));
+        visible
+            .map(|key| Self(Some(key.into())))
+            .ok_or_else(|| Problem::new(&problem::BAD_REQUEST, "Idempotency-Key has to be 1 to 255 visible ASCII characters"))
     }
 }
 
@@ -264,10 +238,7 @@ mod tests {
     #[test]
     fn a_tag_with_a_later_suffix_still_matches_the_version() {
         assert!(IfMatch::Version(3).check(3).is_ok());
-        assert_eq!(
-            IfMatch::Version(3).check(4).unwrap_err().kind,
-            &problem::PRECONDITION_FAILED
-        );
+        assert_eq!(IfMatch::Version(3).check(4).unwrap_err().kind, &problem::PRECONDITION_FAILED);
     }
 
     #[test]

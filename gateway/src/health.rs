@@ -53,11 +53,7 @@ pub struct Report {
 impl Report {
     /// The worst of all probes.
     pub fn status(&self) -> Status {
-        self.probes
-            .values()
-            .map(|probe| probe.status)
-            .max()
-            .unwrap_or(Status::Ok)
+        self.probes.values().map(|probe| probe.status).max().unwrap_or(Status::Ok)
     }
 }
 
@@ -91,9 +87,7 @@ pub fn metrics_handle() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     let install = || {
         PrometheusBuilder::new()
-            .set_buckets(&[
-                0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-            ])
+            .set_buckets(&[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
             .expect("the list of buckets is not empty")
             .install_recorder()
             .expect("the gateway alone installs the recorder")
@@ -107,29 +101,12 @@ async fn livez() -> &'static str {
 
 async fn readyz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
     let report = shared.health.report().await;
-    let status = if report.status() == Status::Failed {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
-    let verbose = query.is_some_and(|query| {
-        query
-            .split('&')
-            .any(|part| part.split('=').next() == Some("verbose"))
-    });
+    let status = if report.status() == Status::Failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
     // Who is not ready always says why; who is, only when asked.
-    let probes: BTreeMap<_, _> = report
-        .probes
-        .iter()
-        .filter(|(_, probe)| verbose || probe.status != Status::Ok)
-        .collect();
+    let probes: BTreeMap<_, _> = report.probes.iter().filter(|(_, probe)| verbose || probe.status != Status::Ok).collect();
     let body = serde_json::json!({ "status": report.status(), "probes": probes });
-    (
-        status,
-        [(header::CACHE_CONTROL, "no-store")],
-        axum::Json(body),
-    )
-        .into_response()
+    (status, [(header::CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
 }
 
 async fn describe(State(shared): State<Shared>) -> Response {
@@ -142,12 +119,8 @@ async fn describe(State(shared): State<Shared>) -> Response {
         version: &'static str,
     }
     let report = shared.health.report().await;
-    let described = Described {
-        status: report.status(),
-        report,
-        memory_rss_bytes: memory_rss_bytes(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
+    let described =
+        Described { status: report.status(), report, memory_rss_bytes: memory_rss_bytes(), version: env!("CARGO_PKG_VERSION") };
     ([(header::CACHE_CONTROL, "no-store")], axum::Json(described)).into_response()
 }
 
@@ -162,9 +135,7 @@ async fn render_metrics(State(shared): State<Shared>) -> Response {
 /// Resident memory of this process, where `/proc` tells it.
 fn memory_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }

@@ -20,11 +20,7 @@ pub struct Issuer {
 impl Issuer {
     /// An issuer that signs with `key`, as the configured issuer for the configured audience.
     pub fn new(key: SigningKey, config: &GatewayConfig) -> Self {
-        Self {
-            key: ArcSwap::from_pointee(key),
-            issuer: config.token_issuer.clone(),
-            audience: config.token_audience.clone(),
-        }
+        Self { key: ArcSwap::from_pointee(key), issuer: config.token_issuer.clone(), audience: config.token_audience.clone() }
     }
 
     /// Signs with another key from now on. Its public half must be known to every verifier already.
@@ -36,21 +32,12 @@ impl Issuer {
     ///
     /// # Errors
     /// If the key cannot sign.
-    pub fn issue(
-        &self,
-        account: &Account,
-        session: SessionId,
-        now: i64,
-    ) -> Result<String, KeyError> {
+    pub fn issue(&self, account: &Account, session: SessionId, now: i64) -> Result<String, KeyError> {
         self.key.load().issue(&Claims {
             sub: account.profile.id.0,
             sid: session.0,
             name: account.profile.username.as_str().to_owned(),
-            roles: account
-                .roles
-                .iter()
-                .map(|role| role.as_str().to_owned())
-                .collect(),
+            roles: account.roles.iter().map(|role| role.as_str().to_owned()).collect(),
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
             iat: now,
@@ -88,11 +75,7 @@ mod tests {
             follower_count: 0,
             following_count: 0,
         };
-        Account {
-            profile,
-            email: None,
-            roles: [Role::Admin].into(),
-        }
+        Account { profile, email: None, roles: [Role::Admin].into() }
     }
 
     fn key(name: &str, seed: u8) -> SigningKey {
@@ -103,12 +86,7 @@ mod tests {
     fn a_token_names_user_session_and_roles_before_and_after_a_rotation() {
         let config = GatewayConfig::default();
         let issuer = Issuer::new(key("k1", 1), &config);
-        let verifier = Verifier::new(
-            &config.token_issuer,
-            &config.token_audience,
-            10,
-            Arc::default(),
-        );
+        let verifier = Verifier::new(&config.token_issuer, &config.token_audience, 10, Arc::default());
         verifier.set_keys(vec![key("k1", 1).public(), key("k2", 2).public()]);
         let now = crate::auth::now_s();
         let session = SessionId(Uuid::from_u128(7));

@@ -153,11 +153,7 @@ impl RateLimits {
     /// Takes one request of `class` from the quota of `key`; nothing for an exempt class.
     pub fn check(&self, class: RouteClass, key: Key) -> Option<Verdict> {
         let (remaining, retry_after_s) = self.of(class)?.check(key);
-        Some(Verdict {
-            class,
-            remaining,
-            retry_after_s,
-        })
+        Some(Verdict { class, remaining, retry_after_s })
     }
 
     /// Tells the client where it stands (draft-ietf-httpapi-ratelimit-headers).
@@ -166,18 +162,10 @@ impl RateLimits {
             return;
         };
         headers.insert(RATELIMIT_POLICY, limiter.policy.clone());
-        let mut text = Text {
-            bytes: [0; 48],
-            length: 0,
-        };
+        let mut text = Text { bytes: [0; 48], length: 0 };
         let _ = std::fmt::Write::write_fmt(
             &mut text,
-            format_args!(
-                "\"{}\";r={};t={}",
-                limiter.name,
-                verdict.remaining,
-                verdict.retry_after_s.unwrap_or(limiter.window_s)
-            ),
+            format_args!("\"{}\";r={};t={}", limiter.name, verdict.remaining, verdict.retry_after_s.unwrap_or(limiter.window_s)),
         );
         if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
             headers.insert(RATELIMIT, value);
@@ -238,31 +226,15 @@ impl Limiter {
 
     fn check(&self, key: Key) -> (u32, Option<u32>) {
         // Between two sweeps the map must not grow without bound either.
-        if self
-            .checks
-            .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(CHECKS_PER_COUNT)
-            && self.gcra.len() >= self.keys_max
-        {
+        if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKS_PER_COUNT) && self.gcra.len() >= self.keys_max {
             self.crowded.store(true, Ordering::Relaxed);
         }
-        let key = if self.crowded.load(Ordering::Relaxed) {
-            self.shared(key)
-        } else {
-            key
-        };
+        let key = if self.crowded.load(Ordering::Relaxed) { self.shared(key) } else { key };
         match self.gcra.check_key(&key) {
             Ok(snapshot) => (snapshot.remaining_burst_capacity(), None),
             Err(refusal) => {
                 let wait = refusal.wait_time_from(self.clock.now());
-                (
-                    0,
-                    Some(
-                        u32::try_from(wait.as_secs())
-                            .unwrap_or(u32::MAX)
-                            .saturating_add(1),
-                    ),
-                )
+                (0, Some(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)))
             }
         }
     }
@@ -277,8 +249,7 @@ impl Limiter {
 
     fn sweep(&self) {
         self.gcra.retain_recent();
-        self.crowded
-            .store(self.gcra.len() >= self.keys_max, Ordering::Relaxed);
+        self.crowded.store(self.gcra.len() >= self.keys_max, Ordering::Relaxed);
     }
 }
 
@@ -297,10 +268,7 @@ impl Text {
 impl std::fmt::Write for Text {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
         let end = self.length + text.len();
-        self.bytes
-            .get_mut(self.length..end)
-            .ok_or(std::fmt::Error)?
-            .copy_from_slice(text.as_bytes());
+        self.bytes.get_mut(self.length..end).ok_or(std::fmt::Error)?.copy_from_slice(text.as_bytes());
         self.length = end;
         Ok(())
     }
@@ -332,22 +300,11 @@ impl FromStr for Cidr {
 
     fn from_str(text: &str) -> Result<Self, CidrError> {
         let parse = || {
-            let (address, bits) = text
-                .split_once('/')
-                .map_or((text, None), |(address, bits)| (address, Some(bits)));
+            let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
             let address: IpAddr = address.parse().ok()?;
-            let (width, offset) = if address.is_ipv4() {
-                (32, 96)
-            } else {
-                (128, 0)
-            };
-            let bits = bits.map_or(Some(width), |bits| {
-                bits.parse().ok().filter(|bits| *bits <= width)
-            })?;
-            Some(Self {
-                network: as_v6(address),
-                bits: bits + offset,
-            })
+            let (width, offset) = if address.is_ipv4() { (32, 96) } else { (128, 0) };
+            let bits = bits.map_or(Some(width), |bits| bits.parse().ok().filter(|bits| *bits <= width))?;
+            Some(Self { network: as_v6(address), bits: bits + offset })
         };
         parse().ok_or_else(|| CidrError(text.to_owned()))
     }
@@ -395,10 +352,7 @@ mod tests {
     use super::*;
 
     fn forwarded(text: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(
-            HeaderName::from_static("x-forwarded-for"),
-            HeaderValue::from_static(text),
-        )])
+        HeaderMap::from_iter([(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static(text))])
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -407,34 +361,18 @@ mod tests {
 
     #[test]
     fn a_forwarded_address_from_a_stranger_counts_for_nothing() {
-        assert_eq!(
-            client(
-                ip("9.9.9.9"),
-                &forwarded("1.2.3.4"),
-                &["10.0.0.0/8".parse().unwrap()]
-            ),
-            ip("9.9.9.9")
-        );
+        assert_eq!(client(ip("9.9.9.9"), &forwarded("1.2.3.4"), &["10.0.0.0/8".parse().unwrap()]), ip("9.9.9.9"));
     }
 
     #[test]
     fn behind_a_trusted_proxy_the_last_stranger_is_the_client() {
         let headers = forwarded("6.6.6.6, 1.2.3.4, 10.0.0.7");
-        assert_eq!(
-            client(ip("10.0.0.1"), &headers, &["10.0.0.0/8".parse().unwrap()]),
-            ip("1.2.3.4")
-        );
+        assert_eq!(client(ip("10.0.0.1"), &headers, &["10.0.0.0/8".parse().unwrap()]), ip("1.2.3.4"));
     }
 
     #[test]
     fn a_network_that_is_none_is_named() {
-        assert!(
-            "10.0.0.0/33"
-                .parse::<Cidr>()
-                .unwrap_err()
-                .to_string()
-                .contains("10.0.0.0/33")
-        );
+        assert!("10.0.0.0/33".parse::<Cidr>().unwrap_err().to_string().contains("10.0.0.0/33"));
     }
 
     #[test]
@@ -442,10 +380,7 @@ mod tests {
         let limits = RateLimits::new(&Quotas::default(), 100);
         let key = Key::from(ip("1.2.3.4"));
         for _ in 0..10 {
-            assert_eq!(
-                limits.check(RouteClass::Auth, key).unwrap().retry_after_s,
-                None
-            );
+            assert_eq!(limits.check(RouteClass::Auth, key).unwrap().retry_after_s, None);
         }
         assert_eq!(
             limits.check(RouteClass::Auth, key).unwrap().retry_after_s,
@@ -460,9 +395,7 @@ mod tests {
         for _ in 0..11 {
             limits.check(RouteClass::Auth, Key::User(Uuid::from_u128(1)));
         }
-        let other = limits
-            .check(RouteClass::Auth, Key::User(Uuid::from_u128(2)))
-            .unwrap();
+        let other = limits.check(RouteClass::Auth, Key::User(Uuid::from_u128(2))).unwrap();
         assert_eq!(other.retry_after_s, None);
     }
 

@@ -153,29 +153,17 @@ pub struct Document<'a> {
 impl Problem {
     /// A problem with what is wrong this time.
     pub fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            kind,
-            detail: detail.into(),
-            errors: Vec::new(),
-            retry_after_s: None,
-        }
+        Self { kind, detail: detail.into(), errors: Vec::new(), retry_after_s: None }
     }
 
     /// A 422 that names one field.
     pub fn field(field: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
-        Self::fields(vec![FieldError {
-            field: field.into(),
-            code: code.into(),
-            message: message.into(),
-        }])
+        Self::fields(vec![FieldError { field: field.into(), code: code.into(), message: message.into() }])
     }
 
     /// A 422 that names every wrong field.
     pub fn fields(errors: Vec<FieldError>) -> Self {
-        Self {
-            errors,
-            ..Self::new(&INVALID, "one or more fields are invalid")
-        }
+        Self { errors, ..Self::new(&INVALID, "one or more fields are invalid") }
     }
 
     /// A 503 that says when to come back.
@@ -197,23 +185,11 @@ impl Problem {
         }
         // The first kind of a status is its most general one.
         let kind = KINDS.iter().find(|kind| kind.status == status).copied();
-        Some(Self::new(
-            kind.unwrap_or(if status.is_server_error() {
-                &INTERNAL
-            } else {
-                &BAD_REQUEST
-            }),
-            "",
-        ))
+        Some(Self::new(kind.unwrap_or(if status.is_server_error() { &INTERNAL } else { &BAD_REQUEST }), ""))
     }
 
     /// Writes it into `response`: status, body, and the headers that its kind asks for; other headers stay.
-    pub(crate) fn write(
-        &self,
-        response: &mut Response,
-        instance: Option<&str>,
-        request_id: Option<&str>,
-    ) {
+    pub(crate) fn write(&self, response: &mut Response, instance: Option<&str>, request_id: Option<&str>) {
         let kind = format!("/problems/{}", self.kind.slug);
         let document = Document {
             kind: &kind,
@@ -235,9 +211,7 @@ impl Problem {
         if self.kind.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        let retry_after_s = self
-            .retry_after_s
-            .or((self.kind.status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        let retry_after_s = self.retry_after_s.or((self.kind.status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
         if let Some(seconds) = retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }

@@ -66,11 +66,7 @@ impl From<&GatewayConfig> for Limits {
 /// # Errors
 /// What the system says, for instance that the address is in use.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A restarted process must not wait for the old one's connections to leave TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -90,12 +86,7 @@ enum Phase {
 ///
 /// # Errors
 /// If the listener fails for good.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    limits: Limits,
-    stop: impl Future<Output = ()>,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: impl Future<Output = ()>) -> io::Result<()> {
     let (phase, watched) = watch::channel(Phase::Serving);
     let permits = Arc::new(Semaphore::new(limits.connections_max));
     let accepting = accept(&listener, router, limits, &permits, &watched);
@@ -105,15 +96,9 @@ pub async fn serve(
     }
     phase.send_replace(Phase::Draining);
     let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
-    if tokio::time::timeout(limits.drain_timeout, permits.acquire_many(all))
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(limits.drain_timeout, permits.acquire_many(all)).await.is_err() {
         let open = limits.connections_max - permits.available_permits();
-        tracing::warn!(
-            connections = open,
-            "cut off connections that did not finish in time"
-        );
+        tracing::warn!(connections = open, "cut off connections that did not finish in time");
         phase.send_replace(Phase::Cut);
     }
     Ok(())
@@ -127,11 +112,7 @@ async fn accept(
     phase: &watch::Receiver<Phase>,
 ) -> io::Result<()> {
     loop {
-        let permit = permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
+        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) if is_of_the_connection(&error) => continue,
@@ -142,10 +123,7 @@ async fn accept(
             }
             Err(error) => return Err(error),
         };
-        let handler = Handler {
-            router: router.clone(),
-            peer: Peer(peer.ip()),
-        };
+        let handler = Handler { router: router.clone(), peer: Peer(peer.ip()) };
         let phase = phase.clone();
         tokio::spawn(async move {
             if let Err(error) = connection(stream, handler, limits, phase).await {
@@ -159,10 +137,7 @@ async fn accept(
 /// The client went away before we took it.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: passes when other connections close.
@@ -193,12 +168,7 @@ async fn connection(
             .keep_alive_interval(limits.header_timeout)
             .keep_alive_timeout(limits.header_timeout)
             .serve_connection(io, handler);
-        finish(
-            connection,
-            |connection| connection.graceful_shutdown(),
-            phase,
-        )
-        .await
+        finish(connection, |connection| connection.graceful_shutdown(), phase).await
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -206,12 +176,7 @@ async fn connection(
             .max_buf_size(limits.header_limit_bytes.max(BUFFER_BYTES_MIN))
             .max_headers(HEADERS_MAX)
             .serve_connection(io, handler);
-        finish(
-            connection,
-            |connection| connection.graceful_shutdown(),
-            phase,
-        )
-        .await
+        finish(connection, |connection| connection.graceful_shutdown(), phase).await
     }
 }
 
@@ -248,10 +213,7 @@ async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; HTTP2_PREFACE.len()];
     loop {
         let length = stream.peek(&mut start).await?;
-        if length == HTTP2_PREFACE.len()
-            || length == 0
-            || !HTTP2_PREFACE.starts_with(&start[..length])
-        {
+        if length == HTTP2_PREFACE.len() || length == 0 || !HTTP2_PREFACE.starts_with(&start[..length]) {
             return Ok(start == *HTTP2_PREFACE);
         }
         tokio::time::sleep(PREFACE_PAUSE).await;

@@ -36,11 +36,7 @@ pub trait Places: Send + Sync + 'static {
     /// The places of a consumer, for all source shards that it has ever read.
     fn places(&self, consumer: &'static str) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>>;
     /// Moves places forward.
-    fn note<'a>(
-        &'a self,
-        consumer: &'static str,
-        places: &'a [(ShardId, Seq)],
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 impl<S: Service> Places for Runtime<S> {
@@ -48,11 +44,7 @@ impl<S: Service> Places for Runtime<S> {
         Box::pin(Runtime::consumer_places(self, consumer))
     }
 
-    fn note<'a>(
-        &'a self,
-        consumer: &'static str,
-        places: &'a [(ShardId, Seq)],
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(Runtime::note_consumer(self, consumer, places))
     }
 }

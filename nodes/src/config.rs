@@ -25,8 +25,7 @@ pub use gateway::{Gateway, Rate, Rates};
 pub use kafka::{Kafka, Sasl, Tls};
 pub use sections::{Cluster, Committer, Entities, Lease, Log, Node, Service, Services, Tokens};
 pub use types::{
-    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, LogFilter, LogFormat, Network, NodeName,
-    Password, Role, Roles, SaslMechanism,
+    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, LogFilter, LogFormat, Network, NodeName, Password, Role, Roles, SaslMechanism,
 };
 
 use knob::{Section, Visitor};
@@ -104,11 +103,7 @@ impl Config {
         let mut reader = Reader::new(layers);
         config.visit(&mut reader);
         errors.extend(reader.finish());
-        if errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigErrors(errors))
-        }
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 
     /// The effective configuration as TOML, every knob included, secrets as `<set>`: what `rookery config check` prints.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::{BoxFuture, FutureExt, join_all, select_all};
 use rookery_actors::{
     entity::Failure,
-    event::{EventLog, Fetched, LogError, Record, Topic},
+    event::{EventLog, Fetched, LogError, Record, Source, Topic},
     ids::{Epoch, Seq, ShardId},
     runtime::Runtime,
     service::Service,
@@ -65,6 +65,15 @@ impl EmbeddedLog {
 
     async fn read(&self, topic: Topic, positions: &[(ShardId, Seq)], bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
         let source = self.source(topic);
+        let unavailable = |failure: Failure| LogError::Unavailable { topic, reason: failure.to_string() };
+        let ahead = positions.iter().find_map(|(shard, position)| {
+            let head = source.head(*shard).filter(|head| head < position)?;
+            Some(LogError::OutOfRange { source_shard: Source { topic, shard: *shard }, position: *position, floor: 0, head })
+        });
+        // Somebody read what this log no longer has: it was restored from an older copy, say.
+        if let Some(ahead) = ahead {
+            return Err(ahead);
+        }
         let behind: Vec<(ShardId, Seq)> = positions
             .iter()
             .copied()
@@ -75,12 +84,18 @@ impl EmbeddedLog {
         }
         let share = (bytes_max / behind.len()).max(1);
         let reads = behind.into_iter().map(|(shard, position)| async move {
-            let records = source.log_after(shard, position, share).await?;
+            let records = source.log_after(shard, position, share).await.map_err(unavailable)?;
+            // Trimming leaves holes; whoever stands before one would miss what was there (rule 5).
+            let gap = records.iter().zip(position + 1..).find(|(record, expected)| record.seq != *expected);
+            if let Some((record, _)) = gap {
+                let head = source.head(shard).unwrap_or(record.seq);
+                return Err(LogError::OutOfRange { source_shard: Source { topic, shard }, position, floor: record.seq, head });
+            }
             Ok(Fetched { shard, records })
         });
         let mut fetched = Vec::new();
         for read in join_all(reads).await {
-            let read = read.map_err(|failure: Failure| LogError::Unavailable { topic, reason: failure.to_string() })?;
+            let read: Fetched = read?;
             if !read.records.is_empty() {
                 fetched.push(read);
             }
@@ -107,7 +122,8 @@ impl EventLog for EmbeddedLog {
                     return Ok(fetched);
                 }
                 let timeout = tokio::time::sleep_until(deadline).boxed();
-                let (news, ..) = select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
+                let (news, ..) =
+                    select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
                 if !news {
                     return Ok(Vec::new());
                 }

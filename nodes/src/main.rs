@@ -1,3 +1,9 @@
-//! The command line.
+//! The `rookery` binary: see [`rookery::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    rookery::cli::Cli::parse().run()
+}

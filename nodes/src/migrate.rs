@@ -23,12 +23,7 @@ pub enum Database {
 
 impl Database {
     /// All four.
-    pub const ALL: [Database; 4] = [
-        Database::Users,
-        Database::Posts,
-        Database::Comments,
-        Database::Search,
-    ];
+    pub const ALL: [Database; 4] = [Database::Users, Database::Posts, Database::Comments, Database::Search];
 
     /// The name of its service, of the database in an embedded Postgres, and of its folder of migrations.
     pub const fn name(self) -> &'static str {
@@ -110,23 +105,16 @@ pub enum MigrateError {
 /// [`MigrateError::Newer`] for a database that a newer build has migrated; otherwise what refinery or Postgres refused.
 pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>, MigrateError> {
     // refinery takes no lock: two runs at once would both see an empty history.
-    lock(client, database)
-        .await
-        .map_err(|source| MigrateError::Lock { database, source })?;
+    lock(client, database).await.map_err(|source| MigrateError::Lock { database, source })?;
     let outcome = database.history().run_async(client).await;
-    let unlocked = client
-        .execute("SELECT pg_advisory_unlock($1)", &[&LOCK])
-        .await;
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
 
     let report = outcome.map_err(|source| refused(database, source))?;
     unlocked.map_err(|source| MigrateError::Lock { database, source })?;
     Ok(report
         .applied_migrations()
         .iter()
-        .map(|migration| Applied {
-            version: migration.version(),
-            name: migration.name().to_owned(),
-        })
+        .map(|migration| Applied { version: migration.version(), name: migration.name().to_owned() })
         .collect())
 }
 
@@ -134,37 +122,19 @@ pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>
 const LOCK: i64 = i64::from_be_bytes(*b"rookery\0");
 
 async fn lock(client: &Client, database: Database) -> Result<(), tokio_postgres::Error> {
-    let free: bool = client
-        .query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK])
-        .await?
-        .get(0);
+    let free: bool = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get(0);
     if !free {
-        info!(
-            database = database.name(),
-            "another process is migrating the {database} database; waiting for it"
-        );
-        client
-            .execute("SELECT pg_advisory_lock($1)", &[&LOCK])
-            .await?;
+        info!(database = database.name(), "another process is migrating the {database} database; waiting for it");
+        client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     }
     Ok(())
 }
 
 fn refused(database: Database, source: refinery::Error) -> MigrateError {
-    let known = database
-        .history()
-        .get_migrations()
-        .iter()
-        .map(|known| known.version())
-        .max()
-        .unwrap_or(0);
+    let known = database.history().get_migrations().iter().map(|known| known.version()).max().unwrap_or(0);
     match source.kind() {
         refinery::error::Kind::MissingVersion(missing) if missing.version() > known => {
-            MigrateError::Newer {
-                database,
-                version: missing.version(),
-                known,
-            }
+            MigrateError::Newer { database, version: missing.version(), known }
         }
         _ => MigrateError::Migration { database, source },
     }
@@ -193,18 +163,9 @@ mod tests {
     #[test]
     fn every_history_counts_up_from_one_without_a_gap() {
         for database in Database::ALL {
-            let mut versions: Vec<_> = database
-                .history()
-                .get_migrations()
-                .iter()
-                .map(|migration| migration.version())
-                .collect();
+            let mut versions: Vec<_> = database.history().get_migrations().iter().map(|migration| migration.version()).collect();
             versions.sort_unstable();
-            assert_eq!(
-                versions,
-                (1..).take(versions.len()).collect::<Vec<_>>(),
-                "migrations/{database}"
-            );
+            assert_eq!(versions, (1..).take(versions.len()).collect::<Vec<_>>(), "migrations/{database}");
             assert!(!versions.is_empty(), "migrations/{database} is empty");
         }
     }

@@ -28,7 +28,6 @@ use rookery_actors::{
         token::RefreshTokens,
     },
 };
-use secrecy::ExposeSecret;
 use rookery_gateway::{
     Gateway, GatewayConfig, Parts,
     actor::Arguments,
@@ -39,6 +38,7 @@ use rookery_gateway::{
     routes::{self, Api},
     server,
 };
+use secrecy::ExposeSecret;
 
 use self::{
     health::NodeHealth,

@@ -156,7 +156,8 @@ impl<S: Service> Member<S> {
     /// Dead in this database, alive as a process: comes back as somebody else (rule 7).
     async fn rejoin(&mut self) -> Result<(), DirectoryError> {
         tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
-        for (shard, ..) in self.runtime.owned() {
+        // All of them: one whose last commit is in doubt is not served, and must not come back under the new name.
+        for shard in (0..self.runtime.shards()).map(ShardId) {
             self.runtime.close(shard);
         }
         self.runtime.reincarnate(Incarnation(Uuid::new_v4()));
@@ -196,10 +197,11 @@ impl<S: Service> Member<S> {
         let now = Instant::now();
         let mut living = Vec::new();
         for member in members {
-            let sighting = self
-                .seen
-                .entry(member.incarnation)
-                .or_insert(Sighting { renewed: member.renewed, silent: Duration::ZERO, last_look: now });
+            let sighting = self.seen.entry(member.incarnation).or_insert(Sighting {
+                renewed: member.renewed,
+                silent: Duration::ZERO,
+                last_look: now,
+            });
             if sighting.renewed == member.renewed {
                 sighting.silent += now.duration_since(sighting.last_look).min(gap_max);
             } else {
@@ -243,14 +245,13 @@ impl<S: Service> Member<S> {
     async fn take_orphans(&mut self, living: &[MemberRow], shards: &[ShardRow]) -> Result<(), DirectoryError> {
         let me = self.runtime.incarnation();
         let alive: HashSet<Incarnation> = living.iter().map(|member| member.incarnation).collect();
-        let served: HashSet<ShardId> = self.runtime.owned().into_iter().map(|(shard, ..)| shard).collect();
         let mine = |row: &&ShardRow| {
             placement::owner(row.id, living.iter().map(|member| member.node.as_str())) == Some(self.node.as_str())
         };
         let orphaned = |row: &&ShardRow| match row.owner {
             None => true,
             // Ours, but not served: a start that died between the takeover and the opening.
-            Some(owner) if owner == me => !served.contains(&row.id) && !self.runtime.is_suspended(row.id),
+            Some(owner) if owner == me => !self.runtime.is_held(row.id),
             Some(owner) => !alive.contains(&owner),
         };
         let mut by_owner: HashMap<Option<Incarnation>, Vec<ShardRow>> = HashMap::new();

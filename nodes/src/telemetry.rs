@@ -22,10 +22,8 @@ use tracing_subscriber::{
 use crate::config::{Log, LogFilter, LogFormat, Mismatch};
 
 /// Bounds of the histograms of times, in seconds: fine where requests should be, coarse up to the request timeout.
-const SECONDS: &[f64] = &[
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0,
-];
+const SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// How often histograms give back the memory of what nobody has asked for.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -83,14 +81,9 @@ enum Format {
     Json,
 }
 
-fn effective(
-    configured: &LogFilter,
-    rust_log: Option<String>,
-) -> Result<LogFilter, TelemetryError> {
+fn effective(configured: &LogFilter, rust_log: Option<String>) -> Result<LogFilter, TelemetryError> {
     match rust_log.filter(|value| !value.is_empty()) {
-        Some(value) => value
-            .parse()
-            .map_err(|source| TelemetryError::Filter { value, source }),
+        Some(value) => value.parse().map_err(|source| TelemetryError::Filter { value, source }),
         None => Ok(configured.clone()),
     }
 }
@@ -99,23 +92,13 @@ fn subscriber<W>(filter: &LogFilter, format: Format, writer: W) -> impl Subscrib
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::builder()
-        .parse(filter.as_str())
-        .expect("a LogFilter was parsed when it was made");
+    let filter = EnvFilter::builder().parse(filter.as_str()).expect("a LogFilter was parsed when it was made");
     let lines = match format {
         Format::Human { colours } => fmt::layer().with_ansi(colours).with_writer(writer).boxed(),
         // Flat, so that a field is found under the dotted name that the code gives it.
-        Format::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .with_writer(writer)
-            .boxed(),
+        Format::Json => fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(filter_fn(bearable))
-        .with(lines)
+    tracing_subscriber::registry().with(filter).with(filter_fn(bearable)).with(lines)
 }
 
 /// Keeps the actor libraries quiet, whatever the filter says: at `debug`, ractor_cluster formats every frame; and
@@ -124,6 +107,8 @@ fn bearable(metadata: &Metadata<'_>) -> bool {
     let library = metadata.target().split("::").next().unwrap_or_default();
     match library {
         "ractor" | "ractor_cluster" => metadata.is_event() && *metadata.level() <= Level::INFO,
+        // Three lines for every migration of every database, each start: `rookery migrate` prints what it did.
+        "refinery_core" => *metadata.level() <= Level::WARN,
         _ => true,
     }
 }
@@ -131,22 +116,13 @@ fn bearable(metadata: &Metadata<'_>) -> bool {
 /// Instead of the default hook, which would write a second, unstructured report.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = panic.payload_as_str().unwrap_or("no message");
-    let location = panic
-        .location()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     // Captured only if RUST_BACKTRACE asks for it.
     let backtrace = Backtrace::capture();
-    let backtrace =
-        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-    error!(
-        panic.location = location,
-        panic.thread = thread,
-        panic.backtrace = backtrace,
-        "panicked at {location}: {message}"
-    );
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    error!(panic.location = location, panic.thread = thread, panic.backtrace = backtrace, "panicked at {location}: {message}");
 }
 
 fn recorder() -> PrometheusBuilder {
@@ -203,10 +179,7 @@ mod tests {
         let line = written("info", Format::Human { colours: false }, || {
             info!(post.id = %"p1", "published post p1");
         });
-        assert!(
-            line.contains("INFO") && line.contains("published post p1 post.id=p1"),
-            "{line}"
-        );
+        assert!(line.contains("INFO") && line.contains("published post p1 post.id=p1"), "{line}");
     }
 
     #[test]
@@ -217,10 +190,7 @@ mod tests {
             debug!(target: "rookery", "ours");
         });
         assert!(!lines.contains("a frame"), "{lines}");
-        assert!(
-            lines.contains("a peer") && lines.contains("ours"),
-            "{lines}"
-        );
+        assert!(lines.contains("a peer") && lines.contains("ours"), "{lines}");
     }
 
     #[test]
@@ -246,10 +216,7 @@ mod tests {
     #[test]
     fn a_wrong_rust_log_names_the_nearest_level() {
         let error = effective(&"info".parse().unwrap(), Some("debgu".to_owned())).unwrap_err();
-        assert!(
-            error.to_string().contains("did you mean `debug`?"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("did you mean `debug`?"), "{error}");
     }
 
     #[test]
@@ -268,13 +235,8 @@ mod tests {
     fn times_become_histograms() {
         let recorder = recorder().build_recorder();
         let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            metrics::histogram!("rookery_test_seconds").record(0.003)
-        });
+        metrics::with_local_recorder(&recorder, || metrics::histogram!("rookery_test_seconds").record(0.003));
         let text = handle.render();
-        assert!(
-            text.contains(r#"rookery_test_seconds_bucket{le="0.005"} 1"#),
-            "{text}"
-        );
+        assert!(text.contains(r#"rookery_test_seconds_bucket{le="0.005"} 1"#), "{text}");
     }
 }

@@ -61,9 +61,7 @@ impl TestPostgres {
             .get_or_init(|| async {
                 self.create(&template, "template1").await;
                 let mut client = self.connect(&template).await;
-                migrate::run(&mut client, database)
-                    .await
-                    .expect("the migrations apply");
+                migrate::run(&mut client, database).await.expect("the migrations apply");
                 // A template can be copied only while nobody is connected to it.
                 drop(client);
             })
@@ -79,26 +77,16 @@ impl TestPostgres {
     }
 
     async fn start() -> TestPostgres {
-        let folder = tempfile::Builder::new()
-            .prefix("rookery-test-")
-            .tempdir()
-            .expect("a temporary folder can be made");
+        let folder = tempfile::Builder::new().prefix("rookery-test-").tempdir().expect("a temporary folder can be made");
         let cleaner = remove_at_our_end(folder.path().to_owned()).expect("a shell can be started");
         let data = DataDir::lock(folder.keep()).expect("the folder is new");
-        let server = EmbeddedPostgres::start_with(&data, &[], &search())
-            .await
-            .unwrap_or_else(|error| {
-                panic!("{:#}", anyhow::Error::from(error));
-            });
-        let client = postgres::connect(&server.config("postgres"))
-            .await
-            .expect("the server runs");
+        let server = EmbeddedPostgres::start_with(&data, &[], &search()).await.unwrap_or_else(|error| {
+            panic!("{:#}", anyhow::Error::from(error));
+        });
+        let client = postgres::connect(&server.config("postgres")).await.expect("the server runs");
         // The data end with this process. A kill of either loses nothing by it, only one of the machine would.
         for statement in ["ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"] {
-            client
-                .batch_execute(statement)
-                .await
-                .expect("a superuser may change settings");
+            client.batch_execute(statement).await.expect("a superuser may change settings");
         }
         TestPostgres {
             server,
@@ -110,35 +98,22 @@ impl TestPostgres {
     }
 
     async fn create(&self, name: &str, template: &str) {
-        let statement = format!(
-            "CREATE DATABASE {} TEMPLATE {}",
-            postgres::quoted(name),
-            postgres::quoted(template)
-        );
+        let statement = format!("CREATE DATABASE {} TEMPLATE {}", postgres::quoted(name), postgres::quoted(template));
         let client = self.connect("postgres").await;
         // The session of a dropped client ends a moment later; Postgres itself waits for it, up to 5 s.
-        client
-            .batch_execute(&statement)
-            .await
-            .expect("a database can be made");
+        client.batch_execute(&statement).await.expect("a database can be made");
     }
 
     async fn connect(&self, database: &str) -> tokio_postgres::Client {
-        postgres::connect(&self.server.config(database))
-            .await
-            .expect("the server runs")
+        postgres::connect(&self.server.config(database)).await.expect("the server runs")
     }
 }
 
 /// As a node searches, but what is fetched is kept for the next test process.
 pub fn search() -> Search {
     let home = std::env::var_os("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
-    let cache =
-        std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-    Search {
-        cache: Some(cache.join("rookery")),
-        ..Search::machine()
-    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    Search { cache: Some(cache.join("rookery")), ..Search::machine() }
 }
 
 /// A static is never dropped, and after `kill -9` nothing of ours runs. So a shell waits at the end of a pipe which the

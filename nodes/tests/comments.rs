@@ -15,7 +15,9 @@ use rookery::{
     testing::{TestPostgres, TestService},
 };
 use rookery_actors::{
-    comments::{Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope, texts::Texts},
+    comments::{
+        Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope, texts::Texts,
+    },
     entity::AskError,
     event::{Record, Source, Topic},
     ids::{CommentId, PostId, ShardId, UserId, uuid_v7},

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill as kill_process};
 use nix::unistd::{Pid, Uid};
 use rookery::migrate::{self, Database};
-use rookery::postgres::{
-    BinariesError, DataDir, DataDirError, EmbeddedPostgres, Major, PostgresError, Search,
-};
+use rookery::postgres::{BinariesError, DataDir, DataDirError, EmbeddedPostgres, Major, PostgresError, Search};
 use rookery::testing::{self, TestPostgres};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -24,9 +22,7 @@ fn data_folder() -> TempDir {
 
 async fn start(folder: &Path) -> (DataDir, EmbeddedPostgres) {
     let data = DataDir::lock(folder).unwrap();
-    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search())
-        .await
-        .unwrap();
+    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search()).await.unwrap();
     (data, postgres)
 }
 
@@ -38,19 +34,11 @@ async fn connect(config: &tokio_postgres::Config) -> Client {
 
 async fn write_one(postgres: &EmbeddedPostgres) {
     let client = connect(&postgres.config("posts")).await;
-    client
-        .batch_execute("CREATE TABLE IF NOT EXISTS kept (n int); INSERT INTO kept VALUES (1)")
-        .await
-        .unwrap();
+    client.batch_execute("CREATE TABLE IF NOT EXISTS kept (n int); INSERT INTO kept VALUES (1)").await.unwrap();
 }
 
 async fn kept(postgres: &EmbeddedPostgres) -> i64 {
-    connect(&postgres.config("posts"))
-        .await
-        .query_one("SELECT count(*) FROM kept", &[])
-        .await
-        .unwrap()
-        .get(0)
+    connect(&postgres.config("posts")).await.query_one("SELECT count(*) FROM kept", &[]).await.unwrap().get(0)
 }
 
 /// Whether `pid` still runs; a zombie does not.
@@ -91,10 +79,7 @@ async fn a_database_that_an_old_folder_lacks_is_added() {
     let folder = data_folder();
     let (data, postgres) = start(folder.path()).await;
     postgres.stop().await;
-    let postgres =
-        EmbeddedPostgres::start_with(&data, &["users", "Added \"later\""], &testing::search())
-            .await
-            .unwrap();
+    let postgres = EmbeddedPostgres::start_with(&data, &["users", "Added \"later\""], &testing::search()).await.unwrap();
     connect(&postgres.config("Added \"later\"")).await;
     postgres.stop().await;
 }
@@ -103,10 +88,7 @@ async fn a_database_that_an_old_folder_lacks_is_added() {
 async fn a_stop_leaves_no_server_and_no_socket() {
     let folder = data_folder();
     let (_data, postgres) = start(folder.path()).await;
-    let (pid, runtime) = (
-        postgres.id().unwrap(),
-        fs::read_to_string(folder.path().join("postgres.runtime")).unwrap(),
-    );
+    let (pid, runtime) = (postgres.id().unwrap(), fs::read_to_string(folder.path().join("postgres.runtime")).unwrap());
     postgres.stop().await;
     assert!(!runs(pid) && !Path::new(&runtime).exists());
 }
@@ -116,11 +98,7 @@ async fn the_url_leads_to_the_same_database() {
     let folder = data_folder();
     let (_data, postgres) = start(folder.path()).await;
     let client = connect(&postgres.url("search").parse().unwrap()).await;
-    let name: String = client
-        .query_one("SELECT current_database()::text", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let name: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
     assert_eq!(name, "search");
     postgres.stop().await;
 }
@@ -130,17 +108,8 @@ async fn what_is_acknowledged_is_on_disk_and_nothing_listens_on_the_network() {
     let folder = data_folder();
     let (_data, postgres) = start(folder.path()).await;
     let client = connect(&postgres.config("users")).await;
-    for (setting, value) in [
-        ("fsync", "on"),
-        ("synchronous_commit", "on"),
-        ("listen_addresses", ""),
-        ("jit", "off"),
-    ] {
-        let is: String = client
-            .query_one("SELECT current_setting($1)", &[&setting])
-            .await
-            .unwrap()
-            .get(0);
+    for (setting, value) in [("fsync", "on"), ("synchronous_commit", "on"), ("listen_addresses", ""), ("jit", "off")] {
+        let is: String = client.query_one("SELECT current_setting($1)", &[&setting]).await.unwrap().get(0);
         assert_eq!(is, value, "{setting}");
     }
     postgres.stop().await;
@@ -192,17 +161,9 @@ impl Parent {
             .unwrap();
         let server = BufReader::new(process.stdout.take().unwrap())
             .lines()
-            .find_map(|line| {
-                line.unwrap()
-                    .strip_prefix("server=")
-                    .map(|pid| pid.parse().unwrap())
-            })
+            .find_map(|line| line.unwrap().strip_prefix("server=").map(|pid| pid.parse().unwrap()))
             .expect("the child has started its server");
-        Parent {
-            process,
-            server,
-            folder: folder.to_owned(),
-        }
+        Parent { process, server, folder: folder.to_owned() }
     }
 
     fn kill(&mut self) {
@@ -266,10 +227,7 @@ async fn a_second_process_is_refused_and_told_who_has_the_folder() {
     let folder = data_folder();
     let parent = Parent::start(folder.path(), &mut this_test());
     let refusal = DataDir::lock(folder.path()).unwrap_err();
-    assert!(
-        matches!(refusal, DataDirError::InUse { pid: Some(pid), .. } if pid == parent.process.id()),
-        "{refusal}"
-    );
+    assert!(matches!(refusal, DataDirError::InUse { pid: Some(pid), .. } if pid == parent.process.id()), "{refusal}");
 }
 
 /// The machine has some Postgres, but not the one that made this folder.
@@ -282,13 +240,8 @@ async fn a_folder_of_another_major_version_is_recognised_and_left_alone() {
     let version = folder.path().join("postgres/PG_VERSION");
     fs::write(&version, "16\n").unwrap();
 
-    let only_mine = Search {
-        path: Some(bin.into()),
-        ..Search::default()
-    };
-    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &only_mine)
-        .await
-        .unwrap_err();
+    let only_mine = Search { path: Some(bin.into()), ..Search::default() };
+    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &only_mine).await.unwrap_err();
 
     let PostgresError::Binaries(BinariesError::OtherVersion { wanted, here, .. }) = &refusal else {
         panic!("{refusal}");
@@ -297,9 +250,7 @@ async fn a_folder_of_another_major_version_is_recognised_and_left_alone() {
     assert!(refusal.to_string().contains("ROOKERY_PG_BIN"), "{refusal}");
 
     fs::write(&version, format!("{}\n", mine.0)).unwrap();
-    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &only_mine)
-        .await
-        .unwrap();
+    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &only_mine).await.unwrap();
     postgres.stop().await;
 }
 
@@ -307,28 +258,16 @@ async fn a_folder_of_another_major_version_is_recognised_and_left_alone() {
 async fn without_any_postgres_the_error_names_both_ways_out() {
     let folder = data_folder();
     let data = DataDir::lock(folder.path()).unwrap();
-    let refusal = EmbeddedPostgres::start_with(&data, &[], &Search::default())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        refusal.contains("ROOKERY_PG_BIN") && refusal.contains("Maven Central"),
-        "{refusal}"
-    );
+    let refusal = EmbeddedPostgres::start_with(&data, &[], &Search::default()).await.unwrap_err().to_string();
+    assert!(refusal.contains("ROOKERY_PG_BIN") && refusal.contains("Maven Central"), "{refusal}");
 }
 
 #[tokio::test]
 async fn a_wrong_rookery_pg_bin_is_not_passed_over_in_silence() {
     let folder = data_folder();
     let data = DataDir::lock(folder.path()).unwrap();
-    let search = Search {
-        bin: Some("/nonexistent/bin".into()),
-        ..testing::search()
-    };
-    let refusal = EmbeddedPostgres::start_with(&data, &[], &search)
-        .await
-        .unwrap_err()
-        .to_string();
+    let search = Search { bin: Some("/nonexistent/bin".into()), ..testing::search() };
+    let refusal = EmbeddedPostgres::start_with(&data, &[], &search).await.unwrap_err().to_string();
     assert!(refusal.contains("/nonexistent/bin"), "{refusal}");
 }
 
@@ -337,10 +276,7 @@ async fn a_wrong_rookery_pg_bin_is_not_passed_over_in_silence() {
 async fn without_a_postgres_on_the_machine_one_is_fetched_once() {
     let folder = data_folder();
     let data = DataDir::lock(folder.path()).unwrap();
-    let hidden = Search {
-        fetch: true,
-        ..Search::default()
-    };
+    let hidden = Search { fetch: true, ..Search::default() };
 
     let fetch = Instant::now();
     let postgres = match EmbeddedPostgres::start_with(&data, &DATABASES, &hidden).await {
@@ -353,26 +289,17 @@ async fn without_a_postgres_on_the_machine_one_is_fetched_once() {
     };
     println!("fetch and cold start: {:?}", fetch.elapsed());
     assert_eq!(postgres.binaries().major, Major(17));
-    assert!(
-        postgres
-            .binaries()
-            .bin
-            .starts_with(folder.path().canonicalize().unwrap())
-    );
+    assert!(postgres.binaries().bin.starts_with(folder.path().canonicalize().unwrap()));
     postgres.stop().await;
 
     let offline = Search::default();
-    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &offline)
-        .await
-        .unwrap();
+    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &offline).await.unwrap();
     postgres.stop().await;
 }
 
 async fn maven_central_answers() -> bool {
     let connect = tokio::net::TcpStream::connect("repo1.maven.org:443");
-    tokio::time::timeout(Duration::from_secs(10), connect)
-        .await
-        .is_ok_and(|connected| connected.is_ok())
+    tokio::time::timeout(Duration::from_secs(10), connect).await.is_ok_and(|connected| connected.is_ok())
 }
 
 #[tokio::test]
@@ -382,10 +309,7 @@ async fn a_start_that_fails_quotes_the_server() {
     postgres.stop().await;
     fs::remove_file(folder.path().join("postgres/global/pg_control")).unwrap();
 
-    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search())
-        .await
-        .unwrap_err()
-        .to_string();
+    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search()).await.unwrap_err().to_string();
     assert!(refusal.contains("pg_control"), "{refusal}");
 }
 
@@ -396,18 +320,10 @@ async fn files_that_are_no_database_are_not_touched() {
     fs::write(folder.path().join("postgres/thesis.tex"), "mine").unwrap();
     let data = DataDir::lock(folder.path()).unwrap();
 
-    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search())
-        .await
-        .unwrap_err();
+    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search()).await.unwrap_err();
 
-    assert!(
-        matches!(refusal, PostgresError::NotACluster(_)),
-        "{refusal}"
-    );
-    assert_eq!(
-        fs::read_to_string(folder.path().join("postgres/thesis.tex")).unwrap(),
-        "mine"
-    );
+    assert!(matches!(refusal, PostgresError::NotACluster(_)), "{refusal}");
+    assert_eq!(fs::read_to_string(folder.path().join("postgres/thesis.tex")).unwrap(), "mine");
 }
 
 /// Below a folder that only root may enter, as `/root` is. Means something for root only.
@@ -437,12 +353,7 @@ async fn an_ordinary_user_needs_no_root() {
 
     let mut as_nobody = Command::new("setpriv");
     as_nobody
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--inh-caps=-all",
-        ])
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
         .arg(&exe)
         .env("HOME", open.path())
         .env_remove("XDG_CACHE_HOME")
@@ -454,9 +365,7 @@ async fn an_ordinary_user_needs_no_root() {
     // Root takes over what an ordinary user began, and leaves it to that user.
     let (_data, postgres) = start(&folder).await;
     assert_eq!(kept(&postgres).await, 1);
-    let owner = std::os::unix::fs::MetadataExt::uid(
-        &fs::metadata(folder.join("postgres/PG_VERSION")).unwrap(),
-    );
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(folder.join("postgres/PG_VERSION")).unwrap());
     assert_eq!(owner, 65534);
     postgres.stop().await;
 }
@@ -467,17 +376,10 @@ async fn nodes_that_start_together_migrate_once() {
     let (_data, postgres) = start(folder.path()).await;
     let runs = (0..4).map(|_| async {
         let mut client = connect(&postgres.config("users")).await;
-        migrate::run(&mut client, Database::Users)
-            .await
-            .unwrap()
-            .len()
+        migrate::run(&mut client, Database::Users).await.unwrap().len()
     });
     let applied: Vec<usize> = futures_util::future::join_all(runs).await;
-    assert_eq!(
-        applied.iter().filter(|&&migrations| migrations > 0).count(),
-        1,
-        "{applied:?}"
-    );
+    assert_eq!(applied.iter().filter(|&&migrations| migrations > 0).count(), 1, "{applied:?}");
     postgres.stop().await;
 }
 
@@ -486,18 +388,11 @@ async fn a_database_of_a_newer_build_is_refused() {
     let config = TestPostgres::shared().fresh_database(Database::Posts).await;
     let mut client = connect(&config).await;
     client
-        .batch_execute(
-            "INSERT INTO refinery_schema_history VALUES (9000, 'from_the_future', '2030-01-01T00:00:00Z', '1')",
-        )
+        .batch_execute("INSERT INTO refinery_schema_history VALUES (9000, 'from_the_future', '2030-01-01T00:00:00Z', '1')")
         .await
         .unwrap();
-    let refusal = migrate::run(&mut client, Database::Posts)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(refusal, migrate::MigrateError::Newer { version: 9000, .. }),
-        "{refusal}"
-    );
+    let refusal = migrate::run(&mut client, Database::Posts).await.unwrap_err();
+    assert!(matches!(refusal, migrate::MigrateError::Newer { version: 9000, .. }), "{refusal}");
 }
 
 #[tokio::test]
@@ -509,16 +404,8 @@ async fn every_test_has_a_migrated_database_of_its_own() {
         let second = postgres.fresh_database(database).await;
         println!("two databases for {database}: {:?}", begin.elapsed());
         assert_ne!(first.get_dbname(), second.get_dbname());
-        connect(&first)
-            .await
-            .batch_execute("INSERT INTO relayed VALUES (1, 1)")
-            .await
-            .unwrap();
-        let rows = connect(&second)
-            .await
-            .query("SELECT FROM relayed", &[])
-            .await
-            .unwrap();
+        connect(&first).await.batch_execute("INSERT INTO relayed VALUES (1, 1)").await.unwrap();
+        let rows = connect(&second).await.query("SELECT FROM relayed", &[]).await.unwrap();
         assert!(rows.is_empty());
     }
 }

@@ -13,7 +13,11 @@ use rookery_actors::{
     },
     runtime::Context,
     search::{SearchToken, index},
-    users::{NewUser, names::{Email, Username}, password::Password},
+    users::{
+        NewUser,
+        names::{Email, Username},
+        password::Password,
+    },
 };
 use tokio::time::Instant;
 
@@ -30,12 +34,9 @@ fn config(data: &Path) -> Config {
     config.data_dir = data.to_owned();
     let free = "127.0.0.1:0".parse().unwrap();
     config.gateway.listen = free;
-    for service in [
-        &mut config.services.users,
-        &mut config.services.posts,
-        &mut config.services.comments,
-        &mut config.services.search,
-    ] {
+    for service in
+        [&mut config.services.users, &mut config.services.posts, &mut config.services.comments, &mut config.services.search]
+    {
         service.listen = free;
     }
     config

@@ -38,28 +38,12 @@ const IMPURE: [(&str, &str); 13] = [
 const FORBIDDEN: [(&str, &[&str], &str); 2] = [
     (
         "actors",
-        &[
-            "axum",
-            "hyper",
-            "hyper-util",
-            "reqwest",
-            "tower",
-            "tower-http",
-            "rdkafka",
-        ],
+        &["axum", "hyper", "hyper-util", "reqwest", "tower", "tower-http", "rdkafka"],
         "the services know no HTTP and no Kafka client",
     ),
     (
         "gateway",
-        &[
-            "tokio-postgres",
-            "bb8",
-            "bb8-postgres",
-            "refinery",
-            "rdkafka",
-            "tantivy",
-            "rookery",
-        ],
+        &["tokio-postgres", "bb8", "bb8-postgres", "refinery", "rdkafka", "tantivy", "rookery"],
         "the gateway knows no SQL, no Kafka and no nodes",
     ),
 ];
@@ -75,11 +59,7 @@ fn the_rules_of_every_service_are_declared_pure() {
     let rules = rust_files("actors/src/").filter(|(path, _)| is_rules(path));
     assert_tidy(complaints(rules, |text| {
         let declared = text.starts_with(PURE);
-        if declared {
-            vec![]
-        } else {
-            vec![format!("its first line must begin with `{PURE}`")]
-        }
+        if declared { vec![] } else { vec![format!("its first line must begin with `{PURE}`")] }
     }));
 }
 
@@ -87,10 +67,7 @@ fn the_rules_of_every_service_are_declared_pure() {
 fn dependencies_point_inwards() {
     for (member, forbidden, reason) in FORBIDDEN {
         let manifest = manifest(&format!("{member}/Cargo.toml"));
-        assert_tidy(
-            forbidden_dependencies(&manifest, forbidden)
-                .map(|name| format!("{member} depends on {name}: {reason}")),
-        );
+        assert_tidy(forbidden_dependencies(&manifest, forbidden).map(|name| format!("{member} depends on {name}: {reason}")));
     }
 }
 
@@ -116,10 +93,7 @@ fn every_dependency_has_one_version() {
     assert_tidy(strangers(&table).into_iter());
     for member in members(&workspace) {
         let own = own_versions(&manifest(&format!("{member}/Cargo.toml")));
-        assert_tidy(
-            own.into_iter()
-                .map(|name| format!("{member}: {name} must be `{name}.workspace = true`")),
-        );
+        assert_tidy(own.into_iter().map(|name| format!("{member}: {name} must be `{name}.workspace = true`")));
     }
 }
 
@@ -127,19 +101,13 @@ fn every_dependency_has_one_version() {
 fn every_crate_takes_the_lints_of_the_workspace() {
     for member in members(&manifest("Cargo.toml")) {
         let lints = table(&manifest(&format!("{member}/Cargo.toml")), &["lints"]);
-        assert_eq!(
-            lints.get("workspace"),
-            Some(&Value::Boolean(true)),
-            "{member}"
-        );
+        assert_eq!(lints.get("workspace"), Some(&Value::Boolean(true)), "{member}");
     }
 }
 
 #[test]
 fn links_in_the_documents_lead_somewhere() {
-    let documents = tracked()
-        .into_iter()
-        .filter(|(path, _)| path.ends_with(".md"));
+    let documents = tracked().into_iter().filter(|(path, _)| path.ends_with(".md"));
     let broken = documents.flat_map(|(path, text)| {
         let folder = root().join(&path);
         let folder = folder.parent().expect("a file lies in a folder").to_owned();
@@ -154,10 +122,7 @@ fn links_in_the_documents_lead_somewhere() {
 
 #[test]
 fn every_decision_is_numbered_once() {
-    let names: Vec<_> = tracked()
-        .into_iter()
-        .filter_map(|(path, _)| Some(path.strip_prefix("docs/adr/")?.to_owned()))
-        .collect();
+    let names: Vec<_> = tracked().into_iter().filter_map(|(path, _)| Some(path.strip_prefix("docs/adr/")?.to_owned())).collect();
     assert_tidy(misnumbered(&names).into_iter());
 }
 
@@ -182,31 +147,17 @@ fn is_rules(path: &str) -> bool {
     matches!(parts[..], ["actors", "src", _, file] if RULES.contains(&file))
 }
 
-fn forbidden_dependencies(
-    manifest: &Table,
-    forbidden: &[&'static str],
-) -> impl Iterator<Item = &'static str> {
+fn forbidden_dependencies(manifest: &Table, forbidden: &[&'static str]) -> impl Iterator<Item = &'static str> {
     let names: BTreeSet<_> = table(manifest, &["dependencies"]).keys().cloned().collect();
-    forbidden
-        .iter()
-        .copied()
-        .filter(move |name| names.contains(*name))
+    forbidden.iter().copied().filter(move |name| names.contains(*name))
 }
 
 fn sql(text: &str) -> Vec<String> {
-    let statements = [
-        "select ",
-        "insert into ",
-        "update ",
-        "delete from ",
-        "create table ",
-    ];
+    let statements = ["select ", "insert into ", "update ", "delete from ", "create table "];
     code(text)
         .filter(|(_, line)| {
             let lower = line.to_lowercase();
-            let opens = statements
-                .iter()
-                .any(|statement| lower.contains(&format!("\"{statement}")));
+            let opens = statements.iter().any(|statement| lower.contains(&format!("\"{statement}")));
             let shouts = line.contains("INSERT INTO ")
                 || line.contains("DELETE FROM ")
                 || (line.contains("SELECT ") && line.contains(" FROM "))
@@ -223,18 +174,12 @@ fn unexplained(text: &str) -> Vec<String> {
         for (at, _) in text.match_indices(opening) {
             let attribute = text[at..].split(")]").next().unwrap_or_default();
             if !attribute.contains("reason") {
-                found.push(format!(
-                    "line {}: a lint is lifted without a reason",
-                    line_of(text, at)
-                ));
+                found.push(format!("line {}: a lint is lifted without a reason", line_of(text, at)));
             }
         }
     }
     for (at, _) in text.match_indices("#[ignore]") {
-        found.push(format!(
-            "line {}: a test is ignored without a reason",
-            line_of(text, at)
-        ));
+        found.push(format!("line {}: a test is ignored without a reason", line_of(text, at)));
     }
     found
 }
@@ -265,14 +210,8 @@ fn own_versions(manifest: &Table) -> Vec<String> {
 
 /// Dependencies of the workspace that come from no registry and are no member either.
 fn strangers(table: &Table) -> Vec<String> {
-    let foreign = |spec: &Value| {
-        spec.get("git").is_some() || (spec.get("path").is_none() && version(spec).is_none())
-    };
-    table
-        .iter()
-        .filter(|(_, spec)| foreign(spec))
-        .map(|(name, _)| format!("{name} has no version of a registry"))
-        .collect()
+    let foreign = |spec: &Value| spec.get("git").is_some() || (spec.get("path").is_none() && version(spec).is_none());
+    table.iter().filter(|(_, spec)| foreign(spec)).map(|(name, _)| format!("{name} has no version of a registry")).collect()
 }
 
 fn version(spec: &Value) -> Option<&str> {
@@ -321,24 +260,17 @@ fn complaints(
 ) -> impl Iterator<Item = String> {
     files.into_iter().flat_map(move |(path, text)| {
         let found = rule(&text);
-        found
-            .into_iter()
-            .map(move |complaint| format!("{path}: {complaint}"))
+        found.into_iter().map(move |complaint| format!("{path}: {complaint}"))
     })
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("nodes lies in the workspace")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("nodes lies in the workspace").to_owned()
 }
 
 fn manifest(path: &str) -> Table {
-    let text =
-        fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    text.parse()
-        .unwrap_or_else(|error| panic!("{path}: {error}"))
+    let text = fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.parse().unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn members(workspace: &Table) -> Vec<String> {
@@ -353,43 +285,28 @@ fn members(workspace: &Table) -> Vec<String> {
 
 /// The table at a path, empty if there is none.
 fn table(manifest: &Table, path: &[&str]) -> Table {
-    path.iter()
-        .fold(manifest.clone(), |table, key| match table.get(*key) {
-            Some(Value::Table(inner)) => inner.clone(),
-            _ => Table::new(),
-        })
+    path.iter().fold(manifest.clone(), |table, key| match table.get(*key) {
+        Some(Value::Table(inner)) => inner.clone(),
+        _ => Table::new(),
+    })
 }
 
 /// Paths and texts of the Rust files below a folder; not this one, whose samples break every rule.
 fn rust_files(folder: &str) -> impl Iterator<Item = (String, String)> {
-    tracked()
-        .into_iter()
-        .filter(move |(path, _)| path.starts_with(folder) && path.ends_with(".rs"))
+    tracked().into_iter().filter(move |(path, _)| path.starts_with(folder) && path.ends_with(".rs"))
 }
 
 /// Paths and texts of what git tracks or would track. Without git, as in an archive, what a walk finds.
 fn tracked() -> Vec<(String, String)> {
-    let listed = Command::new("git")
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
-        .current_dir(root())
-        .output();
+    let listed =
+        Command::new("git").args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root()).output();
     let paths: Vec<String> = match listed {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout)
-            .split_terminator('\0')
-            .map(str::to_owned)
-            .collect(),
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).split_terminator('\0').map(str::to_owned).collect()
+        }
         _ => walk(&root()),
     };
-    assert!(
-        paths.iter().any(|path| path == "Cargo.toml"),
-        "the workspace has files"
-    );
+    assert!(paths.iter().any(|path| path == "Cargo.toml"), "the workspace has files");
     paths
         .into_iter()
         .filter(|path| path != "nodes/tests/tidy.rs")
@@ -416,16 +333,12 @@ fn walk(folder: &Path) -> Vec<String> {
 
 /// The numbered lines that are no comments.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    (1..)
-        .zip(text.lines())
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 fn has_word(line: &str, word: &str) -> bool {
     let letter = |c: char| c.is_alphanumeric() || c == '_';
-    line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(letter) && !line[at + word.len()..].starts_with(letter)
-    })
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(letter) && !line[at + word.len()..].starts_with(letter))
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -438,10 +351,7 @@ mod the_rules_can_fail {
 
     #[test]
     fn a_clock_in_a_pure_file() {
-        assert_eq!(
-            impurities("//! Pure.\nlet now = jiff::Timestamp::now();").len(),
-            1
-        );
+        assert_eq!(impurities("//! Pure.\nlet now = jiff::Timestamp::now();").len(), 1);
     }
 
     #[test]
@@ -469,18 +379,12 @@ mod the_rules_can_fail {
     #[test]
     fn a_forbidden_dependency() {
         let manifest = "[dependencies]\naxum.workspace = true".parse().unwrap();
-        assert_eq!(
-            forbidden_dependencies(&manifest, &["axum", "tower"]).collect::<Vec<_>>(),
-            ["axum"]
-        );
+        assert_eq!(forbidden_dependencies(&manifest, &["axum", "tower"]).collect::<Vec<_>>(), ["axum"]);
     }
 
     #[test]
     fn sql_in_the_gateway() {
-        assert_eq!(
-            sql("query(\"select 1\")\n\"INSERT INTO posts\"\n\"a SELECT b FROM c\"").len(),
-            3
-        );
+        assert_eq!(sql("query(\"select 1\")\n\"INSERT INTO posts\"\n\"a SELECT b FROM c\"").len(), 3);
     }
 
     #[test]
@@ -492,58 +396,41 @@ mod the_rules_can_fail {
     fn a_lint_lifted_without_a_reason() {
         assert_eq!(unexplained("#[allow(dead_code)]\nfn f() {}").len(), 1);
         assert_eq!(unexplained("#![expect(\n    dead_code,\n)]").len(), 1);
-        assert!(
-            unexplained("#[expect(\n    dead_code,\n    reason = \"the other half uses it\"\n)]")
-                .is_empty()
-        );
+        assert!(unexplained("#[expect(\n    dead_code,\n    reason = \"the other half uses it\"\n)]").is_empty());
     }
 
     #[test]
     fn a_test_ignored_without_a_reason() {
-        assert_eq!(
-            unexplained("#[test]\n#[ignore]\nfn f() {}"),
-            ["line 2: a test is ignored without a reason"]
-        );
+        assert_eq!(unexplained("#[test]\n#[ignore]\nfn f() {}"), ["line 2: a test is ignored without a reason"]);
         assert!(unexplained("#[ignore = \"needs a week\"]").is_empty());
     }
 
     #[test]
     fn a_path_of_a_developers_machine() {
-        assert_eq!(
-            machine_paths("cd /home/ada/rookery\n\"/root/x\" (/work/y)").len(),
-            3
-        );
+        assert_eq!(machine_paths("cd /home/ada/rookery\n\"/root/x\" (/work/y)").len(), 3);
     }
 
     #[test]
     fn a_path_of_the_web_is_nobodys_machine() {
-        assert!(
-            machine_paths("https://example.org/home/ and $HOME/work and /homework/").is_empty()
-        );
+        assert!(machine_paths("https://example.org/home/ and $HOME/work and /homework/").is_empty());
     }
 
     #[test]
     fn a_version_of_ones_own() {
-        let manifest = "[dev-dependencies]\nserde = \"1\"\nuuid.workspace = true"
-            .parse()
-            .unwrap();
+        let manifest = "[dev-dependencies]\nserde = \"1\"\nuuid.workspace = true".parse().unwrap();
         assert_eq!(own_versions(&manifest), ["serde"]);
     }
 
     #[test]
     fn a_dependency_from_git() {
-        let table = "a = { git = \"https://example.org/a\" }\nb = \"1\"\nc = { path = \"c\" }"
-            .parse()
-            .unwrap();
+        let table = "a = { git = \"https://example.org/a\" }\nb = \"1\"\nc = { path = \"c\" }".parse().unwrap();
         assert_eq!(strangers(&table), ["a has no version of a registry"]);
     }
 
     #[test]
     fn a_link_is_found() {
         assert_eq!(
-            links(
-                "see [a](docs/a.md#top) and [b](https://example.org) and [c](#here)\n```\n[d](d.md)\n```"
-            ),
+            links("see [a](docs/a.md#top) and [b](https://example.org) and [c](#here)\n```\n[d](d.md)\n```"),
             ["docs/a.md"]
         );
     }

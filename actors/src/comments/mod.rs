@@ -233,7 +233,14 @@ impl Comments {
     ///
     /// # Errors
     /// The thread's rejection.
-    pub async fn like(&self, post: PostId, comment: CommentId, user: UserId, on: bool, context: Context) -> AskResult<CommentService> {
+    pub async fn like(
+        &self,
+        post: PostId,
+        comment: CommentId,
+        user: UserId,
+        on: bool,
+        context: Context,
+    ) -> AskResult<CommentService> {
         self.runtime.ask(post.0, Command::Like { comment, user, on }, context).await
     }
 
@@ -412,7 +419,9 @@ impl Comments {
             Some(written) => Some(Comment::of(post, info, &written)),
             // The table may be ahead of the skeleton that was read before: then it tells what the comment is by now,
             // and one that has no row has gone meanwhile.
-            None => fetched.get(&info.id).map(|(version, written)| Comment::of(post, &Info { version: *version, ..*info }, written)),
+            None => {
+                fetched.get(&info.id).map(|(version, written)| Comment::of(post, &Info { version: *version, ..*info }, written))
+            }
         };
         Ok(infos.iter().zip(known).filter_map(complete).collect())
     }

@@ -83,21 +83,13 @@ mod tests {
     #[test]
     fn a_body_is_measured_in_characters() {
         let longest = "ü".repeat(BODY_CHARS_MAX);
-        assert_eq!(
-            CommentBody::parse(longest.as_str())
-                .as_ref()
-                .map(CommentBody::as_str),
-            Ok(longest.as_str())
-        );
+        assert_eq!(CommentBody::parse(longest.as_str()).as_ref().map(CommentBody::as_str), Ok(longest.as_str()));
     }
 
     #[test]
     fn one_character_more_is_too_long() {
         let text = "ü".repeat(BODY_CHARS_MAX + 1);
-        assert_eq!(
-            CommentBody::parse(text),
-            Err(BodyRejection::TooLong { chars: 10_001 })
-        );
+        assert_eq!(CommentBody::parse(text), Err(BodyRejection::TooLong { chars: 10_001 }));
     }
 
     #[test]

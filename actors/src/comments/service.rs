@@ -180,12 +180,17 @@ impl Service for CommentService {
         match need {
             Need::Text(comment) => {
                 let row = client
-                    .query_opt("SELECT author, body, created_at, updated_at FROM comment WHERE post = $1 AND id = $2", &[&post, &comment.0])
+                    .query_opt(
+                        "SELECT author, body, created_at, updated_at FROM comment WHERE post = $1 AND id = $2",
+                        &[&post, &comment.0],
+                    )
                     .await?;
                 Ok(Facts { text: row.and_then(|row| text(written(&row, 0))), liked: false })
             }
             Need::Liked(comment, user) => {
-                let row = client.query_opt("SELECT 1 FROM comment_like WHERE comment = $1 AND user_id = $2", &[&comment.0, &user.0]).await?;
+                let row = client
+                    .query_opt("SELECT 1 FROM comment_like WHERE comment = $1 AND user_id = $2", &[&comment.0, &user.0])
+                    .await?;
                 Ok(Facts { text: None, liked: row.is_some() })
             }
         }
@@ -214,7 +219,13 @@ impl Service for CommentService {
                 Event::Edited { id, text } => {
                     let info = edited(state, *id);
                     let version = i64::from(info.version);
-                    unit.writes.edits.push(EditRow { post, id: id.0, body: text.body.clone(), updated_at: text.updated_at, version });
+                    unit.writes.edits.push(EditRow {
+                        post,
+                        id: id.0,
+                        body: text.body.clone(),
+                        updated_at: text.updated_at,
+                        version,
+                    });
                     ("comment.updated", json(&record(PostId(post), &info, text)))
                 }
                 Event::Deleted { id, text, at, left } => {
@@ -250,7 +261,9 @@ impl Service for CommentService {
 
     fn reply(post: Uuid, state: Option<&Thread>, events: &[Event]) -> Reply {
         let comment = match events {
-            [Event::Added { id, parent, depth, text }] => Some(Comment::of(PostId(post), &newborn(*id, *parent, *depth), &text.into())),
+            [Event::Added { id, parent, depth, text }] => {
+                Some(Comment::of(PostId(post), &newborn(*id, *parent, *depth), &text.into()))
+            }
             [Event::Edited { id, text }] => Some(Comment::of(PostId(post), &edited(state, *id), &text.into())),
             _ => None,
         };
@@ -266,7 +279,9 @@ impl Service for CommentService {
     }
 
     fn committed(&self, _: ShardId, _: Uuid, state: Option<&Thread>, events: &[Event]) {
-        let Some(tree) = state.and_then(Thread::tree) else { return };
+        let Some(tree) = state.and_then(Thread::tree) else {
+            return;
+        };
         for event in events {
             let (id, written) = match event {
                 Event::Added { id, text, .. } | Event::Edited { id, text } => (id, Written::from(text)),
@@ -309,9 +324,12 @@ impl Service for CommentService {
 
 /// A comment without what is written in it; none: the row says that the thread is closed.
 fn skeleton(row: &Row) -> Result<Option<tree::Row>, LoadError> {
-    let Some(id): Option<Uuid> = row.get(1) else { return Ok(None) };
+    let Some(id): Option<Uuid> = row.get(1) else {
+        return Ok(None);
+    };
     let count = |column: usize| {
-        u32::try_from(row.get::<_, i64>(column)).map_err(|error| LoadError::Corrupt(format!("comment {id}, column {column}: {error}")))
+        u32::try_from(row.get::<_, i64>(column))
+            .map_err(|error| LoadError::Corrupt(format!("comment {id}, column {column}: {error}")))
     };
     Ok(Some(tree::Row { id, parent: row.get(2), like_count: count(3)?, version: count(4)?, deleted: row.get(5) }))
 }

@@ -173,16 +173,7 @@ impl Tree {
             }
             let (parent, depth) = place.unwrap_or((TOP, 0));
             let (likes, deleted) = (row.like_count, row.deleted);
-            nodes.push(Node {
-                id: row.id,
-                parent,
-                likes,
-                children: 0,
-                replies: 0,
-                version: row.version,
-                depth,
-                deleted,
-            });
+            nodes.push(Node { id: row.id, parent, likes, children: 0, replies: 0, version: row.version, depth, deleted });
         }
 
         // The deepest first: whether a tombstone stays is known when all below it have been seen.
@@ -199,10 +190,7 @@ impl Tree {
                 parent.replies += u32::from(!node.deleted);
             }
         }
-        Loaded {
-            tree: Self::from_nodes(nodes, &kept),
-            left_out,
-        }
+        Loaded { tree: Self::from_nodes(nodes, &kept), left_out }
     }
 
     /// Takes the nodes that are `kept`, all of them sorted by id.
@@ -219,10 +207,7 @@ impl Tree {
                 .into_iter()
                 .zip(kept)
                 .filter(|&(_, &kept)| kept)
-                .map(|(node, _)| Node {
-                    parent: ranks.get(node.parent as usize).copied().unwrap_or(TOP),
-                    ..node
-                }),
+                .map(|(node, _)| Node { parent: ranks.get(node.parent as usize).copied().unwrap_or(TOP), ..node }),
         );
         let nodes: Vec<Node> = compact;
 
@@ -233,14 +218,7 @@ impl Tree {
         indices.sort_by_key(|&index| (nodes[index as usize].parent, nodes[index as usize].likes));
         let by_likes = Sequence::from_sorted(&indices);
         let tombstones = nodes.iter().filter(|node| node.deleted).count();
-        Self {
-            nodes,
-            free: Vec::new(),
-            by_id,
-            by_age,
-            by_likes,
-            tombstones,
-        }
+        Self { nodes, free: Vec::new(), by_id, by_age, by_likes, tombstones }
     }
 
     /// The depth that a new comment would have, when it may be written.
@@ -257,16 +235,7 @@ impl Tree {
     /// As [`Tree::place`]; then nothing has changed.
     pub fn insert(&mut self, id: Uuid, parent: Option<Uuid>) -> Result<u8, Rejection> {
         let (parent, depth) = self.seat(id, parent)?;
-        let node = Node {
-            id,
-            parent,
-            likes: 0,
-            children: 0,
-            replies: 0,
-            version: 1,
-            depth,
-            deleted: false,
-        };
+        let node = Node { id, parent, likes: 0, children: 0, replies: 0, version: 1, depth, deleted: false };
         let index = match self.free.pop() {
             Some(index) => {
                 self.nodes[index as usize] = node;
@@ -278,8 +247,7 @@ impl Tree {
                     self.nodes.reserve_exact((self.nodes.len() / 4).max(4));
                 }
                 self.nodes.push(node);
-                u32::try_from(self.nodes.len() - 1)
-                    .expect("a thread holds under four billion comments")
+                u32::try_from(self.nodes.len() - 1).expect("a thread holds under four billion comments")
             }
         };
         if let Some(parent) = self.nodes.get_mut(parent as usize) {
@@ -287,14 +255,9 @@ impl Tree {
             parent.replies += 1;
         }
         let nodes = &self.nodes;
-        self.by_id
-            .insert(index, |other| nodes[other as usize].id < id);
-        self.by_age.insert(index, |other| {
-            nodes[other as usize].by_age() < node.by_age()
-        });
-        self.by_likes.insert(index, |other| {
-            nodes[other as usize].by_likes() < node.by_likes()
-        });
+        self.by_id.insert(index, |other| nodes[other as usize].id < id);
+        self.by_age.insert(index, |other| nodes[other as usize].by_age() < node.by_age());
+        self.by_likes.insert(index, |other| nodes[other as usize].by_likes() < node.by_likes());
         Ok(depth)
     }
 
@@ -359,17 +322,10 @@ impl Tree {
     pub fn like(&mut self, id: Uuid, change: i32) -> Result<u32, Rejection> {
         let index = self.find_live(id)?;
         let before = *self.node(index);
-        let after = Node {
-            likes: before.likes.saturating_add_signed(change),
-            ..before
-        };
+        let after = Node { likes: before.likes.saturating_add_signed(change), ..before };
         let nodes = &self.nodes;
-        self.by_likes.remove(index, |other| {
-            nodes[other as usize].by_likes() < before.by_likes()
-        });
-        self.by_likes.insert(index, |other| {
-            nodes[other as usize].by_likes() < after.by_likes()
-        });
+        self.by_likes.remove(index, |other| nodes[other as usize].by_likes() < before.by_likes());
+        self.by_likes.insert(index, |other| nodes[other as usize].by_likes() < after.by_likes());
         self.nodes[index as usize] = after;
         Ok(after.likes)
     }
@@ -429,19 +385,12 @@ impl Tree {
     }
 
     fn remove_tombstone(&mut self, id: Uuid) {
-        let index = self
-            .find(id)
-            .expect("a tombstone is in the tree until it is removed");
+        let index = self.find(id).expect("a tombstone is in the tree until it is removed");
         let node = *self.node(index);
         let nodes = &self.nodes;
-        self.by_id
-            .remove(index, |other| nodes[other as usize].id < id);
-        self.by_age.remove(index, |other| {
-            nodes[other as usize].by_age() < node.by_age()
-        });
-        self.by_likes.remove(index, |other| {
-            nodes[other as usize].by_likes() < node.by_likes()
-        });
+        self.by_id.remove(index, |other| nodes[other as usize].id < id);
+        self.by_age.remove(index, |other| nodes[other as usize].by_age() < node.by_age());
+        self.by_likes.remove(index, |other| nodes[other as usize].by_likes() < node.by_likes());
         if let Some(parent) = self.nodes.get_mut(node.parent as usize) {
             parent.children -= 1;
         }
@@ -476,17 +425,14 @@ fn depths(rows: &[Row]) -> Vec<Option<(u32, u8)>> {
         Missing,
     }
 
-    assert!(
-        u32::try_from(rows.len()).is_ok_and(|len| len < TOP),
-        "a thread holds under four billion comments"
-    );
+    assert!(u32::try_from(rows.len()).is_ok_and(|len| len < TOP), "a thread holds under four billion comments");
     let parents: Vec<Parent> = rows
         .iter()
         .map(|row| match row.parent {
             None => Parent::Top,
-            Some(parent) => rows
-                .binary_search_by_key(&parent, |row| row.id)
-                .map_or(Parent::Missing, |index| Parent::At(index as u32)),
+            Some(parent) => {
+                rows.binary_search_by_key(&parent, |row| row.id).map_or(Parent::Missing, |index| Parent::At(index as u32))
+            }
         })
         .collect();
 
@@ -497,9 +443,7 @@ fn depths(rows: &[Row]) -> Vec<Option<(u32, u8)>> {
         loop {
             match at {
                 Parent::Top => break,
-                Parent::At(parent) if depth < DEPTH_MAX => {
-                    (depth, at) = (depth + 1, parents[parent as usize])
-                }
+                Parent::At(parent) if depth < DEPTH_MAX => (depth, at) = (depth + 1, parents[parent as usize]),
                 Parent::At(_) | Parent::Missing => return None,
             }
         }

@@ -318,7 +318,10 @@ mod tests {
         let post = given(&published());
         let delete = Command::Delete { by: BOB, moderator: true, if_version: None };
         assert!(Post::decide(post.as_ref(), &delete, &Facts::default()).is_ok());
-        assert_eq!(reject(given(&published()), &Command::Delete { by: BOB, moderator: false, if_version: None }), Rejection::NotAuthor);
+        assert_eq!(
+            reject(given(&published()), &Command::Delete { by: BOB, moderator: false, if_version: None }),
+            Rejection::NotAuthor
+        );
     }
 
     #[test]

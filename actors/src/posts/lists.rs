@@ -176,8 +176,12 @@ impl Lists {
     /// Takes the head that SQL gave: at most [`HEAD`] keys; fewer mean that there are no more.
     pub(crate) fn loaded(&self, sort: Sort, filter: &Filter, keys: &[Key]) {
         let mut slices = self.slices.lock().expect("no panic under this lock");
-        let Some(slice) = slices.get_mut(&(sort, filter.clone())) else { return };
-        let State::Loading(changes) = &mut slice.state else { return };
+        let Some(slice) = slices.get_mut(&(sort, filter.clone())) else {
+            return;
+        };
+        let State::Loading(changes) = &mut slice.state else {
+            return;
+        };
         let floor = if keys.len() < HEAD { None } else { keys.last().copied() };
         let mut head = Head { entries: keys.iter().copied().collect(), floor };
         for change in std::mem::take(changes) {
@@ -232,7 +236,9 @@ impl Lists {
         let mut slices = self.slices.lock().expect("no panic under this lock");
         for filter in filters {
             for sort in [Sort::New, Sort::Top, Sort::Hot] {
-                let Some(slice) = slices.get_mut(&(sort, filter.clone())) else { continue };
+                let Some(slice) = slices.get_mut(&(sort, filter.clone())) else {
+                    continue;
+                };
                 for change in changes(sort) {
                     match &mut slice.state {
                         State::Loading(pending) => pending.push(change),

@@ -111,7 +111,14 @@ impl Posts {
     ///
     /// # Errors
     /// The post's rejection.
-    pub async fn edit(&self, id: PostId, editor: UserId, changes: Changes, at: Timestamp, context: Context) -> AskResult<PostService> {
+    pub async fn edit(
+        &self,
+        id: PostId,
+        editor: UserId,
+        changes: Changes,
+        at: Timestamp,
+        context: Context,
+    ) -> AskResult<PostService> {
         let Changes { title, body, tags, if_version } = changes;
         self.runtime.ask(id.0, Command::Edit { editor, title, body, tags, if_version, at }, context).await
     }
@@ -120,7 +127,14 @@ impl Posts {
     ///
     /// # Errors
     /// The post's rejection.
-    pub async fn delete(&self, id: PostId, by: UserId, moderator: bool, if_version: Option<i64>, context: Context) -> AskResult<PostService> {
+    pub async fn delete(
+        &self,
+        id: PostId,
+        by: UserId,
+        moderator: bool,
+        if_version: Option<i64>,
+        context: Context,
+    ) -> AskResult<PostService> {
         self.runtime.ask(id.0, Command::Delete { by, moderator, if_version }, context).await
     }
 
@@ -187,7 +201,13 @@ impl Posts {
     ///
     /// # Errors
     /// When it cannot be read now.
-    pub async fn feed(&self, user: UserId, after: Option<PostId>, limit: usize, deadline: Instant) -> Result<Page<Post, PostId>, Failure> {
+    pub async fn feed(
+        &self,
+        user: UserId,
+        after: Option<PostId>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Page<Post, PostId>, Failure> {
         let after = after.map_or(Uuid::max(), |after| after.0);
         let count = i64::try_from(limit + 1).expect("a page is short");
         let rows = {

@@ -69,13 +69,8 @@ impl Tag {
     /// # Errors
     /// The rule that it breaks.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        if !text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        {
-            return Err(Invalid::Alphabet {
-                allowed: "letters a-z, digits and hyphens",
-            });
+        if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+            return Err(Invalid::Alphabet { allowed: "letters a-z, digits and hyphens" });
         }
         text::characters(text, 1..=30)?;
         Ok(Self(text.into()))
@@ -99,10 +94,7 @@ impl Tags {
             }
             // At once, not at the end: the search for duplicates stays short however long the list is.
             if tags.len() == Self::MAX {
-                return Err(Invalid::TooLong {
-                    maximum: Self::MAX,
-                    unit: Unit::Items,
-                });
+                return Err(Invalid::TooLong { maximum: Self::MAX, unit: Unit::Items });
             }
             tags.push(tag);
         }
@@ -124,10 +116,7 @@ impl Tags {
 ///
 /// It depends on nothing that passes with time, so a sorted list stays sorted by itself.
 pub fn hot(likes: u64, created_at: Timestamp) -> f64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "likes and seconds are far below 2^53"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "likes and seconds are far below 2^53")]
     let (likes, created_at_seconds) = (likes.max(1) as f64, created_at.as_second() as f64);
     likes.log10() + created_at_seconds / 45_000.0
 }
@@ -143,10 +132,7 @@ mod tests {
         assert_eq!(Title::parse("  Hello \n").unwrap().as_str(), "Hello");
         assert_eq!(Title::parse(" \t ").unwrap_err().code(), "too_short");
         assert!(Title::parse(&"ß".repeat(200)).is_ok());
-        assert_eq!(
-            Title::parse(&"ß".repeat(201)).unwrap_err().code(),
-            "too_long"
-        );
+        assert_eq!(Title::parse(&"ß".repeat(201)).unwrap_err().code(), "too_long");
     }
 
     #[test]
@@ -157,29 +143,20 @@ mod tests {
 
     #[test]
     fn a_body_keeps_its_margins_and_its_lines() {
-        assert_eq!(
-            Body::parse("    code\n\n").unwrap().as_str(),
-            "    code\n\n"
-        );
+        assert_eq!(Body::parse("    code\n\n").unwrap().as_str(), "    code\n\n");
     }
 
     #[test]
     fn a_body_has_at_most_40_000_characters_and_no_nul() {
         assert!(Body::parse("").is_ok());
         assert!(Body::parse(&"界".repeat(40_000)).is_ok());
-        assert_eq!(
-            Body::parse(&"x".repeat(40_001)).unwrap_err().code(),
-            "too_long"
-        );
+        assert_eq!(Body::parse(&"x".repeat(40_001)).unwrap_err().code(), "too_long");
         assert_eq!(Body::parse("a\0"), Err(Invalid::Nul));
     }
 
     #[test]
     fn a_body_does_not_show_in_a_debug_line() {
-        assert_eq!(
-            format!("{:?}", Body::parse("secret").unwrap()),
-            "Body(6 bytes)"
-        );
+        assert_eq!(format!("{:?}", Body::parse("secret").unwrap()), "Body(6 bytes)");
     }
 
     #[test]
@@ -192,21 +169,14 @@ mod tests {
     #[test]
     fn a_sixth_tag_is_refused_but_not_a_repeated_fifth() {
         assert!(Tags::parse(&["a", "b", "c", "d", "e", "e"]).is_ok());
-        let too_many = Invalid::TooLong {
-            maximum: 5,
-            unit: Unit::Items,
-        };
+        let too_many = Invalid::TooLong { maximum: 5, unit: Unit::Items };
         assert_eq!(Tags::parse(&["a", "b", "c", "d", "e", "f"]), Err(too_many));
     }
 
     #[test]
     fn a_tag_holds_nothing_but_small_letters_digits_and_hyphens() {
         for tag in ["Rust", "c++", "a b", "é", "a\0"] {
-            assert_eq!(
-                Tag::parse(tag).unwrap_err().code(),
-                "invalid_characters",
-                "{tag:?}"
-            );
+            assert_eq!(Tag::parse(tag).unwrap_err().code(), "invalid_characters", "{tag:?}");
         }
         assert_eq!(Tag::parse("").unwrap_err().code(), "too_short");
         assert_eq!(Tag::parse(&"a".repeat(31)).unwrap_err().code(), "too_long");

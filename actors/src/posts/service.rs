@@ -244,7 +244,9 @@ impl Service for PostService {
             (Topic::Users, "user.created" | "user.updated" | "user.deleted" | "user.followed" | "user.unfollowed") => {
                 vec![foreign.record.key]
             }
-            (Topic::Comments, "comment.created" | "comment.deleted") => vec![foreign.parse::<CommentRecord>()?.post_id.0],
+            (Topic::Comments, "comment.created" | "comment.deleted") => {
+                vec![foreign.parse::<CommentRecord>()?.post_id.0]
+            }
             _ => vec![],
         })
     }

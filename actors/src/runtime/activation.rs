@@ -43,8 +43,14 @@ pub(crate) async fn ask<S: Service>(
                 pending = (command, context);
                 tokio::task::yield_now().await;
             }
+            // Ended with its shard, in the middle of this: nobody can say how far it came.
+            Ok(Err(_)) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
+                return Err(Failure::Unknown("the shard moved while the command was under way".to_owned()).into());
+            }
             Ok(Err(_)) => return Err(Failure::Crashed.into()),
-            Err(_) => return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into()),
+            Err(_) => {
+                return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into());
+            }
         }
     }
 }
@@ -111,7 +117,8 @@ fn take<S: Service, T>(
 }
 
 fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
-    let epoch = shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
+    let epoch =
+        shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
     if !inner.lease.is_valid() {
         return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
     }
@@ -140,7 +147,13 @@ enum Revived<S: Service> {
     BackingOff(Instant),
 }
 
-fn revive<S: Service>(inner: &Arc<Inner<S>>, shard: &Shard<S>, id: Uuid, epoch: Epoch, fresh: bool) -> Result<Revived<S>, Failure> {
+fn revive<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: &Shard<S>,
+    id: Uuid,
+    epoch: Epoch,
+    fresh: bool,
+) -> Result<Revived<S>, Failure> {
     let mut entities = shard.entities.write().expect("no panic under this lock");
     if let Some(cell) = entities.live.get(&id) {
         return Ok(Revived::Live(Arc::clone(cell)));

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
+use super::shard::ApplyTurn;
 use crate::{
     entity::Failure,
     event::{Record, Source},
@@ -36,6 +37,9 @@ pub struct Unit<S: Service> {
     pub replayed: Vec<(Source, Seq)>,
     /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
     pub alone: bool,
+    /// Kept until it is folded, when it applies foreign records.
+    #[expect(dead_code, reason = "held, not read: it ends with the unit")]
+    pub(crate) turn: Option<ApplyTurn>,
     pub(crate) shards: u16,
 }
 
@@ -52,6 +56,7 @@ impl<S: Service> Default for Unit<S> {
             dead: Vec::new(),
             replayed: Vec::new(),
             alone: false,
+            turn: None,
             shards: 1,
         }
     }
@@ -336,12 +341,8 @@ pub(crate) fn statement<S: Service>() -> String {
     tables.extend(writes.tables());
 
     let outbox_first = 3;
-    let types: Vec<String> = outbox
-        .columns()
-        .iter()
-        .enumerate()
-        .map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n))
-        .collect();
+    let types: Vec<String> =
+        outbox.columns().iter().enumerate().map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n)).collect();
     let parts = parts(&tables, outbox_first + types.len());
     format!(
         "WITH {} INSERT INTO outbox (shard, seq, epoch, batch, key, type, payload, headers, at) \

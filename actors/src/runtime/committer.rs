@@ -13,7 +13,10 @@ use std::{
 };
 
 use tokio::sync::{Notify, oneshot};
-use tokio_postgres::{Client, Statement, error::SqlState};
+use tokio_postgres::{
+    Client, Statement,
+    error::{Severity, SqlState},
+};
 use uuid::Uuid;
 
 use super::{
@@ -22,7 +25,7 @@ use super::{
     describe, doubt, now,
 };
 use crate::{
-    ids::{Epoch, Seq, ShardId},
+    ids::{Epoch, Incarnation, Seq, ShardId},
     service::Service,
 };
 
@@ -71,22 +74,35 @@ impl<S: Service> Drop for Landed<S> {
 /// When commits last worked, and since when they have not.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    failing_since: Mutex<Option<Instant>>,
+    failing: Mutex<Option<Failing>>,
     pub(crate) batches: AtomicU64,
     pub(crate) units: AtomicU64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    since: Instant,
+    last: Instant,
+}
+
 impl Health {
     fn worked(&self) {
-        *self.failing_since.lock().expect("no panic under this lock") = None;
+        *self.failing.lock().expect("no panic under this lock") = None;
     }
 
-    fn failed(&self) {
-        self.failing_since.lock().expect("no panic under this lock").get_or_insert_with(Instant::now);
+    pub(crate) fn failed(&self) {
+        let now = Instant::now();
+        self.failing.lock().expect("no panic under this lock").get_or_insert(Failing { since: now, last: now }).last = now;
     }
 
+    /// False once commits have failed for this long. True again when none was tried for as long: without a lease
+    /// nobody asks for commits, so waiting for one that works would be waiting for ever.
     pub(crate) fn working(&self, within: Duration) -> bool {
-        self.failing_since.lock().expect("no panic under this lock").is_none_or(|since| since.elapsed() < within)
+        let mut failing = self.failing.lock().expect("no panic under this lock");
+        if failing.is_some_and(|failing| failing.last.elapsed() >= within) {
+            *failing = None;
+        }
+        failing.is_none_or(|failing| failing.since.elapsed() < within)
     }
 }
 
@@ -145,13 +161,14 @@ pub(crate) fn submit<S: Service>(
     let committer = &inner.committer;
     let state = &inner.shards[shard.index()];
     let epoch = state.tenure_since(decided).ok_or(CommitError::Fenced)?;
-    if committer.closed.load(Ordering::Acquire) {
-        return Err(CommitError::Unavailable("shutting down".to_owned()));
-    }
     let (done, outcome) = oneshot::channel();
     let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
     {
         let mut queue = committer.queue.lock().expect("no panic under this lock");
+        // Under the lock: a lane looks for the last time under it, too, and then nobody answers any more.
+        if committer.closed.load(Ordering::Acquire) {
+            return Err(CommitError::Unavailable("shutting down".to_owned()));
+        }
         if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
             return Err(CommitError::Overloaded);
         }
@@ -185,27 +202,39 @@ enum Lane {
 
 /// A lane's session with the statement prepared.
 pub(crate) struct Session {
-    pub(crate) client: Client,
+    client: Client,
     statement: Statement,
+    pub(crate) tag: SessionTag,
+}
+
+/// Which session it is on the server, and whose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionTag {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) pid: i32,
 }
 
 impl Session {
     pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
-        let client = inner.database.session(&format!("{}:{}", S::NAME, inner.incarnation())).await?;
+        let incarnation = inner.incarnation();
+        let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
         client
             .batch_execute("SET synchronous_commit = on; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'")
             .await?;
         let statement = client.prepare(&statement::<S>()).await?;
-        Ok(Self { client, statement })
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        Ok(Self { client, statement, tag: SessionTag { incarnation, pid } })
     }
 }
 
 async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
     let mut session = None;
     loop {
-        let Some(units) = next(&inner, lane).await else { return };
+        let Some(units) = next(&inner, lane).await else {
+            return;
+        };
         let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
         commit(&inner, &mut session, units).await;
         {
@@ -274,7 +303,9 @@ impl<S: Service> Queue<S> {
     }
 
     fn take_claim(&mut self) -> Vec<Queued<S>> {
-        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else { return Vec::new() };
+        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else {
+            return Vec::new();
+        };
         let claim = self.claims.remove(n).expect("the position was just found");
         self.busy.insert(claim.shard);
         vec![claim]
@@ -302,7 +333,10 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
         let (batch, placed) = build(inner, units);
         match batch.execute(&open.client, &open.statement).await {
             Ok(_) => fold(inner, placed),
-            Err(error) => groups.extend(recover(inner, session, &batch, placed, &error).await.into_iter().rev()),
+            Err(error) => {
+                let tag = open.tag;
+                groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev());
+            }
         }
     }
 }
@@ -324,8 +358,13 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
     admitted
 }
 
-async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a Session, tokio_postgres::Error> {
-    if session.as_ref().is_none_or(|session| session.client.is_closed()) {
+async fn connected<'a, S: Service>(
+    inner: &Inner<S>,
+    session: &'a mut Option<Session>,
+) -> Result<&'a Session, tokio_postgres::Error> {
+    // Under a former name whoever takes over from us would not find it (rule 4).
+    let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
+    if session.as_ref().is_none_or(stale) {
         *session = Some(Session::open(inner).await?);
     }
     Ok(session.as_ref().expect("a session was just opened"))
@@ -361,13 +400,13 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     for Placed { mut queued, records } in placed {
         let shard = &inner.shards[queued.shard.index()];
         let seq = records.last().expect("every unit has a record").seq;
-        shard.fold(&inner.service, &queued.unit.effects);
+        if shard.remembers(queued.epoch) {
+            shard.fold(&inner.service, &queued.unit.effects);
+        }
         for note in queued.unit.notes.drain(..) {
             inner.service.noted(note);
         }
-        shard.inbox.lock().expect("no panic under this lock").extend(queued.unit.inbox.iter().copied());
-        shard.tail.lock().expect("no panic under this lock").append(records, inner.settings.tail_bytes);
-        shard.set_head(seq);
+        shard.advance(queued.epoch, records, &queued.unit.inbox, inner.settings.tail_bytes);
         let epoch = queued.epoch;
         queued.finish(inner, Ok(Committed { seq, epoch }));
     }
@@ -386,6 +425,7 @@ impl<S: Service> Queued<S> {
 async fn recover<S: Service>(
     inner: &Arc<Inner<S>>,
     session: &mut Option<Session>,
+    tag: SessionTag,
     batch: &Batch<S>,
     placed: Vec<Placed<S>>,
     error: &tokio_postgres::Error,
@@ -395,13 +435,13 @@ async fn recover<S: Service>(
             tracing::warn!(service.name = S::NAME, error = describe(error), "the outcome of a commit is open, resolving it");
             inner.commits.failed();
             *session = None;
-            doubt::resolve(inner, batch.id, placed, CommitError::Unknown).await
+            doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
         }
         Verdict::Fenced => {
             // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
             // from ourselves answers both: what is no longer ours is left out, the rest goes on.
             tracing::warn!(service.name = S::NAME, "a batch met a fence, finding out which shards are still ours");
-            doubt::resolve(inner, batch.id, placed, CommitError::Fenced).await
+            doubt::resolve(inner, tag, batch.id, placed, CommitError::Fenced).await
         }
         Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
         Verdict::Unavailable => {
@@ -446,7 +486,7 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
         let text = error.to_string();
         return if unsent.iter().any(|start| text.starts_with(start)) { Verdict::AtFault } else { Verdict::Doubt };
     };
-    if db.severity() == "FATAL" || db.severity() == "PANIC" {
+    if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
         return Verdict::Doubt;
     }
     let code = db.code();
@@ -457,8 +497,9 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
     if again.contains(code) {
         return Verdict::Again;
     }
-    // 53: no disk, no memory, too many connections; 25006: a standby; 55P03: a lock held elsewhere.
-    let unavailable = code.code().starts_with("53")
-        || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED].contains(code);
+    // 53: no disk, no memory, too many connections; 57: an operator; 58: the server's own system; 25006: a standby;
+    // 55P03: a lock held elsewhere. None of them says anything about the units.
+    let unavailable = ["53", "57", "58"].iter().any(|class| code.code().starts_with(class))
+        || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE].contains(code);
     if unavailable { Verdict::Unavailable } else { Verdict::AtFault }
 }

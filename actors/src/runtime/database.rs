@@ -58,7 +58,14 @@ impl Database {
     /// # Errors
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
-        self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))
+        loop {
+            let pooled =
+                self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))?;
+            // Sessions that a server ended go back as broken when dropped; without the round trip this much is known.
+            if !pooled.is_closed() {
+                return Ok(pooled);
+            }
+        }
     }
 
     /// A session of one's own, named `name` on the server so that whoever takes over can end it.

@@ -46,7 +46,12 @@ pub(crate) async fn list<S: Service>(inner: &Inner<S>, limit: usize) -> Result<V
 }
 
 /// Applies a letter's record now and takes the letter away, in one transaction.
-pub(crate) async fn replay<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
+pub(crate) async fn replay<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: ShardId,
+    source: Source,
+    seq: Seq,
+) -> Result<bool, ProjectError> {
     // One at a time: two replays of one letter would both find it and apply it twice. A former owner is fenced.
     let _turn = inner.replaying.lock().await;
     let epoch = project::serving(inner, shard)?;

@@ -68,7 +68,9 @@ pub enum DirectoryError {
     #[error("the shard directory is unavailable: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
     /// The database was made for another number of shards.
-    #[error("the {service} database was made for {stored} shards, the configuration says {configured}: the number is fixed, set it back")]
+    #[error(
+        "the {service} database was made for {stored} shards, the configuration says {configured}: the number is fixed, set it back"
+    )]
     ShardCount {
         /// Whose database.
         service: &'static str,
@@ -150,7 +152,10 @@ impl Directory {
     /// When the database does not answer.
     pub async fn join(&self, incarnation: Incarnation, node: &str) -> Result<(), DirectoryError> {
         self.client
-            .execute("INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')", &[&incarnation.0, &node])
+            .execute(
+                "INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')",
+                &[&incarnation.0, &node],
+            )
             .await?;
         Ok(())
     }
@@ -211,6 +216,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn declare_dead(&self, incarnation: Incarnation, seen: Option<i64>) -> Result<bool, DirectoryError> {
+        self.end_sessions(incarnation).await?;
         let count = self
             .client
             .execute(
@@ -218,9 +224,6 @@ impl Directory {
                 &[&incarnation.0, &seen],
             )
             .await?;
-        if count == 1 {
-            self.end_sessions(incarnation).await?;
-        }
         Ok(count == 1)
     }
 
@@ -232,7 +235,7 @@ impl Directory {
         let name = format!("{}:{incarnation}", self.service);
         self.client
             .execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
                  WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid()",
                 &[&name],
             )
@@ -246,7 +249,12 @@ impl Directory {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn take_over(&self, seen: &[ShardRow], owner: Option<Incarnation>, me: Incarnation) -> Result<Vec<Granted>, DirectoryError> {
+    pub async fn take_over(
+        &self,
+        seen: &[ShardRow],
+        owner: Option<Incarnation>,
+        me: Incarnation,
+    ) -> Result<Vec<Granted>, DirectoryError> {
         take_over(&self.client, seen, owner, me).await.map_err(Into::into)
     }
 

@@ -1,6 +1,10 @@
 //! An open outcome is resolved, never guessed (rule 3): take over from oneself, then look whether the batch is in.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -8,16 +12,13 @@ use uuid::Uuid;
 use super::{
     Inner,
     commit_batch::CommitError,
-    committer::{Placed, Queued, fold},
+    committer::{Placed, Queued, SessionTag, fold},
     describe,
     directory::{Granted, ShardRow, take_over},
 };
-use crate::{
-    ids::ShardId,
-    service::Service,
-};
+use crate::{ids::ShardId, service::Service};
 
-/// Resolves a batch; the groups of units that are proved absent and may be tried again.
+/// Resolves a batch that was sent through `session`; the groups of units that are proved absent and may be tried again.
 ///
 /// Until it returns the shards concerned answer nothing and load nothing.
 ///
@@ -25,18 +26,25 @@ use crate::{
 /// may have trimmed it away.
 pub(crate) async fn resolve<S: Service>(
     inner: &Arc<Inner<S>>,
+    session: SessionTag,
     batch: Uuid,
     placed: Vec<Placed<S>>,
     lost: CommitError,
 ) -> Vec<Vec<Queued<S>>> {
-    let shards: HashSet<ShardId> = placed.iter().map(|placed| placed.queued.shard).collect();
-    for shard in &shards {
-        inner.shards[shard.index()].suspend();
-    }
+    // A shard that was closed since, and perhaps opened by a later incarnation of ours, is not in doubt: it has read
+    // its truth from SQL.
+    let held: HashSet<ShardId> = placed
+        .iter()
+        .map(|placed| (placed.queued.shard, placed.queued.epoch))
+        .collect::<HashSet<_>>()
+        .into_iter()
+        .filter_map(|(shard, epoch)| inner.shards[shard.index()].suspend(epoch).then_some(shard))
+        .collect();
     let (granted, is_in) = loop {
-        match attempt(inner, batch, &placed).await {
+        match attempt(inner, session, batch, &placed, &held).await {
             Ok(answer) => break answer,
             Err(error) => {
+                inner.commits.failed();
                 tracing::warn!(service.name = S::NAME, error = describe(&error), "cannot resolve an open commit yet");
                 // The database is away. The lease ends meanwhile, so waiting here keeps nobody from taking over.
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -44,23 +52,22 @@ pub(crate) async fn resolve<S: Service>(
         }
     };
     let ours: HashMap<ShardId, Granted> = granted.into_iter().map(|granted| (granted.shard, granted)).collect();
-    for shard in shards.iter().filter(|shard| !ours.contains_key(shard)) {
+    for shard in held.iter().filter(|shard| !ours.contains_key(shard)) {
         tracing::warn!(service.name = S::NAME, shard.id = %shard, "lost a shard to another owner");
-        let gone = inner.shards[shard.index()].close();
+        let gone = inner.shards[shard.index()].close_suspended();
         inner.memory.forget(gone);
     }
 
     let mut retry = Vec::new();
     let mut committed = Vec::new();
-    for mut placed in placed {
-        match ours.get(&placed.queued.shard) {
-            // The batch is one transaction: what is in for one shard is in for all.
-            _ if is_in => committed.push(placed),
-            Some(granted) => {
-                placed.queued.epoch = granted.epoch;
-                retry.push(placed.queued);
-            }
-            None => placed.queued.finish(inner, Err(lost.clone())),
+    for placed in placed {
+        // The batch is one transaction: what is in for one shard is in for all.
+        if is_in {
+            committed.push(placed);
+        } else if ours.contains_key(&placed.queued.shard) {
+            retry.push(placed.queued);
+        } else {
+            placed.queued.finish(inner, Err(lost.clone()));
         }
     }
     fold(inner, committed);
@@ -73,23 +80,25 @@ pub(crate) async fn resolve<S: Service>(
 
 async fn attempt<S: Service>(
     inner: &Inner<S>,
+    session: SessionTag,
     batch: Uuid,
     placed: &[Placed<S>],
+    held: &HashSet<ShardId>,
 ) -> Result<(Vec<Granted>, bool), tokio_postgres::Error> {
+    // Who we were when the batch was sent: by now we may be somebody else, to whom its shards never belonged.
+    let me = session.incarnation;
     // A session that is not named after the incarnation, so that it survives what comes next.
-    let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, inner.incarnation())).await?;
+    let client = inner.database.session(&format!("{}-resolve:{me}", S::NAME)).await?;
     client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
-    end_committers(&client, S::NAME, inner).await?;
+    end_session::<S>(&client, session).await?;
     // Ours may have a newer epoch than the batch: an earlier attempt took over and lost the answer.
-    let ids: Vec<i16> = placed.iter().map(|placed| placed.queued.shard.as_i16()).collect();
-    let rows = client
-        .query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &inner.incarnation().0])
-        .await?;
+    let ids: Vec<i16> = held.iter().map(|shard| shard.as_i16()).collect();
+    let rows = client.query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &me.0]).await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
-        .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(inner.incarnation()), target: None })
+        .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(me), target: None })
         .collect();
-    let granted = take_over(&client, &seen, Some(inner.incarnation()), inner.incarnation()).await?;
+    let granted = take_over(&client, &seen, Some(me), me).await?;
 
     // A record of a shard that is ours, if any is: nobody else can have trimmed it.
     let ours = |placed: &&Placed<S>| granted.iter().any(|granted| granted.shard == placed.queued.shard);
@@ -104,13 +113,14 @@ async fn attempt<S: Service>(
     Ok((granted, row.is_some()))
 }
 
-/// The statement in doubt may still be running on the server, holding its locks: end its session first (rule 4).
-async fn end_committers<S: Service>(client: &Client, service: &str, inner: &Inner<S>) -> Result<(), tokio_postgres::Error> {
+/// The statement in doubt may still be running on the server, holding its locks, or be about to: end its session
+/// first (rule 4), and no other, for the other lane's is at work.
+async fn end_session<S: Service>(client: &Client, session: SessionTag) -> Result<(), tokio_postgres::Error> {
     client
         .execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
-             WHERE datname = current_database() AND application_name = $1 AND state <> 'idle' AND query LIKE 'WITH t0 AS%INSERT INTO outbox%'",
-            &[&format!("{service}:{}", inner.incarnation())],
+             WHERE datname = current_database() AND application_name = $1 AND pid = $2",
+            &[&format!("{}:{}", S::NAME, session.incarnation), &session.pid],
         )
         .await?;
     Ok(())

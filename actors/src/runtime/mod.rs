@@ -26,20 +26,20 @@ use std::{
 use jiff::Timestamp;
 use ractor::ActorCell;
 use tokio::sync::watch;
-use tokio_postgres::Config;
 use tokio::time::Instant;
+use tokio_postgres::Config;
 use uuid::Uuid;
 
+pub(crate) use self::database::describe;
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
-    trim::Retention,
     project::{ProjectError, Slice, SlicePart},
+    trim::Retention,
 };
-pub(crate) use self::database::describe;
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 use crate::{
     entity::{AskError, Entity, Failure},
@@ -231,9 +231,9 @@ impl<S: Service> Runtime<S> {
         *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
     }
 
-    /// Whether a shard is ours but answers nothing until the outcome of a commit is known.
-    pub fn is_suspended(&self, shard: ShardId) -> bool {
-        self.inner.shards[shard.index()].is_suspended()
+    /// Whether a shard is ours as far as we know: open, or silent until the outcome of a commit is known.
+    pub fn is_held(&self, shard: ShardId) -> bool {
+        self.inner.shards[shard.index()].is_held()
     }
 
     /// The shard of an entity.
@@ -291,11 +291,7 @@ impl<S: Service> Runtime<S> {
 
     /// The shards that are open here, with their epochs and the last committed position.
     pub fn owned(&self) -> Vec<(ShardId, Epoch, Seq)> {
-        self.inner
-            .shards
-            .iter()
-            .filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head())))
-            .collect()
+        self.inner.shards.iter().filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head()))).collect()
     }
 
     /// Whether commits work, as far as is known: for the lease and for readiness.

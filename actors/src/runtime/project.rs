@@ -51,8 +51,9 @@ pub enum ProjectError {
 
 pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
     let state = &inner.shards[shard.index()];
+    let turn = state.turn_to_apply().await;
     let epoch = serving(inner, shard)?;
-    let mut unit = Unit::of(inner.settings.shards);
+    let mut unit = Unit { turn: Some(turn), ..Unit::of(inner.settings.shards) };
     for part in &slice.parts {
         let applied = state.inbox.lock().expect("no panic under this lock").get(&part.source).copied().unwrap_or(0);
         if part.position <= applied {
@@ -71,8 +72,15 @@ pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, sli
 }
 
 pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+    let turn = inner.shards[shard.index()].turn_to_apply().await;
     let epoch = serving(inner, shard)?;
-    let unit = Unit { inbox: vec![(letter.source, letter.record.seq)], dead: vec![letter], ..Unit::of(inner.settings.shards) };
+    let at = (letter.source, letter.record.seq);
+    let applied = inner.shards[shard.index()].inbox.lock().expect("no panic under this lock").get(&at.0).copied();
+    if applied.is_some_and(|applied| applied >= at.1) {
+        // Buried before, by a bridge that did not live to hear of it.
+        return Ok(());
+    }
+    let unit = Unit { turn: Some(turn), inbox: vec![at], dead: vec![letter], ..Unit::of(inner.settings.shards) };
     commit(inner, shard, epoch, unit).await
 }
 

@@ -16,7 +16,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{entity_actor::EntityMessage, tail::Tail};
+use super::{commit_batch::Positioned, entity_actor::EntityMessage, tail::Tail};
 use crate::{
     entity::{Entity, Failure},
     event::Source,
@@ -40,6 +40,8 @@ pub(crate) struct Shard<S: Service> {
     pub(crate) inbox: Mutex<HashMap<Source, Seq>>,
     /// Idempotency keys whose first request is still under way.
     keys: Mutex<HashMap<Arc<str>, Arc<Notify>>>,
+    /// Held by whoever applies foreign records, until they are in memory.
+    applying: Arc<tokio::sync::Mutex<()>>,
 }
 
 pub(crate) struct Entities<S: Service> {
@@ -56,6 +58,9 @@ pub(crate) struct Crashes {
     pub(crate) until: Instant,
     pub(crate) isolated: bool,
 }
+
+/// The right to apply foreign records to a shard, until they are in memory or will never be.
+pub(crate) type ApplyTurn = tokio::sync::OwnedMutexGuard<()>;
 
 /// What the database is being told about this shard.
 #[derive(Default)]
@@ -123,7 +128,9 @@ impl<S: Service> Cell<S> {
     ///
     /// A panic in a rule poisons the lock: the cell answers nothing any more and leaves with its actor.
     pub(crate) fn evolve(&self, service: &S, shard: ShardId, events: &[<S::Entity as Entity>::Event]) {
-        let Ok(mut state) = self.state.write() else { return };
+        let Ok(mut state) = self.state.write() else {
+            return;
+        };
         for event in events {
             S::Entity::evolve(&mut state, event);
         }
@@ -150,6 +157,7 @@ impl<S: Service> Shard<S> {
             tail: Mutex::new(Tail::default()),
             inbox: Mutex::default(),
             keys: Mutex::default(),
+            applying: Arc::default(),
         }
     }
 
@@ -170,55 +178,97 @@ impl<S: Service> Shard<S> {
         self.head.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_head(&self, seq: Seq) {
-        self.head.store(seq, Ordering::Release);
-    }
-
+    /// Begins a tenure; [`Shard::close`] has ended the one before.
     pub(crate) fn open(&self, epoch: Epoch, seq: Seq, inbox: Vec<(Source, Seq)>, supervisor: ActorCell) {
-        self.set_head(seq);
-        self.tail.lock().expect("no panic under this lock").clear();
+        // Transitions of a tenure happen under this lock, so that none meets another half done.
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        let mut tail = self.tail.lock().expect("no panic under this lock");
+        tail.clear();
         *self.inbox.lock().expect("no panic under this lock") = inbox.into_iter().collect();
-        self.entities.write().expect("no panic under this lock").supervisor = Some(supervisor);
+        entities.supervisor = Some(supervisor);
         self.since.store(epoch, Ordering::Release);
+        self.head.store(seq, Ordering::Release);
         self.epoch.store(epoch, Ordering::Release);
     }
 
-    /// Stops answering without forgetting: a doubt is being resolved.
-    pub(crate) fn suspend(&self) {
-        self.suspended.store(true, Ordering::Release);
-        self.epoch.store(0, Ordering::Release);
+    /// Stops answering without forgetting: a doubt about a batch of `epoch` is being resolved.
+    ///
+    /// False: what was decided then no longer stands here, so there is nothing to suspend.
+    pub(crate) fn suspend(&self, epoch: Epoch) -> bool {
+        let _transition = self.entities.write().expect("no panic under this lock");
+        let stands = self.tenure_since(epoch).is_some();
+        if stands {
+            self.suspended.store(true, Ordering::Release);
+            self.epoch.store(0, Ordering::Release);
+        }
+        stands
     }
 
-    pub(crate) fn is_suspended(&self) -> bool {
-        self.suspended.load(Ordering::Acquire)
+    /// Whether it is ours as far as we know: open, or suspended by a doubt.
+    pub(crate) fn is_held(&self) -> bool {
+        let _transition = self.entities.read().expect("no panic under this lock");
+        self.tenure().is_some() || self.suspended.load(Ordering::Acquire)
     }
 
     /// Goes on after a doubt: same owner, new epoch. The cells stay, for the caller has proved them right.
+    ///
+    /// Does nothing if the shard was closed meanwhile: the doubt outlived the tenure.
     pub(crate) fn resume(&self, epoch: Epoch, seq: Seq) {
-        self.set_head(seq);
-        self.tail.lock().expect("no panic under this lock").clear();
+        let _transition = self.entities.write().expect("no panic under this lock");
+        if !self.suspended.load(Ordering::Acquire) {
+            return;
+        }
+        let mut tail = self.tail.lock().expect("no panic under this lock");
+        tail.clear();
+        self.head.store(seq, Ordering::Release);
         self.epoch.store(epoch, Ordering::Release);
         self.suspended.store(false, Ordering::Release);
     }
 
     /// Gives it up; the weight in bytes of the entities that went, and how many.
     pub(crate) fn close(&self) -> (usize, usize) {
+        self.end_tenure(&mut self.entities.write().expect("no panic under this lock"))
+    }
+
+    /// Gives it up if the doubt that suspended it still does; otherwise it was closed, and perhaps opened anew.
+    pub(crate) fn close_suspended(&self) -> (usize, usize) {
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        if self.suspended.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
+    }
+
+    fn end_tenure(&self, entities: &mut Entities<S>) -> (usize, usize) {
         self.epoch.store(0, Ordering::Release);
         self.suspended.store(false, Ordering::Release);
-        let mut entities = self.entities.write().expect("no panic under this lock");
         if let Some(supervisor) = entities.supervisor.take() {
-            supervisor.stop(Some("the shard moved".to_owned()));
+            // The end of a supervisor kills its children, and one that waits for a commit must still hear its outcome.
+            tokio::spawn(async move {
+                supervisor.stop_children_and_wait(Some("the shard moved".to_owned()), None).await;
+                supervisor.stop(Some("the shard moved".to_owned()));
+            });
         }
         entities.by_actor.clear();
         entities.crashes.clear();
-        let mut gone = (0, 0);
-        for (_, cell) in entities.live.drain() {
-            gone = (gone.0 + 1, gone.1 + cell.write_off());
-            if let Some(actor) = cell.actor.get() {
-                actor.stop(Some("the shard moved".to_owned()));
-            }
+        entities.live.drain().fold((0, 0), |gone, (_, cell)| (gone.0 + 1, gone.1 + cell.write_off()))
+    }
+
+    /// Whether memory began at or before this epoch, so that a commit of it is news.
+    pub(crate) fn remembers(&self, epoch: Epoch) -> bool {
+        epoch >= self.since.load(Ordering::Acquire)
+    }
+
+    /// Moves the head over records committed under `epoch`, with the positions that they reached in foreign logs.
+    ///
+    /// A tenure that began later has read all of it from SQL: to it this is old.
+    pub(crate) fn advance(&self, epoch: Epoch, records: Positioned, inbox: &[(Source, Seq)], tail_bytes: usize) {
+        let mut tail = self.tail.lock().expect("no panic under this lock");
+        if !self.remembers(epoch) {
+            return;
         }
-        gone
+        let seq = records.last().expect("every unit has a record").seq;
+        // The positions before the head: who reads both takes the head first.
+        self.inbox.lock().expect("no panic under this lock").extend(inbox.iter().copied());
+        tail.append(records, tail_bytes);
+        self.head.store(seq, Ordering::Release);
     }
 
     pub(crate) fn cell(&self, id: Uuid) -> Option<Arc<Cell<S>>> {
@@ -300,7 +350,9 @@ impl<S: Service> Shard<S> {
     /// Applies a projection's effects to the entities that are loaded.
     pub(crate) fn fold(&self, service: &S, effects: &[(Uuid, <S::Entity as Entity>::Event)]) {
         for (id, event) in effects {
-            let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else { continue };
+            let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else {
+                continue;
+            };
             let fold = || cell.evolve(service, self.id, std::slice::from_ref(event));
             // A rule that panics costs its entity, which reloads, and never the committer.
             if catch_unwind(AssertUnwindSafe(fold)).is_err()
@@ -309,6 +361,12 @@ impl<S: Service> Shard<S> {
                 actor.kill();
             }
         }
+    }
+
+    /// Waits for the turn to apply foreign records. The turn goes with the unit, not with whoever asked: a bridge that
+    /// was stopped while its slice is on the way must not meet positions that the slice is about to move (rule 16).
+    pub(crate) async fn turn_to_apply(&self) -> ApplyTurn {
+        Arc::clone(&self.applying).lock_owned().await
     }
 
     /// Waits for the turn of this idempotency key; the turn ends when the guard is dropped.
@@ -327,7 +385,8 @@ impl<S: Service> Shard<S> {
             let released = other.notified();
             tokio::pin!(released);
             released.as_mut().enable();
-            let still_the_same = |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
+            let still_the_same =
+                |keys: &HashMap<Arc<str>, Arc<Notify>>| keys.get(key).is_some_and(|now| Arc::ptr_eq(now, &other));
             if still_the_same(&self.keys.lock().expect("no panic under this lock")) {
                 released.await;
             }

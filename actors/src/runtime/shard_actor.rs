@@ -38,7 +38,10 @@ pub(crate) async fn open<S: Service>(
     let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
     let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
     let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
-    inner.shards[granted.shard.index()].open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
+    let shard = &inner.shards[granted.shard.index()];
+    // Whatever an earlier tenure left is not ours to serve.
+    inner.memory.forget(shard.close());
+    shard.open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
     Ok(())
 }
 
@@ -51,11 +54,20 @@ impl<S: Service> Actor for ShardActor<S> {
         Ok(())
     }
 
-    async fn handle_supervisor_evt(&self, _: ActorRef<Silence>, event: SupervisionEvent, (): &mut ()) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(who, error) = event
-            && let Some(inner) = self.inner.upgrade()
-        {
-            failed(&inner, self.shard, &who, &error);
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Silence>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(inner) = self.inner.upgrade() else { return Ok(()) };
+        match event {
+            SupervisionEvent::ActorFailed(who, error) => failed(&inner, self.shard, &who, &error),
+            // One that leaves has taken itself off the books; one that was killed has not, and would be asked for ever.
+            SupervisionEvent::ActorTerminated(who, _, reason) => {
+                failed(&inner, self.shard, &who, &reason.unwrap_or_else(|| "it ended unasked".to_owned()).into());
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -66,7 +78,9 @@ fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: 
     let state = &inner.shards[shard.index()];
     let (id, cell) = {
         let entities = state.entities.read().expect("no panic under this lock");
-        let Some(id) = entities.by_actor.get(&who.get_id()).copied() else { return };
+        let Some(id) = entities.by_actor.get(&who.get_id()).copied() else {
+            return;
+        };
         (id, entities.live.get(&id).cloned())
     };
     if let Some(cell) = cell {

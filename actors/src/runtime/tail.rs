@@ -31,7 +31,9 @@ impl Tail {
             self.records.push_back(record);
         }
         while self.bytes > bytes_max {
-            let Some(first) = self.records.pop_front() else { break };
+            let Some(first) = self.records.pop_front() else {
+                break;
+            };
             self.bytes -= first.weight();
         }
     }

@@ -142,7 +142,9 @@ impl Follower {
 
     async fn step(&mut self) -> Result<Step, FollowError> {
         // First how far the shard has come, then its documents: so they contain all that the positions promise.
-        let Some((head, positions)) = self.runtime.reached(self.shard) else { return Ok(Step::CaughtUp) };
+        let Some((head, positions)) = self.runtime.reached(self.shard) else {
+            return Ok(Step::CaughtUp);
+        };
         if let Some(number) = self.rebuilds.wanted() {
             self.rebuild(head, &positions).await?;
             self.visible.publish(positions);
@@ -221,7 +223,9 @@ impl Follower {
     }
 
     async fn recover(&mut self) {
-        let Some(mut partition) = self.partition.take() else { return };
+        let Some(mut partition) = self.partition.take() else {
+            return;
+        };
         if let Ok((partition, _)) = spawn_blocking(move || {
             let recovered = partition.recover().map(drop);
             (partition, recovered)

@@ -18,7 +18,9 @@ use uuid::Uuid;
 pub use self::service::SearchService;
 use self::{
     follower::{Follower, Rebuilds, Visible},
-    index::{Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions},
+    index::{
+        Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions,
+    },
     service::home,
 };
 use crate::{
@@ -76,7 +78,8 @@ impl SearchFace {
         let mut replicas = Vec::new();
         for shard in (0..runtime.shards()).map(ShardId) {
             let dir = folder.join(shard.to_string());
-            let partition = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
+            let partition =
+                spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
             let visible = Visible::default();
             let reader = partition.reader();
             let rebuilds = Rebuilds::default();
@@ -176,7 +179,10 @@ impl SearchFace {
         let count = i64::try_from(limit).expect("a page is short");
         let client = self.runtime.database().get().await?;
         let rows = client
-            .query("SELECT doc FROM documents WHERE type = $1 AND id > $2 ORDER BY id LIMIT $3", &[&kind.as_str(), &after, &count])
+            .query(
+                "SELECT doc FROM documents WHERE type = $1 AND id > $2 ORDER BY id LIMIT $3",
+                &[&kind.as_str(), &after, &count],
+            )
             .await?;
         let parse = |row: &tokio_postgres::Row| {
             serde_json::from_str(row.get(0))

@@ -81,14 +81,7 @@ impl Restarts {
     /// An empty history under `policy`.
     #[must_use]
     pub fn new(policy: RestartPolicy, lifetime: Lifetime) -> Self {
-        Self {
-            policy,
-            lifetime,
-            recent: VecDeque::new(),
-            streak: 0,
-            due: Duration::ZERO,
-            total: 0,
-        }
+        Self { policy, lifetime, recent: VecDeque::new(), streak: 0, due: Duration::ZERO, total: 0 }
     }
 
     /// Decides about a child that ended at `now`.
@@ -99,11 +92,7 @@ impl Restarts {
         if cause == Cause::Stopped && self.lifetime == Lifetime::Transient {
             return Verdict::Leave;
         }
-        while self
-            .recent
-            .front()
-            .is_some_and(|&at| now.saturating_sub(at) >= self.policy.window)
-        {
+        while self.recent.front().is_some_and(|&at| now.saturating_sub(at) >= self.policy.window) {
             self.recent.pop_front();
         }
         if self.recent.len() >= self.policy.intensity as usize {
@@ -136,9 +125,7 @@ impl Restarts {
         let doubled = 2u32
             .checked_pow(self.streak)
             .and_then(|factor| self.policy.backoff_min.checked_mul(factor))
-            .map_or(self.policy.backoff_max, |delay| {
-                delay.min(self.policy.backoff_max)
-            });
+            .map_or(self.policy.backoff_max, |delay| delay.min(self.policy.backoff_max));
         doubled.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 }
@@ -161,29 +148,20 @@ mod tests {
 
     #[test]
     fn a_clean_stop_is_left_alone() {
-        assert_eq!(
-            transient().decide(ms(10), Cause::Stopped, NO_JITTER),
-            Verdict::Leave
-        );
+        assert_eq!(transient().decide(ms(10), Cause::Stopped, NO_JITTER), Verdict::Leave);
     }
 
     #[test]
     fn a_permanent_child_comes_back_after_a_clean_stop() {
         let mut restarts = Restarts::new(RestartPolicy::default(), Lifetime::Permanent);
-        assert_eq!(
-            restarts.decide(ms(10), Cause::Stopped, NO_JITTER),
-            Verdict::Restart { after: ms(50) }
-        );
+        assert_eq!(restarts.decide(ms(10), Cause::Stopped, NO_JITTER), Verdict::Restart { after: ms(50) });
     }
 
     #[test]
     fn the_delay_doubles_with_failures_in_a_row() {
         let mut restarts = transient();
         let delays = [0, 60, 170].map(|at| restarts.decide(ms(at), Cause::Failed, NO_JITTER));
-        assert_eq!(
-            delays,
-            [50, 100, 200].map(|after| Verdict::Restart { after: ms(after) })
-        );
+        assert_eq!(delays, [50, 100, 200].map(|after| Verdict::Restart { after: ms(after) }));
     }
 
     #[test]
@@ -192,10 +170,7 @@ mod tests {
         for at in [0, 1_000, 2_000] {
             restarts.decide(ms(at), Cause::Failed, NO_JITTER);
         }
-        assert_eq!(
-            restarts.decide(ms(4_999), Cause::Failed, NO_JITTER),
-            Verdict::GiveUp
-        );
+        assert_eq!(restarts.decide(ms(4_999), Cause::Failed, NO_JITTER), Verdict::GiveUp);
     }
 
     #[test]
@@ -204,10 +179,7 @@ mod tests {
         for at in [0, 1_000, 2_000] {
             restarts.decide(ms(at), Cause::Failed, NO_JITTER);
         }
-        assert!(matches!(
-            restarts.decide(ms(5_000), Cause::Failed, NO_JITTER),
-            Verdict::Restart { .. }
-        ));
+        assert!(matches!(restarts.decide(ms(5_000), Cause::Failed, NO_JITTER), Verdict::Restart { .. }));
     }
 
     #[test]
@@ -215,10 +187,7 @@ mod tests {
         let mut restarts = transient();
         restarts.decide(ms(0), Cause::Failed, NO_JITTER);
         restarts.decide(ms(100), Cause::Failed, NO_JITTER);
-        assert_eq!(
-            restarts.decide(ms(5_200), Cause::Failed, NO_JITTER),
-            Verdict::Restart { after: ms(50) }
-        );
+        assert_eq!(restarts.decide(ms(5_200), Cause::Failed, NO_JITTER), Verdict::Restart { after: ms(50) });
     }
 
     #[test]
@@ -228,22 +197,17 @@ mod tests {
             restarts.decide(ms(at), Cause::Failed, NO_JITTER);
         }
         restarts.forgive();
-        assert_eq!(
-            restarts.decide(ms(5), Cause::Failed, NO_JITTER),
-            Verdict::Restart { after: ms(50) }
-        );
+        assert_eq!(restarts.decide(ms(5), Cause::Failed, NO_JITTER), Verdict::Restart { after: ms(50) });
         assert_eq!(restarts.total(), 4);
     }
 
     fn policies() -> impl Strategy<Value = RestartPolicy> {
-        (0u32..6, 1u64..10_000, 1u64..500, 0u64..10_000).prop_map(
-            |(intensity, window, min, extra)| RestartPolicy {
-                intensity,
-                window: ms(window),
-                backoff_min: ms(min),
-                backoff_max: ms(min + extra),
-            },
-        )
+        (0u32..6, 1u64..10_000, 1u64..500, 0u64..10_000).prop_map(|(intensity, window, min, extra)| RestartPolicy {
+            intensity,
+            window: ms(window),
+            backoff_min: ms(min),
+            backoff_max: ms(min + extra),
+        })
     }
 
     proptest! {

@@ -28,12 +28,7 @@ impl Actor for Fragile {
         Ok(())
     }
 
-    async fn handle(
-        &self,
-        myself: ActorRef<Tell>,
-        tell: Tell,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, myself: ActorRef<Tell>, tell: Tell, (): &mut ()) -> Result<(), ActorProcessingErr> {
         match tell {
             Tell::Panic => panic!("told to panic"),
             Tell::Fail => Err("told to fail".into()),
@@ -65,8 +60,7 @@ impl Nursery {
             async move {
                 nursery.starts.fetch_add(1, Ordering::SeqCst);
                 let stops = nursery.stops.clone();
-                let (child, _) =
-                    Actor::spawn_linked(None, Fragile { stops, name }, (), supervisor).await?;
+                let (child, _) = Actor::spawn_linked(None, Fragile { stops, name }, (), supervisor).await?;
                 Ok(child.get_cell())
             }
         })
@@ -80,13 +74,7 @@ impl Nursery {
         ChildSpec::new(name, move |supervisor| {
             let first = nursery.starts.load(Ordering::SeqCst) == 0;
             let started = (spec.start)(supervisor);
-            async move {
-                if first {
-                    started.await
-                } else {
-                    Err(SpawnErr::StartupFailed("the disk is gone".into()))
-                }
-            }
+            async move { if first { started.await } else { Err(SpawnErr::StartupFailed("the disk is gone".into())) } }
         })
         .policy(QUICK)
     }
@@ -107,17 +95,10 @@ const QUICK: RestartPolicy = RestartPolicy {
 const LONG: Duration = Duration::from_secs(600);
 
 async fn supervise(children: Vec<ChildSpec>) -> SupervisorRef {
-    SupervisorRef::spawn("test", children)
-        .await
-        .expect("the children start")
-        .0
+    SupervisorRef::spawn("test", children).await.expect("the children start").0
 }
 
-async fn eventually<T>(
-    supervisor: &SupervisorRef,
-    child: &str,
-    wanted: impl Fn(&ChildStatus) -> Option<T>,
-) -> T {
+async fn eventually<T>(supervisor: &SupervisorRef, child: &str, wanted: impl Fn(&ChildStatus) -> Option<T>) -> T {
     let looking = async {
         loop {
             if let Ok(status) = supervisor.child(child).await
@@ -128,9 +109,7 @@ async fn eventually<T>(
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), looking)
-        .await
-        .expect("the condition comes true")
+    tokio::time::timeout(Duration::from_secs(20), looking).await.expect("the condition comes true")
 }
 
 async fn running(supervisor: &SupervisorRef, child: &str, restarts: u64) -> ActorCell {
@@ -142,10 +121,7 @@ async fn running(supervisor: &SupervisorRef, child: &str, restarts: u64) -> Acto
 }
 
 async fn isolated(supervisor: &SupervisorRef, child: &str) {
-    eventually(supervisor, child, |status| {
-        matches!(status.state, ChildState::Isolated).then_some(())
-    })
-    .await;
+    eventually(supervisor, child, |status| matches!(status.state, ChildState::Isolated).then_some(())).await;
 }
 
 fn tell(cell: &ActorCell, what: Tell) {
@@ -184,18 +160,11 @@ async fn a_child_that_is_killed_comes_back() {
 
 #[tokio::test]
 async fn a_restart_waits_for_its_back_off() {
-    let patient = RestartPolicy {
-        backoff_min: LONG,
-        backoff_max: LONG,
-        ..QUICK
-    };
+    let patient = RestartPolicy { backoff_min: LONG, backoff_max: LONG, ..QUICK };
     let nursery = Nursery::default();
     let supervisor = supervise(vec![nursery.child("ada").policy(patient)]).await;
     tell(&running(&supervisor, "ada", 0).await, Tell::Panic);
-    eventually(&supervisor, "ada", |status| {
-        matches!(status.state, ChildState::Restarting).then_some(())
-    })
-    .await;
+    eventually(&supervisor, "ada", |status| matches!(status.state, ChildState::Restarting).then_some(())).await;
     assert_eq!(nursery.starts(), 1);
 }
 
@@ -217,10 +186,7 @@ async fn a_clean_stop_is_not_a_failure() {
     tell(&ada, Tell::StopCleanly);
     ada.wait(None).await.expect("no timeout is set");
     // The event travels ahead of this question, on a port of higher priority.
-    assert!(matches!(
-        supervisor.child("ada").await,
-        Err(SupervisorError::Unknown { .. })
-    ));
+    assert!(matches!(supervisor.child("ada").await, Err(SupervisorError::Unknown { .. })));
     assert_eq!(nursery.starts(), 2);
 }
 
@@ -234,11 +200,7 @@ async fn a_permanent_child_comes_back_after_a_clean_stop() {
 #[tokio::test]
 async fn a_panic_storm_isolates_the_child_alone() {
     let nursery = Nursery::default();
-    let supervisor = supervise(vec![
-        nursery.child("ada").isolated_for(LONG),
-        nursery.child("bob"),
-    ])
-    .await;
+    let supervisor = supervise(vec![nursery.child("ada").isolated_for(LONG), nursery.child("bob")]).await;
     storm(&supervisor, "ada").await;
     isolated(&supervisor, "ada").await;
     running(&supervisor, "bob", 0).await;
@@ -256,25 +218,14 @@ async fn an_isolated_child_returns_when_it_is_revived() {
 #[tokio::test]
 async fn an_isolated_child_returns_after_its_cool_down() {
     let nursery = Nursery::default();
-    let supervisor = supervise(vec![
-        nursery.child("ada").isolated_for(Duration::from_millis(5)),
-    ])
-    .await;
+    let supervisor = supervise(vec![nursery.child("ada").isolated_for(Duration::from_millis(5))]).await;
     storm(&supervisor, "ada").await;
-    eventually(&supervisor, "ada", |_| {
-        (nursery.starts() == 5).then_some(())
-    })
-    .await;
+    eventually(&supervisor, "ada", |_| (nursery.starts() == 5).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_child_that_cannot_start_again_exhausts_its_intensity() {
-    let supervisor = supervise(vec![
-        Nursery::default()
-            .stillborn_after_one("ada")
-            .isolated_for(LONG),
-    ])
-    .await;
+    let supervisor = supervise(vec![Nursery::default().stillborn_after_one("ada").isolated_for(LONG)]).await;
     tell(&running(&supervisor, "ada", 0).await, Tell::Panic);
     isolated(&supervisor, "ada").await;
 }
@@ -282,29 +233,19 @@ async fn a_child_that_cannot_start_again_exhausts_its_intensity() {
 #[tokio::test]
 async fn exhausted_intensity_reaches_the_parent() {
     let nursery = Nursery::default();
-    let root = supervise(vec![
-        ChildSpec::supervisor("service", vec![nursery.child("ada")]).policy(QUICK),
-    ])
-    .await;
+    let root = supervise(vec![ChildSpec::supervisor("service", vec![nursery.child("ada")]).policy(QUICK)]).await;
     let service = running(&root, "service", 0).await;
     let service = SupervisorRef(service.into());
     storm(&service, "ada").await;
     running(&root, "service", 1).await;
-    assert_eq!(
-        nursery.starts(),
-        5,
-        "the new supervisor starts its children anew"
-    );
+    assert_eq!(nursery.starts(), 5, "the new supervisor starts its children anew");
 }
 
 #[tokio::test]
 async fn a_child_can_be_added_while_running() {
     let nursery = Nursery::default();
     let supervisor = supervise(vec![]).await;
-    supervisor
-        .start_child(nursery.child("ada"))
-        .await
-        .expect("ada starts");
+    supervisor.start_child(nursery.child("ada")).await.expect("ada starts");
     tell(&running(&supervisor, "ada", 0).await, Tell::Panic);
     running(&supervisor, "ada", 1).await;
 }
@@ -324,24 +265,13 @@ async fn a_stopped_child_stays_away() {
     let ada = running(&supervisor, "ada", 0).await;
     supervisor.stop_child("ada").await.expect("ada is known");
     ada.wait(None).await.expect("no timeout is set");
-    assert!(
-        supervisor
-            .children()
-            .await
-            .expect("the supervisor runs")
-            .is_empty()
-    );
+    assert!(supervisor.children().await.expect("the supervisor runs").is_empty());
 }
 
 #[tokio::test]
 async fn children_stop_in_the_reverse_order_of_their_start() {
     let nursery = Nursery::default();
-    let supervisor = supervise(vec![
-        nursery.child("ada"),
-        nursery.child("bob"),
-        nursery.child("eve"),
-    ])
-    .await;
+    let supervisor = supervise(vec![nursery.child("ada"), nursery.child("bob"), nursery.child("eve")]).await;
     supervisor.stop().await;
     assert_eq!(*nursery.stops.lock().unwrap(), ["eve", "bob", "ada"]);
 }
@@ -349,9 +279,7 @@ async fn children_stop_in_the_reverse_order_of_their_start() {
 #[tokio::test]
 async fn a_child_that_does_not_start_stops_those_before_it() {
     let nursery = Nursery::default();
-    let doomed = ChildSpec::new("eve", |_| async {
-        Err(SpawnErr::StartupFailed("no".into()))
-    });
+    let doomed = ChildSpec::new("eve", |_| async { Err(SpawnErr::StartupFailed("no".into())) });
     let refused = SupervisorRef::spawn("test", vec![nursery.child("ada"), doomed]).await;
     assert!(refused.is_err());
 }

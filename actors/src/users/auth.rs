@@ -113,9 +113,13 @@ impl Users {
     /// when it was spent before, which ends the session.
     pub async fn refresh(&self, token: &str, context: Context) -> Asked<LoggedIn> {
         let rejected = |rejection| Err(AskError::Rejected(rejection));
-        let Ok(presented) = self.tokens.parse(token) else { return rejected(Rejection::InvalidToken) };
+        let Ok(presented) = self.tokens.parse(token) else {
+            return rejected(Rejection::InvalidToken);
+        };
         let (user, session) = (UserId(presented.user), SessionId(presented.session));
-        let Some(generation) = presented.generation.checked_add(1) else { return rejected(Rejection::SessionExpired) };
+        let Some(generation) = presented.generation.checked_add(1) else {
+            return rejected(Rejection::SessionExpired);
+        };
         let (refresh_token, next) = self.tokens.mint(user.0, session.0, generation).map_err(Failure::from)?;
         let again = keyless(&context);
         let deadline = context.deadline;
@@ -244,7 +248,9 @@ impl Users {
             (None, username) => ("SELECT id, password_hash FROM app_user WHERE username = $1", username),
         };
         let client = self.runtime.database().get().await?;
-        let Some(row) = client.query_opt(sql, &[name]).await? else { return Ok(None) };
+        let Some(row) = client.query_opt(sql, &[name]).await? else {
+            return Ok(None);
+        };
         let hash = row.get::<_, Option<&str>>(1).map(stored).transpose()?;
         Ok(Some((UserId(row.get(0)), hash)))
     }

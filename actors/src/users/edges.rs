@@ -109,7 +109,9 @@ impl Users {
     /// # Errors
     /// When a step could not be committed; the next call goes on from there.
     pub async fn sweep_departed(&self, deadline: Instant) -> Result<usize, Failure> {
-        let Ok(_alone) = self.sweeping.try_lock() else { return Ok(0) };
+        let Ok(_alone) = self.sweeping.try_lock() else {
+            return Ok(0);
+        };
         let departed = {
             let client = self.runtime.database().get().await?;
             client.query("SELECT user_id FROM departed ORDER BY user_id LIMIT $1", &[&SWEEP_MAX]).await?
@@ -160,7 +162,9 @@ impl Users {
                 client.query(sql, &[&user.0, &after, &SWEEP_MAX]).await?
             };
             let followers: Vec<UserId> = rows.iter().map(|row| UserId(row.get(0))).collect();
-            let Some(last) = followers.last() else { return Ok(()) };
+            let Some(last) = followers.last() else {
+                return Ok(());
+            };
             after = last.0;
             let told = stream::iter(followers).map(|follower| {
                 let context = Context { deadline, traceparent: None, idempotency: None };
@@ -171,7 +175,9 @@ impl Users {
                 match answer {
                     // A follower who is gone as well has a sweep of their own.
                     Ok(_) | Err(AskError::Rejected(Rejection::NotFound)) => {}
-                    Err(AskError::Rejected(rejection)) => return Err(Failure::Unavailable(rejection.to_string())),
+                    Err(AskError::Rejected(rejection)) => {
+                        return Err(Failure::Unavailable(rejection.to_string()));
+                    }
                     Err(AskError::Failed(failure)) => return Err(failure),
                 }
             }

@@ -152,7 +152,9 @@ impl Users {
             let client = self.runtime.database().get().await?;
             client.query_opt("SELECT id FROM app_user WHERE username = $1", &[username]).await?
         };
-        let Some(id) = row.map(|row| UserId(row.get(0))) else { return Ok(None) };
+        let Some(id) = row.map(|row| UserId(row.get(0))) else {
+            return Ok(None);
+        };
         let profile = self.seen(id, deadline).await?.filter(|profile| profile.username == *username);
         if profile.is_some() {
             names.insert(username.clone(), id);

@@ -97,9 +97,7 @@ impl Hasher {
         for number in 0..config.workers.get() {
             let (queue, nobody) = (Arc::clone(&queue), nobody.clone());
             // Nobody joins them: they end when the last sender is gone.
-            thread::Builder::new()
-                .name(format!("password-{number}"))
-                .spawn(move || worker::run(&queue, &nobody))?;
+            thread::Builder::new().name(format!("password-{number}")).spawn(move || worker::run(&queue, &nobody))?;
         }
         Ok(Self { jobs })
     }
@@ -109,11 +107,7 @@ impl Hasher {
     /// # Errors
     /// [`HasherError::Overloaded`] at once when the queue is full; [`HasherError::Failed`] without randomness.
     pub async fn hash(&self, password: Password) -> Result<PasswordHash, HasherError> {
-        self.ask(|reply| Job {
-            password,
-            work: Work::Hash(reply),
-        })
-        .await
+        self.ask(|reply| Job { password, work: Work::Hash(reply) }).await
     }
 
     /// Whether a password is the one that was hashed.
@@ -123,29 +117,16 @@ impl Hasher {
     ///
     /// # Errors
     /// [`HasherError::Overloaded`] at once when the queue is full; [`HasherError::Malformed`] for a broken hash.
-    pub async fn verify(
-        &self,
-        password: Password,
-        hash: Option<PasswordHash>,
-    ) -> Result<bool, HasherError> {
-        self.ask(|reply| Job {
-            password,
-            work: Work::Verify(hash, reply),
-        })
-        .await
+    pub async fn verify(&self, password: Password, hash: Option<PasswordHash>) -> Result<bool, HasherError> {
+        self.ask(|reply| Job { password, work: Work::Verify(hash, reply) }).await
     }
 
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, HasherError>>) -> Job,
-    ) -> Result<T, HasherError> {
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, HasherError>>) -> Job) -> Result<T, HasherError> {
         let (reply, answer) = oneshot::channel();
-        self.jobs
-            .try_send(job(reply))
-            .map_err(|refused| match refused {
-                TrySendError::Full(_) => HasherError::Overloaded,
-                TrySendError::Disconnected(_) => HasherError::Failed,
-            })?;
+        self.jobs.try_send(job(reply)).map_err(|refused| match refused {
+            TrySendError::Full(_) => HasherError::Overloaded,
+            TrySendError::Disconnected(_) => HasherError::Failed,
+        })?;
         answer.await.unwrap_or(Err(HasherError::Failed))
     }
 }

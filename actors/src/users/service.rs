@@ -283,7 +283,9 @@ impl Service for UserService {
     }
 
     fn weight(state: Option<&User>) -> usize {
-        let Some(User { profile, sessions, .. }) = state else { return 0 };
+        let Some(User { profile, sessions, .. }) = state else {
+            return 0;
+        };
         let agents: usize = sessions.values().map(|session| session.user_agent.as_ref().map_or(0, String::len)).sum();
         let texts = profile.bio.as_str().len() + profile.avatar_url.as_ref().map_or(0, |url| url.as_str().len());
         // 512: the short texts, their counters, and the password's hash.
@@ -305,7 +307,9 @@ impl Service for UserService {
             (Topic::Posts, "post.created" | "post.deleted") | (Topic::Comments, "comment.created" | "comment.deleted") => {
                 vec![foreign.parse::<Written>()?.author.0]
             }
-            (Topic::Users, "user.followed" | "user.unfollowed") => vec![foreign.parse::<FollowRecord>()?.followee.0],
+            (Topic::Users, "user.followed" | "user.unfollowed") => {
+                vec![foreign.parse::<FollowRecord>()?.followee.0]
+            }
             _ => vec![],
         })
     }
@@ -359,14 +363,20 @@ fn write(id: Uuid, event: &Event, unit: &mut Unit<UserService>) {
             });
             ("user.updated", json(&UserRecord::of(after)))
         }
-        Event::SessionOpened(session) | Event::SessionRotated(session) => return writes.sessions.push(session_row(id, session)),
+        Event::SessionOpened(session) | Event::SessionRotated(session) => {
+            return writes.sessions.push(session_row(id, session));
+        }
         Event::TokenReused(_) => return,
         Event::SessionClosed(session) => {
             writes.closed.push(ClosedRow { user_id: id, id: session.0 });
             ("session.closed", json(&SessionRecord { id: *session, user: UserId(id) }))
         }
-        Event::PasswordSet(hash) => return writes.passwords.push(PasswordRow { id, password_hash: hash.clone() }),
-        Event::RolesSet(roles) => return writes.roles.push(RoleRow { id, roles: joined(roles) }),
+        Event::PasswordSet(hash) => {
+            return writes.passwords.push(PasswordRow { id, password_hash: hash.clone() });
+        }
+        Event::RolesSet(roles) => {
+            return writes.roles.push(RoleRow { id, roles: joined(roles) });
+        }
         Event::Followed { followee, at } => {
             writes.follows.push(FollowRow { follower: id, followee: followee.0, at: *at });
             writes.counts.push(CountRow { user_id: id, posts: 0, comments: 0, followers: 0, following: 1 });

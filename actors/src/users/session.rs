@@ -51,13 +51,7 @@ pub enum Rotation {
 
 impl Session {
     /// Starts a session at a login, with the hash of its token of generation 0.
-    pub fn start(
-        id: Uuid,
-        refresh_hash: TokenHash,
-        user_agent: Option<&str>,
-        now: Timestamp,
-        lifetime: Lifetime,
-    ) -> Self {
+    pub fn start(id: Uuid, refresh_hash: TokenHash, user_agent: Option<&str>, now: Timestamp, lifetime: Lifetime) -> Self {
         Self {
             id,
             refresh_hash,
@@ -70,13 +64,7 @@ impl Session {
     }
 
     /// Decides what a genuine token does; `next` is the hash of the token of the generation after it.
-    pub fn rotate(
-        &self,
-        presented: &Presented,
-        next: TokenHash,
-        now: Timestamp,
-        lifetime: Lifetime,
-    ) -> Rotation {
+    pub fn rotate(&self, presented: &Presented, next: TokenHash, now: Timestamp, lifetime: Lifetime) -> Rotation {
         if presented.session != self.id {
             return Rotation::Unknown;
         }
@@ -113,11 +101,7 @@ impl Session {
         if generation == 0 || generation != self.generation {
             return Rotation::Unknown;
         }
-        Rotation::Rotated(Self {
-            refresh_hash: next,
-            last_used_at: now.max(self.last_used_at),
-            ..self.clone()
-        })
+        Rotation::Rotated(Self { refresh_hash: next, last_used_at: now.max(self.last_used_at), ..self.clone() })
     }
 
     /// Whether it needs a new login.
@@ -136,21 +120,13 @@ impl Lifetime {
 impl Default for Lifetime {
     /// 30 days without a visit, a year in all.
     fn default() -> Self {
-        Self {
-            idle: SignedDuration::from_hours(30 * 24),
-            total: SignedDuration::from_hours(365 * 24),
-        }
+        Self { idle: SignedDuration::from_hours(30 * 24), total: SignedDuration::from_hours(365 * 24) }
     }
 }
 
 /// The header is the client's to choose: it is cut, and cleaned of what could disturb a terminal or Postgres.
 fn readable(user_agent: &str) -> String {
-    user_agent
-        .trim()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(USER_AGENT_CHARACTERS)
-        .collect()
+    user_agent.trim().chars().filter(|c| !c.is_control()).take(USER_AGENT_CHARACTERS).collect()
 }
 
 /// Real ones have 80 to 200.
@@ -172,10 +148,7 @@ mod tests {
     }
 
     fn lifetime() -> Lifetime {
-        Lifetime {
-            idle: SignedDuration::from_secs(100),
-            total: SignedDuration::from_secs(250),
-        }
+        Lifetime { idle: SignedDuration::from_secs(100), total: SignedDuration::from_secs(250) }
     }
 
     /// A genuine token of this generation, as the session sees it.
@@ -189,12 +162,7 @@ mod tests {
         Session::start(PHONE, first.hash, Some("Firefox"), at(0), lifetime())
     }
 
-    fn rotated(
-        session: &Session,
-        presented: &Presented,
-        next: &Presented,
-        now: Timestamp,
-    ) -> Session {
+    fn rotated(session: &Session, presented: &Presented, next: &Presented, now: Timestamp) -> Session {
         match session.rotate(presented, next.hash, now, lifetime()) {
             Rotation::Rotated(session) => session,
             other => panic!("expected a rotation, not {other:?}"),
@@ -205,14 +173,8 @@ mod tests {
     fn the_current_token_is_spent_for_the_next_one() {
         let (first, second) = (token(PHONE, 0), token(PHONE, 1));
         let refreshed = rotated(&session(&first), &first, &second, at(10));
-        assert_eq!(
-            (refreshed.generation, refreshed.refresh_hash),
-            (1, second.hash)
-        );
-        assert_eq!(
-            (refreshed.created_at, refreshed.last_used_at),
-            (at(0), at(10))
-        );
+        assert_eq!((refreshed.generation, refreshed.refresh_hash), (1, second.hash));
+        assert_eq!((refreshed.created_at, refreshed.last_used_at), (at(0), at(10)));
         rotated(&refreshed, &second, &token(PHONE, 2), at(20));
     }
 
@@ -224,10 +186,7 @@ mod tests {
             now = rotated(&now, &pair[0], &pair[1], at(1));
         }
         for spent in &chain[..5] {
-            assert_eq!(
-                now.rotate(spent, token(PHONE, 1).hash, at(2), lifetime()),
-                Rotation::Reused
-            );
+            assert_eq!(now.rotate(spent, token(PHONE, 1).hash, at(2), lifetime()), Rotation::Reused);
         }
     }
 
@@ -235,10 +194,7 @@ mod tests {
     fn a_token_of_a_refresh_that_never_was_committed_revokes_nothing() {
         let first = token(PHONE, 0);
         for stray in [token(PHONE, 0), token(PHONE, 1), token(PHONE, u32::MAX)] {
-            assert_eq!(
-                session(&first).rotate(&stray, stray.hash, at(1), lifetime()),
-                Rotation::Unknown
-            );
+            assert_eq!(session(&first).rotate(&stray, stray.hash, at(1), lifetime()), Rotation::Unknown);
         }
     }
 
@@ -264,20 +220,14 @@ mod tests {
     #[test]
     fn a_token_of_another_session_is_unknown() {
         let other = token(Uuid::from_u128(3), 0);
-        assert_eq!(
-            session(&token(PHONE, 0)).rotate(&other, other.hash, at(1), lifetime()),
-            Rotation::Unknown
-        );
+        assert_eq!(session(&token(PHONE, 0)).rotate(&other, other.hash, at(1), lifetime()), Rotation::Unknown);
     }
 
     #[test]
     fn a_session_expires_when_it_is_not_used() {
         let first = token(PHONE, 0);
         assert!(!session(&first).is_expired(at(99)));
-        assert_eq!(
-            session(&first).rotate(&first, first.hash, at(100), lifetime()),
-            Rotation::Expired
-        );
+        assert_eq!(session(&first).rotate(&first, first.hash, at(100), lifetime()), Rotation::Expired);
     }
 
     #[test]
@@ -287,22 +237,14 @@ mod tests {
         assert_eq!(once.expires_at, at(190));
         let twice = rotated(&once, &chain[1], &chain[2], at(180));
         assert_eq!(twice.expires_at, at(250));
-        assert_eq!(
-            twice.rotate(&chain[2], chain[3].hash, at(250), lifetime()),
-            Rotation::Expired
-        );
+        assert_eq!(twice.rotate(&chain[2], chain[3].hash, at(250), lifetime()), Rotation::Expired);
     }
 
     #[test]
     fn a_user_agent_is_cut_and_cleaned() {
-        let named = |name: &str| {
-            Session::start(PHONE, token(PHONE, 0).hash, Some(name), at(0), lifetime()).user_agent
-        };
+        let named = |name: &str| Session::start(PHONE, token(PHONE, 0).hash, Some(name), at(0), lifetime()).user_agent;
         assert_eq!(named("Fire\u{1b}[31mfox\0"), Some("Fire[31mfox".into()));
-        assert_eq!(
-            named(&"x".repeat(9_000)).map(|name| name.len()),
-            Some(USER_AGENT_CHARACTERS)
-        );
+        assert_eq!(named(&"x".repeat(9_000)).map(|name| name.len()), Some(USER_AGENT_CHARACTERS));
         assert_eq!(named(" \r\n"), None);
     }
 

@@ -58,21 +58,14 @@ pub struct RefreshTokens {
 impl RefreshTokens {
     /// Every node with the same secret recognises the same tokens; a new secret ends all of them.
     pub fn new(secret: &ClusterSecret) -> Self {
-        Self {
-            tagger: secret.tagger(Purpose::RefreshToken),
-        }
+        Self { tagger: secret.tagger(Purpose::RefreshToken) }
     }
 
     /// Makes the token of one generation of a session (0 at login, one more at each refresh), and its hash to keep.
     ///
     /// # Errors
     /// If there is no randomness.
-    pub fn mint(
-        &self,
-        user: Uuid,
-        session: Uuid,
-        generation: u32,
-    ) -> Result<(RefreshToken, TokenHash), NoRandomness> {
+    pub fn mint(&self, user: Uuid, session: Uuid, generation: u32) -> Result<(RefreshToken, TokenHash), NoRandomness> {
         let mut random = [0; RANDOM_BYTES];
         rand::fill(&mut random).map_err(|_| NoRandomness)?;
         let mut bytes = Vec::with_capacity(TOKEN_BYTES);
@@ -90,10 +83,7 @@ impl RefreshTokens {
     /// # Errors
     /// [`InvalidToken`], whatever is wrong with it.
     pub fn parse(&self, text: &str) -> Result<Presented, InvalidToken> {
-        let encoded = text
-            .strip_prefix(PREFIX)
-            .filter(|encoded| encoded.len() == ENCODED_LEN)
-            .ok_or(InvalidToken)?;
+        let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() == ENCODED_LEN).ok_or(InvalidToken)?;
         let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| InvalidToken)?;
         let (said, tag) = bytes.split_last_chunk::<TAG_BYTES>().ok_or(InvalidToken)?;
         if !self.tagger.verify(said, tag) {
@@ -191,15 +181,7 @@ mod tests {
     fn a_token_says_whose_session_it_is() {
         let (token, hash) = tokens().mint(ADA, PHONE, 3).unwrap();
         let presented = tokens().parse(token.expose()).unwrap();
-        assert_eq!(
-            presented,
-            Presented {
-                user: ADA,
-                session: PHONE,
-                generation: 3,
-                hash
-            }
-        );
+        assert_eq!(presented, Presented { user: ADA, session: PHONE, generation: 3, hash });
     }
 
     #[test]
@@ -228,10 +210,7 @@ mod tests {
     fn nothing_shows_in_a_debug_line() {
         let (token, hash) = tokens().mint(ADA, PHONE, 0).unwrap();
         let shown = format!("{token:?} {hash:?} {:?}", tokens());
-        assert!(
-            !shown.contains(token.expose())
-                && !shown.contains(&serde_json::to_string(&hash).unwrap())
-        );
+        assert!(!shown.contains(token.expose()) && !shown.contains(&serde_json::to_string(&hash).unwrap()));
     }
 
     proptest! {

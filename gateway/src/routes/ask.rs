@@ -26,11 +26,7 @@ pub(crate) enum Twice {
 impl Twice {
     /// A write that begins something is safe only under a key.
     pub(crate) fn keyed(context: &runtime::Context) -> Self {
-        if context.idempotency.is_some() {
-            Self::Safe
-        } else {
-            Self::Unsafe
-        }
+        if context.idempotency.is_some() { Self::Safe } else { Self::Unsafe }
     }
 
     /// A failure before which nothing happened never forbids another try.
@@ -76,9 +72,7 @@ impl Api {
         F: Future<Output = Result<T, AskError<R>>>,
         R: Into<Problem>,
     {
-        self.ask(service, context, twice, ask)
-            .await?
-            .map_err(Into::into)
+        self.ask(service, context, twice, ask).await?.map_err(Into::into)
     }
 
     /// Asks a service; the rejection is left to the caller.
@@ -102,9 +96,7 @@ impl Api {
             }
         };
         let repeatable = |failure: &Failure| twice.allows(failure);
-        let called = self
-            .services
-            .call(service, context.deadline, repeatable, guarded);
+        let called = self.services.call(service, context.deadline, repeatable, guarded);
         match called.await {
             Ok(Ok(value)) => Ok(Ok(value)),
             Ok(Err(AskError::Rejected(rejection))) => Ok(Err(rejection)),
@@ -126,10 +118,7 @@ pub(crate) fn along(context: &Context, key: Option<runtime::IdempotencyKey>) -> 
 /// Whether a failure says something about the service rather than about one entity or one moment: only these may open
 /// its breaker. One post that crashes, or a full queue that says so, is an answer.
 fn is_outage(failure: &Failure) -> bool {
-    matches!(
-        failure,
-        Failure::Unavailable(_) | Failure::Unknown(_) | Failure::Expired
-    )
+    matches!(failure, Failure::Unavailable(_) | Failure::Unknown(_) | Failure::Expired)
 }
 
 #[cfg(test)]

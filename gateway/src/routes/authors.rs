@@ -80,28 +80,11 @@ impl Api {
         ids.sort_unstable();
         ids.dedup();
         let mut known = match service {
-            Service::Comments => {
-                self.read(service, context, |_| {
-                    self.comments.authors(ids.iter().copied())
-                })
-                .await?
-            }
-            _ => {
-                self.read(Service::Posts, context, |_| {
-                    self.posts.authors(ids.iter().copied())
-                })
-                .await?
-            }
+            Service::Comments => self.read(service, context, |_| self.comments.authors(ids.iter().copied())).await?,
+            _ => self.read(Service::Posts, context, |_| self.posts.authors(ids.iter().copied())).await?,
         };
-        let missing: Vec<UserId> = ids
-            .into_iter()
-            .filter(|id| !known.contains_key(id))
-            .collect();
-        let asked = missing.iter().map(|id| {
-            self.read(Service::Users, context, |deadline| {
-                self.users.author(*id, deadline)
-            })
-        });
+        let missing: Vec<UserId> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
+        let asked = missing.iter().map(|id| self.read(Service::Users, context, |deadline| self.users.author(*id, deadline)));
         for author in join_all(asked).await {
             if let Some(author) = author? {
                 known.insert(author.id, Arc::new(author));

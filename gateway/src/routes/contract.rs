@@ -36,8 +36,7 @@ impl Modify for Credentials {
     fn modify(&self, document: &mut OpenApi) {
         let mut http = Http::new(HttpAuthScheme::Bearer);
         http.bearer_format = Some("JWT".into());
-        http.description =
-            Some("An access token of `/api/v1/auth/login`; EdDSA, 15 minutes.".into());
+        http.description = Some("An access token of `/api/v1/auth/login`; EdDSA, 15 minutes.".into());
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("bearer", SecurityScheme::Http(http));
     }
@@ -51,13 +50,7 @@ pub(super) fn document() -> OpenApi {
 /// Adds to every operation what its shape implies, and a problem to every error.
 pub(super) fn complete(document: &mut OpenApi) {
     for item in document.paths.paths.values_mut() {
-        let operations = [
-            &mut item.get,
-            &mut item.put,
-            &mut item.post,
-            &mut item.patch,
-            &mut item.delete,
-        ];
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             add_problems(operation);
         }
@@ -67,19 +60,12 @@ pub(super) fn complete(document: &mut OpenApi) {
 fn add_problems(operation: &mut Operation) {
     for (status, description) in implied(operation) {
         let responses = &mut operation.responses.responses;
-        responses
-            .entry(status.to_owned())
-            .or_insert_with(|| RefOr::T(Response::new(description)));
+        responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(Response::new(description)));
     }
     for (status, response) in &mut operation.responses.responses {
         if let (RefOr::T(response), "4" | "5") = (response, &status[..1]) {
-            let problem = ContentBuilder::new()
-                .schema(Some(Ref::from_schema_name("Problem")))
-                .build();
-            response
-                .content
-                .entry(MEDIA_TYPE.to_owned())
-                .or_insert(RefOr::T(problem));
+            let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+            response.content.entry(MEDIA_TYPE.to_owned()).or_insert(RefOr::T(problem));
         }
     }
 }
@@ -87,29 +73,21 @@ fn add_problems(operation: &mut Operation) {
 /// The errors that follow from what an operation takes.
 fn implied(operation: &Operation) -> Vec<(&'static str, &'static str)> {
     let takes = |place: ParameterIn| {
-        operation.parameters.iter().flatten().any(
-            |parameter| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == place),
-        )
+        operation
+            .parameters
+            .iter()
+            .flatten()
+            .any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == place))
     };
     let mut errors = vec![
-        (
-            "429",
-            "Too many requests; `Retry-After` says when to come back.",
-        ),
+        ("429", "Too many requests; `Retry-After` says when to come back."),
         ("500", "Our fault."),
-        (
-            "503",
-            "A service that is needed does not answer; `Retry-After` says when to come back.",
-        ),
+        ("503", "A service that is needed does not answer; `Retry-After` says when to come back."),
     ];
     if takes(ParameterIn::Query) || takes(ParameterIn::Header) || operation.request_body.is_some() {
         errors.push(("400", "A parameter or the JSON is malformed."));
     }
-    if operation
-        .security
-        .as_ref()
-        .is_some_and(|schemes| !schemes.is_empty())
-    {
+    if operation.security.as_ref().is_some_and(|schemes| !schemes.is_empty()) {
         errors.push(("401", "The access token is missing, expired or revoked."));
     }
     if takes(ParameterIn::Path) {
@@ -140,11 +118,7 @@ mod tests {
     fn every_route_of_the_contract_is_documented() {
         let document = complete_document();
         let mut missing = Vec::new();
-        for line in ROUTES
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-        {
+        for line in ROUTES.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (methods, path) = line.split_once(' ').expect("methods, then the path");
             for method in methods.split('|') {
                 let operation = &document["paths"][format!("/api/v1{path}")][method.to_lowercase()];
@@ -168,14 +142,8 @@ mod tests {
                 }
                 assert!(operation["tags"][0].is_string(), "{place} has no tag");
                 let responses = operation["responses"].as_object().unwrap();
-                assert!(
-                    responses.keys().any(|status| status.starts_with('2')),
-                    "{place} succeeds never"
-                );
-                for (status, response) in responses
-                    .iter()
-                    .filter(|(status, _)| status.as_str() >= "400")
-                {
+                assert!(responses.keys().any(|status| status.starts_with('2')), "{place} succeeds never");
+                for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
                     let schema = &response["content"][MEDIA_TYPE]["schema"]["$ref"];
                     assert_eq!(schema, "#/components/schemas/Problem", "{place} {status}");
                 }
@@ -187,15 +155,8 @@ mod tests {
     fn every_schema_that_is_named_is_there() {
         let document = complete_document();
         let text = document.to_string();
-        for name in text
-            .split("#/components/schemas/")
-            .skip(1)
-            .filter_map(|rest| rest.split('"').next())
-        {
-            assert!(
-                !document["components"]["schemas"][name].is_null(),
-                "{name} is missing"
-            );
+        for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(!document["components"]["schemas"][name].is_null(), "{name} is missing");
         }
     }
 

@@ -15,37 +15,23 @@ pub(crate) struct Fields {
 impl Fields {
     /// Takes note of a field: its value, if it was right.
     pub(crate) fn take<T>(&mut self, field: &str, parsed: Result<T, Invalid>) -> Option<T> {
-        parsed
-            .map_err(|invalid| self.refuse(field, invalid.code(), invalid.message()))
-            .ok()
+        parsed.map_err(|invalid| self.refuse(field, invalid.code(), invalid.message())).ok()
     }
 
     /// Takes note of a field that may be absent.
-    pub(crate) fn take_if<T>(
-        &mut self,
-        field: &str,
-        parsed: Option<Result<T, Invalid>>,
-    ) -> Option<T> {
+    pub(crate) fn take_if<T>(&mut self, field: &str, parsed: Option<Result<T, Invalid>>) -> Option<T> {
         parsed.and_then(|parsed| self.take(field, parsed))
     }
 
     /// Takes note of what is wrong with a field.
     pub(crate) fn refuse(&mut self, field: &str, code: &'static str, message: String) {
-        self.errors.push(FieldError {
-            field: field.to_owned(),
-            code: code.into(),
-            message,
-        });
+        self.errors.push(FieldError { field: field.to_owned(), code: code.into(), message });
     }
 
     /// # Errors
     /// A 422 that names every field that was wrong.
     pub(crate) fn check(self) -> Result<(), Problem> {
-        if self.errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Problem::fields(self.errors))
-        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::fields(self.errors)) }
     }
 }
 
@@ -70,14 +56,7 @@ mod tests {
         fields.take("title", Title::parse(""));
         fields.take("tags", Tags::parse(&["NO"]));
         let problem = fields.check().unwrap_err();
-        let named: Vec<_> = problem
-            .errors
-            .iter()
-            .map(|error| (error.field.as_str(), &*error.code))
-            .collect();
-        assert_eq!(
-            named,
-            [("title", "too_short"), ("tags", "invalid_characters")]
-        );
+        let named: Vec<_> = problem.errors.iter().map(|error| (error.field.as_str(), &*error.code)).collect();
+        assert_eq!(named, [("title", "too_short"), ("tags", "invalid_characters")]);
     }
 }

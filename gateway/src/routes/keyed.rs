@@ -31,42 +31,22 @@ where
     async fn from_request(request: Request<Body>, api: &SharedApi) -> Result<Self, Problem> {
         let (mut parts, bytes) = body::receive(request).await?;
         let IdempotencyKey(sent) = IdempotencyKey::from_request_parts(&mut parts, api).await?;
-        let key = sent
-            .map(|sent| scoped(&api.request_hash, &parts, &bytes, &sent))
-            .transpose()?;
-        Ok(Self {
-            body: body::parse(&bytes)?,
-            key,
-        })
+        let key = sent.map(|sent| scoped(&api.request_hash, &parts, &bytes, &sent)).transpose()?;
+        Ok(Self { body: body::parse(&bytes)?, key })
     }
 }
 
-fn scoped(
-    hash: &hmac::Key,
-    parts: &Parts,
-    body: &[u8],
-    sent: &str,
-) -> Result<runtime::IdempotencyKey, Problem> {
+fn scoped(hash: &hmac::Key, parts: &Parts, body: &[u8], sent: &str) -> Result<runtime::IdempotencyKey, Problem> {
     let user = match &context::of(parts)?.identity {
         Identity::Known(claims) => claims.sub.to_string(),
         _ => String::new(),
     };
     let (method, path) = (&parts.method, parts.uri.path());
-    let route = parts
-        .extensions
-        .get::<MatchedPath>()
-        .map_or(path, MatchedPath::as_str);
+    let route = parts.extensions.get::<MatchedPath>().map_or(path, MatchedPath::as_str);
     let mut digest = hmac::Context::with_key(hash);
     // Neither method nor path holds a line end, so the three cannot run into each other.
     digest.update(format!("{method}\n{path}\n").as_bytes());
     digest.update(body);
-    let request_hash = digest
-        .sign()
-        .as_ref()
-        .try_into()
-        .expect("HMAC-SHA256 has 32 bytes");
-    Ok(runtime::IdempotencyKey {
-        key: format!("{user} {method} {route} {sent}").into(),
-        request_hash,
-    })
+    let request_hash = digest.sign().as_ref().try_into().expect("HMAC-SHA256 has 32 bytes");
+    Ok(runtime::IdempotencyKey { key: format!("{user} {method} {route} {sent}").into(), request_hash })
 }

@@ -74,18 +74,8 @@ const RENDERED_BYTES_MAX: u64 = 32 << 20;
 impl Api {
     /// Routes over these faces. `services` and `issuer` are shared with the node, which reports the breakers' positions and
     /// replaces the signing key.
-    pub fn new(
-        faces: Faces,
-        services: Arc<Services>,
-        issuer: Arc<Issuer>,
-        secret: &ClusterSecret,
-    ) -> Self {
-        let Faces {
-            users,
-            posts,
-            comments,
-            search,
-        } = faces;
+    pub fn new(faces: Faces, services: Arc<Services>, issuer: Arc<Issuer>, secret: &ClusterSecret) -> Self {
+        let Faces { users, posts, comments, search } = faces;
         let weigh = |_: &PostId, whole: &Arc<Whole>| whole.weight();
         Self {
             users,
@@ -98,10 +88,7 @@ impl Api {
             search_tokens: Cursors::new(&secret.derive(Purpose::SearchToken)),
             request_hash: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive(Purpose::RequestHash)),
             post_items: Items::new(RENDERED_BYTES_MAX),
-            post_wholes: Cache::builder()
-                .max_capacity(RENDERED_BYTES_MAX)
-                .weigher(weigh)
-                .build(),
+            post_wholes: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build(),
             comment_items: Items::new(RENDERED_BYTES_MAX),
         }
     }
@@ -139,25 +126,12 @@ impl Api {
     pub(crate) fn open_search_token(&self, text: &str) -> Result<SearchToken, Problem> {
         self.search_tokens
             .open(SEARCH_TOKEN_SCOPE, text)
-            .map_err(|_| {
-                Problem::new(
-                    &problem::BAD_REQUEST,
-                    "x-search-after is not a token that a write gave",
-                )
-            })
+            .map_err(|_| Problem::new(&problem::BAD_REQUEST, "x-search-after is not a token that a write gave"))
     }
 
     /// The user who has a name.
-    pub(crate) async fn user_id(
-        &self,
-        context: &Context,
-        name: &Username,
-    ) -> Result<Option<UserId>, Problem> {
-        let found = self
-            .read(Service::Users, context, |deadline| {
-                self.users.by_username(name, deadline)
-            })
-            .await?;
+    pub(crate) async fn user_id(&self, context: &Context, name: &Username) -> Result<Option<UserId>, Problem> {
+        let found = self.read(Service::Users, context, |deadline| self.users.by_username(name, deadline)).await?;
         Ok(found.map(|profile| profile.id))
     }
 }
@@ -170,7 +144,5 @@ pub(crate) fn now() -> Timestamp {
 
 /// Whether a user may delete what others wrote. An administrator can do what a moderator can.
 pub(crate) fn is_moderator(user: &Claims) -> bool {
-    [Role::Moderator, Role::Admin]
-        .iter()
-        .any(|role| user.has_role(role.as_str()))
+    [Role::Moderator, Role::Admin].iter().any(|role| user.has_role(role.as_str()))
 }

@@ -31,15 +31,8 @@ impl PageQuery {
     }
 
     /// Where the page begins, in the list of this scope.
-    pub(crate) fn after<T: DeserializeOwned>(
-        &self,
-        cursors: &Cursors,
-        scope: &str,
-    ) -> Result<Option<T>, Problem> {
-        self.cursor
-            .as_deref()
-            .map(|cursor| cursors.open(scope, cursor))
-            .transpose()
+    pub(crate) fn after<T: DeserializeOwned>(&self, cursors: &Cursors, scope: &str) -> Result<Option<T>, Problem> {
+        self.cursor.as_deref().map(|cursor| cursors.open(scope, cursor)).transpose()
     }
 }
 
@@ -50,8 +43,5 @@ pub(crate) fn page_size(asked: Option<u32>) -> usize {
 
 /// What is wrong with a query parameter.
 pub(crate) fn bad_query(parameter: &str, invalid: Invalid) -> Problem {
-    Problem::new(
-        &problem::INVALID_QUERY,
-        format!("{parameter} {}", invalid.message()),
-    )
+    Problem::new(&problem::INVALID_QUERY, format!("{parameter} {}", invalid.message()))
 }

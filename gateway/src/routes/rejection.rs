@@ -23,8 +23,8 @@ impl From<posts::Rejection> for Problem {
 impl From<users::Rejection> for Problem {
     fn from(rejection: users::Rejection) -> Self {
         use users::Rejection::{
-            CannotFollowSelf, EmailTaken, Exists, InvalidToken, NoSuchSession, NotFound,
-            SessionExpired, TokenReused, UsernameTaken, VersionMismatch, WrongCredentials,
+            CannotFollowSelf, EmailTaken, Exists, InvalidToken, NoSuchSession, NotFound, SessionExpired, TokenReused,
+            UsernameTaken, VersionMismatch, WrongCredentials,
         };
         let kind = match rejection {
             NotFound | NoSuchSession => &problem::NOT_FOUND,
@@ -42,10 +42,7 @@ impl From<users::Rejection> for Problem {
 
 impl From<comments::Rejection> for Problem {
     fn from(rejection: comments::Rejection) -> Self {
-        use comments::Rejection::{
-            Closed, Deleted, Exists, NoSuchComment, NoSuchParent, NotAuthor, TooDeep,
-            VersionMismatch,
-        };
+        use comments::Rejection::{Closed, Deleted, Exists, NoSuchComment, NoSuchParent, NotAuthor, TooDeep, VersionMismatch};
         let kind = match rejection {
             Closed | NoSuchComment | Deleted => &problem::NOT_FOUND,
             Exists => &problem::CONFLICT,
@@ -76,24 +73,13 @@ pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
         Failure::KeyReused => {
             return Problem::new(&problem::IDEMPOTENCY_CONFLICT, failure.to_string());
         }
-        Failure::Unavailable(_) => {
-            Problem::unavailable(format!("the {name} service is not available"), 1)
-        }
-        Failure::Overloaded(_) => {
-            Problem::unavailable(format!("the {name} service has more to do than it can"), 1)
-        }
-        Failure::Crashed => {
-            Problem::unavailable(format!("the {name} service failed on this request"), 1)
-        }
+        Failure::Unavailable(_) => Problem::unavailable(format!("the {name} service is not available"), 1),
+        Failure::Overloaded(_) => Problem::unavailable(format!("the {name} service has more to do than it can"), 1),
+        Failure::Crashed => Problem::unavailable(format!("the {name} service failed on this request"), 1),
         // As long as the supervisor isolates it at least.
         Failure::Isolated => Problem::unavailable("it is isolated after repeated failures", 5),
-        Failure::Expired => Problem::new(
-            &problem::DEADLINE,
-            format!("the {name} service did not answer in time"),
-        ),
-        Failure::Unknown(_) => {
-            Problem::new(&problem::DEADLINE, "whether it was done is not known yet")
-        }
+        Failure::Expired => Problem::new(&problem::DEADLINE, format!("the {name} service did not answer in time")),
+        Failure::Unknown(_) => Problem::new(&problem::DEADLINE, "whether it was done is not known yet"),
     };
     match failure {
         // Load says nothing new line by line; it is in the metrics.
@@ -128,9 +114,7 @@ mod tests {
 
     #[test]
     fn a_user_says_no_with_the_contracts_statuses() {
-        use users::Rejection::{
-            CannotFollowSelf, EmailTaken, NotFound, TokenReused, UsernameTaken, WrongCredentials,
-        };
+        use users::Rejection::{CannotFollowSelf, EmailTaken, NotFound, TokenReused, UsernameTaken, WrongCredentials};
         assert_eq!((status(UsernameTaken), status(EmailTaken)), (409, 409));
         assert_eq!((status(WrongCredentials), status(TokenReused)), (401, 401));
         assert_eq!((status(NotFound), status(CannotFollowSelf)), (404, 422));
@@ -138,15 +122,10 @@ mod tests {
 
     #[test]
     fn a_thread_says_no_with_the_contracts_statuses() {
-        use comments::Rejection::{
-            Closed, Deleted, NoSuchParent, NotAuthor, TooDeep, VersionMismatch,
-        };
+        use comments::Rejection::{Closed, Deleted, NoSuchParent, NotAuthor, TooDeep, VersionMismatch};
         assert_eq!((status(Closed), status(Deleted)), (404, 404));
         assert_eq!((status(NoSuchParent), status(TooDeep)), (422, 422));
-        assert_eq!(
-            (status(NotAuthor), status(VersionMismatch { version: 2 })),
-            (403, 412)
-        );
+        assert_eq!((status(NotAuthor), status(VersionMismatch { version: 2 })), (403, 412));
     }
 
     #[test]
@@ -162,20 +141,14 @@ mod tests {
         for failure in failures {
             let response = failed(Service::Posts, &failure).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-            assert!(
-                response.headers().contains_key(header::RETRY_AFTER),
-                "{failure:?}"
-            );
+            assert!(response.headers().contains_key(header::RETRY_AFTER), "{failure:?}");
         }
         assert_eq!(status(failed(Service::Posts, &Failure::KeyReused)), 409);
     }
 
     #[test]
     fn what_failed_inside_is_not_told() {
-        let problem = failed(
-            Service::Posts,
-            &Failure::Unavailable("password=hunter2".into()),
-        );
+        let problem = failed(Service::Posts, &Failure::Unavailable("password=hunter2".into()));
         assert!(!format!("{problem:?}").contains("hunter2"));
     }
 }

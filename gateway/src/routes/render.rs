@@ -32,26 +32,14 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// The entity tag of an answer; `liked` only where the answer says it.
     pub(crate) fn etag(&self, liked: Option<bool>) -> HeaderValue {
-        etag(
-            self.version,
-            &[
-                self.likes,
-                self.answers,
-                self.author.unwrap_or(-1),
-                liked.map_or(-1, i64::from),
-            ],
-        )
+        etag(self.version, &[self.likes, self.answers, self.author.unwrap_or(-1), liked.map_or(-1, i64::from)])
     }
 }
 
 /// An entity tag: the version, a dot, and a hash of what else the answer depends on.
 pub(crate) fn etag(version: i64, rest: &[i64]) -> HeaderValue {
-    let bytes: Vec<u8> = rest
-        .iter()
-        .flat_map(|number| number.to_be_bytes())
-        .collect();
-    HeaderValue::try_from(format!("\"{version}.{:x}\"", xxh3_64(&bytes)))
-        .expect("digits are a header value")
+    let bytes: Vec<u8> = rest.iter().flat_map(|number| number.to_be_bytes()).collect();
+    HeaderValue::try_from(format!("\"{version}.{:x}\"", xxh3_64(&bytes))).expect("digits are a header value")
 }
 
 /// A thing as JSON, its closing brace left out: what is the caller's own is still to be added.
@@ -66,10 +54,7 @@ impl Item {
         let mut json = serde_json::to_vec(thing).expect("answers are plain data");
         let brace = json.pop();
         debug_assert_eq!(brace, Some(b'}'));
-        Self {
-            stamp,
-            open: json.into(),
-        }
+        Self { stamp, open: json.into() }
     }
 
     /// Its length without what is the caller's own.
@@ -107,23 +92,12 @@ pub(crate) struct Items<K> {
 impl<K: Hash + Eq + Send + Sync + 'static> Items<K> {
     /// A cache of at most about `bytes_max`.
     pub(crate) fn new(bytes_max: u64) -> Self {
-        let weigh =
-            |_: &K, item: &Arc<Item>| u32::try_from(item.open.len() + 200).unwrap_or(u32::MAX);
-        Self {
-            cache: Cache::builder()
-                .max_capacity(bytes_max)
-                .weigher(weigh)
-                .build(),
-        }
+        let weigh = |_: &K, item: &Arc<Item>| u32::try_from(item.open.len() + 200).unwrap_or(u32::MAX);
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
     /// The item of this stamp: from memory, or rendered now.
-    pub(crate) fn get<T: Serialize>(
-        &self,
-        key: K,
-        stamp: Stamp,
-        view: impl FnOnce() -> T,
-    ) -> Arc<Item> {
+    pub(crate) fn get<T: Serialize>(&self, key: K, stamp: Stamp, view: impl FnOnce() -> T) -> Arc<Item> {
         if let Some(item) = self.cache.get(&key)
             && item.stamp == stamp
         {
@@ -152,12 +126,7 @@ impl Whole {
         json.extend_from_slice(&item.open);
         json.extend_from_slice(&html);
         json.push(b'}');
-        Self {
-            stamp: item.stamp,
-            html,
-            json: json.into(),
-            etag: item.stamp.etag(None),
-        }
+        Self { stamp: item.stamp, html, json: json.into(), etag: item.stamp.etag(None) }
     }
 
     /// The same with what is the caller's own.
@@ -175,10 +144,7 @@ impl Whole {
 }
 
 /// A list: `{"items": […], "next_cursor": …}`.
-pub(crate) fn list<'a>(
-    items: impl ExactSizeIterator<Item = (&'a Item, Option<bool>)> + Clone,
-    next: Option<&str>,
-) -> Response {
+pub(crate) fn list<'a>(items: impl ExactSizeIterator<Item = (&'a Item, Option<bool>)> + Clone, next: Option<&str>) -> Response {
     let length: usize = items.clone().map(|(item, _)| item.len() + 16).sum();
     let mut json = Vec::with_capacity(length + 64 + next.map_or(0, str::len));
     json.extend_from_slice(br#"{"items":["#);
@@ -196,9 +162,7 @@ pub(crate) fn list<'a>(
 
 /// A value as JSON.
 pub(crate) fn json(value: &impl Serialize) -> Bytes {
-    serde_json::to_vec(value)
-        .expect("answers are plain data")
-        .into()
+    serde_json::to_vec(value).expect("answers are plain data").into()
 }
 
 /// An answer of JSON that is there already.
@@ -206,10 +170,7 @@ pub(crate) fn answer(status: StatusCode, json: Bytes, etag: Option<HeaderValue>)
     let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(etag) = etag {
         headers.insert(header::ETAG, etag);
     }
@@ -217,11 +178,7 @@ pub(crate) fn answer(status: StatusCode, json: Bytes, etag: Option<HeaderValue>)
 }
 
 /// The answer to a single read: nothing but its tag if the client has it already.
-pub(crate) fn single(
-    have: &IfNoneMatch,
-    etag: HeaderValue,
-    json: impl FnOnce() -> Bytes,
-) -> Response {
+pub(crate) fn single(have: &IfNoneMatch, etag: HeaderValue, json: impl FnOnce() -> Bytes) -> Response {
     let text = etag.to_str().expect("our entity tags are ASCII");
     if have.matches(text) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
@@ -233,12 +190,7 @@ pub(crate) fn single(
 mod tests {
     use super::*;
 
-    const STAMP: Stamp = Stamp {
-        version: 3,
-        likes: 1,
-        answers: 0,
-        author: Some(1),
-    };
+    const STAMP: Stamp = Stamp { version: 3, likes: 1, answers: 0, author: Some(1) };
 
     #[derive(Serialize)]
     struct Thing {
@@ -253,17 +205,7 @@ mod tests {
     fn a_tag_begins_with_the_version_and_changes_with_everything_else() {
         let tag = STAMP.etag(None);
         assert!(tag.to_str().unwrap().starts_with("\"3."));
-        for other in [
-            Stamp { likes: 2, ..STAMP },
-            Stamp {
-                answers: 1,
-                ..STAMP
-            },
-            Stamp {
-                author: None,
-                ..STAMP
-            },
-        ] {
+        for other in [Stamp { likes: 2, ..STAMP }, Stamp { answers: 1, ..STAMP }, Stamp { author: None, ..STAMP }] {
             assert_ne!(other.etag(None), tag);
         }
         assert_ne!(STAMP.etag(Some(false)), tag);
@@ -275,28 +217,16 @@ mod tests {
         assert_eq!(text(item.json(None)), r#"{"title":"a"}"#);
         assert_eq!(text(item.json(Some(true))), r#"{"title":"a","liked":true}"#);
         let whole = Whole::new(&item, Bytes::from_static(br#","body_html":"b""#));
-        assert_eq!(
-            text(whole.json(Some(false))),
-            r#"{"title":"a","body_html":"b","liked":false}"#
-        );
+        assert_eq!(text(whole.json(Some(false))), r#"{"title":"a","body_html":"b","liked":false}"#);
     }
 
     #[test]
     fn an_item_is_rendered_once_per_stamp() {
         let items = Items::new(1 << 20);
         items.get(1, STAMP, || Thing { title: "a" });
-        let again = items.get(1, STAMP, || -> Thing {
-            unreachable!("it was rendered before")
-        });
+        let again = items.get(1, STAMP, || -> Thing { unreachable!("it was rendered before") });
         assert_eq!(text(again.json(None)), r#"{"title":"a"}"#);
-        let newer = items.get(
-            1,
-            Stamp {
-                version: 4,
-                ..STAMP
-            },
-            || Thing { title: "b" },
-        );
+        let newer = items.get(1, Stamp { version: 4, ..STAMP }, || Thing { title: "b" });
         assert_eq!(text(newer.json(None)), r#"{"title":"b"}"#);
     }
 
@@ -305,12 +235,7 @@ mod tests {
         let item = Item::new(STAMP, &Thing { title: "a" });
         let items = [(&item, None), (&item, Some(true))];
         let response = list(items.into_iter(), Some("c"));
-        let body = axum::body::to_bytes(response.into_body(), 1 << 20)
-            .await
-            .unwrap();
-        assert_eq!(
-            text(body),
-            r#"{"items":[{"title":"a"},{"title":"a","liked":true}],"next_cursor":"c"}"#
-        );
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        assert_eq!(text(body), r#"{"items":[{"title":"a"},{"title":"a","liked":true}],"next_cursor":"c"}"#);
     }
 }

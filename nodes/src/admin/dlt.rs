@@ -83,6 +83,7 @@ async fn letters(admin: &Admin, wanted: &Wanted) -> Result<Vec<Letter>, Refusal>
 
 async fn one(admin: &Admin, letter: &Letter) -> Result<bool, ProjectError> {
     let source: Source = letter.source.parse().expect("a listed letter names its source");
-    let service = admin.services.iter().find(|service| service.name() == letter.service).expect("a listed letter has its service");
+    let service =
+        admin.services.iter().find(|service| service.name() == letter.service).expect("a listed letter has its service");
     service.replay(letter.shard, source, letter.seq).await
 }

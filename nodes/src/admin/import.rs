@@ -70,7 +70,9 @@ where
         let parsed: Result<Vec<Numbered>, _> = lines.iter().map(|line| serde_json::from_slice(line)).collect();
         let items = match parsed {
             Ok(items) => items,
-            Err(error) => break Some(format!("this importer speaks another version's language: {error}")),
+            Err(error) => {
+                break Some(format!("this importer speaks another version's language: {error}"));
+            }
         };
         let present = importer.present(&items).await;
         for Numbered { line, item } in items {
@@ -225,7 +227,8 @@ impl Importer {
         let username = Username::parse(&user.username).map_err(|error| refused("username", error))?;
         let display_name = DisplayName::parse(&user.display_name).map_err(|error| refused("display_name", error))?;
         let bio = Bio::parse(&user.bio).map_err(|error| refused("bio", error))?;
-        let avatar_url = user.avatar_url.as_deref().map(AvatarUrl::parse).transpose().map_err(|error| refused("avatar_url", error))?;
+        let avatar_url =
+            user.avatar_url.as_deref().map(AvatarUrl::parse).transpose().map_err(|error| refused("avatar_url", error))?;
         let users = &self.faces.users;
         let there = users.get(user.id, Instant::now() + PATIENCE).await?;
         users.ensure_author(user.id, username, user.created_at, context()).await?;
@@ -285,7 +288,9 @@ impl Importer {
             Author::Named(name) => {
                 let username = Username::parse(name).map_err(|error| refused("author", error))?;
                 let profile = self.faces.users.by_username(&username, Instant::now() + PATIENCE).await?;
-                let absent = || No::Refused(format!("author: there is no user {username}; the line of a user comes before what they wrote"));
+                let absent = || {
+                    No::Refused(format!("author: there is no user {username}; the line of a user comes before what they wrote"))
+                };
                 profile.map(|profile| profile.id).ok_or_else(absent)
             }
             Author::Made { id, username, since } => {

@@ -87,7 +87,10 @@ async fn rebuild(faces: &Faces, progress: &mpsc::Sender<Progress>) -> Result<(),
 }
 
 fn patience() -> ExponentialBuilder {
-    ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_max_delay(Duration::from_secs(2)).with_max_times(15)
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(2))
+        .with_max_times(15)
 }
 
 fn deadline() -> Instant {
@@ -110,7 +113,9 @@ where
     let (mut after, mut count) = (None, 0);
     loop {
         let records = (|| page(after)).retry(patience()).await?;
-        let Some(last) = records.last() else { return Ok(()) };
+        let Some(last) = records.last() else {
+            return Ok(());
+        };
         after = Some(place(last));
         count += records.len() as u64;
         put(faces, records.into_iter().map(&document)).await?;
@@ -120,7 +125,8 @@ where
 
 async fn put(faces: &Faces, documents: impl Iterator<Item = Result<Document, Poison>>) -> Result<(), Failure> {
     // One that cannot be made costs itself, not the rebuild.
-    let whole = documents.filter_map(|document| document.inspect_err(|error| tracing::error!(%error, "a record makes no document")).ok());
+    let whole =
+        documents.filter_map(|document| document.inspect_err(|error| tracing::error!(%error, "a record makes no document")).ok());
     let documents: Vec<Document> = whole.collect();
     (|| faces.search.put(documents.clone())).retry(patience()).await
 }

@@ -88,15 +88,11 @@ pub enum ConfigError {
 }
 
 fn given(value: Option<&str>) -> String {
-    value
-        .map(|value| format!(" (set to {value})"))
-        .unwrap_or_default()
+    value.map(|value| format!(" (set to {value})")).unwrap_or_default()
 }
 
 fn hint(nearest: Option<&str>) -> String {
-    nearest
-        .map(|nearest| format!("; did you mean `{nearest}`?"))
-        .unwrap_or_default()
+    nearest.map(|nearest| format!("; did you mean `{nearest}`?")).unwrap_or_default()
 }
 
 /// Where a value comes from.
@@ -140,10 +136,7 @@ pub struct Mismatch {
 
 impl Mismatch {
     pub(super) fn wanted(wanted: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            wanted: wanted.into(),
-            nearest: None,
-        }
+        Self { wanted: wanted.into(), nearest: None }
     }
 
     /// None of the words that the key knows.
@@ -156,10 +149,7 @@ impl Mismatch {
 }
 
 /// The word that was probably meant, if any is close enough to be helpful rather than puzzling.
-pub(super) fn nearest_word<'a>(
-    given: &str,
-    words: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn nearest_word<'a>(given: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const SIMILAR: f64 = 0.5;
     let given = given.to_lowercase();
     words

@@ -57,37 +57,16 @@ impl Section for Gateway {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
         visitor.knob("listen", &mut knob::address(&mut self.listen));
         visitor.knob("rate_limits", &mut knob::flag(&mut self.rate_limits));
-        visitor.knob(
-            "body_limit_bytes",
-            &mut knob::bytes(&mut self.body_limit_bytes, KIB..=64 * MIB),
-        );
-        visitor.knob(
-            "request_timeout_ms",
-            &mut knob::millis(&mut self.request_timeout, 100..=300_000),
-        );
-        visitor.knob(
-            "header_timeout_ms",
-            &mut knob::millis(&mut self.header_timeout, 100..=60_000),
-        );
-        visitor.knob(
-            "connections_max",
-            &mut knob::count(&mut self.connections_max, 1..=1_000_000),
-        );
-        visitor.knob(
-            "concurrency_max",
-            &mut knob::count(&mut self.concurrency_max, 1..=1_000_000),
-        );
+        visitor.knob("body_limit_bytes", &mut knob::bytes(&mut self.body_limit_bytes, KIB..=64 * MIB));
+        visitor.knob("request_timeout_ms", &mut knob::millis(&mut self.request_timeout, 100..=300_000));
+        visitor.knob("header_timeout_ms", &mut knob::millis(&mut self.header_timeout, 100..=60_000));
+        visitor.knob("connections_max", &mut knob::count(&mut self.connections_max, 1..=1_000_000));
+        visitor.knob("concurrency_max", &mut knob::count(&mut self.concurrency_max, 1..=1_000_000));
         visitor.knob("cors_origins", &mut knob::list(&mut self.cors_origins));
         if self.cors_origins.len() > 1 && self.cors_origins.contains(&CorsOrigin::Any) {
-            visitor.misfit(
-                "cors_origins",
-                Mismatch::wanted("either \"*\" alone or a list of origins"),
-            );
+            visitor.misfit("cors_origins", Mismatch::wanted("either \"*\" alone or a list of origins"));
         }
-        visitor.knob(
-            "trusted_proxies",
-            &mut knob::list(&mut self.trusted_proxies),
-        );
+        visitor.knob("trusted_proxies", &mut knob::list(&mut self.trusted_proxies));
         visitor.section("rates", &mut self.rates);
     }
 }
@@ -108,12 +87,7 @@ pub struct Rates {
 impl Default for Rates {
     fn default() -> Self {
         let rate = |per_minute, burst| Rate { per_minute, burst };
-        Self {
-            auth: rate(20, 10),
-            read: rate(1_200, 200),
-            write: rate(120, 30),
-            search: rate(240, 40),
-        }
+        Self { auth: rate(20, 10), read: rate(1_200, 200), write: rate(120, 30), search: rate(240, 40) }
     }
 }
 
@@ -137,10 +111,7 @@ pub struct Rate {
 
 impl Section for Rate {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
-        visitor.knob(
-            "per_minute",
-            &mut knob::count(&mut self.per_minute, 1..=1_000_000),
-        );
+        visitor.knob("per_minute", &mut knob::count(&mut self.per_minute, 1..=1_000_000));
         visitor.knob("burst", &mut knob::count(&mut self.burst, 1..=1_000_000));
     }
 }

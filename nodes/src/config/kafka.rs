@@ -51,18 +51,9 @@ impl Default for Kafka {
 impl Section for Kafka {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
         visitor.knob("brokers", &mut knob::list(&mut self.brokers));
-        visitor.knob(
-            "partitions",
-            &mut knob::count(&mut self.partitions, 1..=4096),
-        );
-        visitor.knob(
-            "replication_factor",
-            &mut knob::count(&mut self.replication_factor, 1..=15),
-        );
-        visitor.knob(
-            "retention_ms",
-            &mut knob::millis(&mut self.retention, 3_600_000..=3_650 * DAY_MS),
-        );
+        visitor.knob("partitions", &mut knob::count(&mut self.partitions, 1..=4096));
+        visitor.knob("replication_factor", &mut knob::count(&mut self.replication_factor, 1..=15));
+        visitor.knob("retention_ms", &mut knob::millis(&mut self.retention, 3_600_000..=3_650 * DAY_MS));
         visitor.section("tls", &mut self.tls);
         visitor.section("sasl", &mut self.sasl);
     }
@@ -106,30 +97,14 @@ impl Section for Option<Sasl> {
         visitor.knob("password", &mut knob::secret(&mut password));
         match (mechanism, password) {
             (Some(mechanism), Some(password)) if !username.is_empty() => {
-                *self = Some(Sasl {
-                    mechanism,
-                    username,
-                    password,
-                });
+                *self = Some(Sasl { mechanism, username, password });
             }
             (None, None) if username.is_empty() => {}
-            (Some(_), None) => visitor.misfit(
-                "password",
-                Mismatch::wanted("a password for kafka.sasl.mechanism"),
-            ),
-            (Some(_), _) => visitor.misfit(
-                "username",
-                Mismatch::wanted("a name for kafka.sasl.mechanism"),
-            ),
+            (Some(_), None) => visitor.misfit("password", Mismatch::wanted("a password for kafka.sasl.mechanism")),
+            (Some(_), _) => visitor.misfit("username", Mismatch::wanted("a name for kafka.sasl.mechanism")),
             (None, _) => {
-                let words: Vec<_> = SaslMechanism::ALL
-                    .iter()
-                    .map(|mechanism| mechanism.as_str())
-                    .collect();
-                let wanted = format!(
-                    "one of {}, since a name or password is set",
-                    words.join(", ")
-                );
+                let words: Vec<_> = SaslMechanism::ALL.iter().map(|mechanism| mechanism.as_str()).collect();
+                let wanted = format!("one of {}, since a name or password is set", words.join(", "));
                 visitor.misfit("mechanism", Mismatch::wanted(wanted));
             }
         }

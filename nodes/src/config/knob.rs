@@ -2,9 +2,7 @@
 //!
 //! Every section lists its knobs once, in [`Section::visit`]; reading, rendering and checking are visitors of that list.
 
-use std::{
-    fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
-};
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{error::Mismatch, source::Value};
 
@@ -48,50 +46,27 @@ pub(super) fn flag(slot: &mut bool) -> impl Knob {
 
 /// A whole number within bounds, of no unit.
 pub(super) fn count<T: Whole>(slot: &mut T, range: RangeInclusive<u64>) -> impl Knob {
-    Number {
-        slot,
-        range,
-        unit: None,
-    }
+    Number { slot, range, unit: None }
 }
 
 /// A size in bytes within bounds.
 pub(super) fn bytes<T: Whole>(slot: &mut T, range: RangeInclusive<u64>) -> impl Knob {
-    Number {
-        slot,
-        range,
-        unit: Some("bytes"),
-    }
+    Number { slot, range, unit: Some("bytes") }
 }
 
 /// A time in milliseconds within bounds.
 pub(super) fn millis(slot: &mut Duration, range: RangeInclusive<u64>) -> impl Knob {
-    Time {
-        slot,
-        range,
-        unit: "ms",
-        unit_ms: 1,
-    }
+    Time { slot, range, unit: "ms", unit_ms: 1 }
 }
 
 /// A time in seconds within bounds.
 pub(super) fn seconds(slot: &mut Duration, range: RangeInclusive<u64>) -> impl Knob {
-    Time {
-        slot,
-        range,
-        unit: "s",
-        unit_ms: 1_000,
-    }
+    Time { slot, range, unit: "s", unit_ms: 1_000 }
 }
 
 /// A time in days within bounds.
 pub(super) fn days(slot: &mut Duration, range: RangeInclusive<u64>) -> impl Knob {
-    Time {
-        slot,
-        range,
-        unit: "days",
-        unit_ms: 86_400_000,
-    }
+    Time { slot, range, unit: "days", unit_ms: 86_400_000 }
 }
 
 /// A type that knows its own text.
@@ -100,9 +75,7 @@ pub(super) fn text<T: FromStr<Err = Mismatch> + Display>(slot: &mut T) -> impl K
 }
 
 /// As [`text`], but it need not be given; empty stands for none.
-pub(super) fn optional_text<T: FromStr<Err = Mismatch> + Display>(
-    slot: &mut Option<T>,
-) -> impl Knob {
+pub(super) fn optional_text<T: FromStr<Err = Mismatch> + Display>(slot: &mut Option<T>) -> impl Knob {
     OptionalText(slot)
 }
 
@@ -113,18 +86,12 @@ pub(super) fn list<T: FromStr<Err = Mismatch> + Display>(slot: &mut Vec<T>) -> i
 
 /// Free text that is not empty.
 pub(super) fn words(slot: &mut String) -> impl Knob {
-    Words {
-        slot,
-        may_be_empty: false,
-    }
+    Words { slot, may_be_empty: false }
 }
 
 /// Free text, possibly empty.
 pub(super) fn optional_words(slot: &mut String) -> impl Knob {
-    Words {
-        slot,
-        may_be_empty: true,
-    }
+    Words { slot, may_be_empty: true }
 }
 
 /// An address to listen on.
@@ -157,9 +124,7 @@ impl Knob for Flag<'_> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
         *self.0 = match value {
             Value::Flag(flag) => *flag,
-            Value::Variable(text) => text
-                .parse()
-                .map_err(|_| Mismatch::none_of(&["true", "false"], text))?,
+            Value::Variable(text) => text.parse().map_err(|_| Mismatch::none_of(&["true", "false"], text))?,
             _ => return Err(Mismatch::wanted("true or false")),
         };
         Ok(())
@@ -179,16 +144,13 @@ struct Number<'a, T> {
 impl<T: Whole> Knob for Number<'_, T> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
         let wide = whole(value, &self.range)?;
-        *self.slot = T::try_from(wide)
-            .ok()
-            .expect("the range of a knob lies within its type");
+        *self.slot = T::try_from(wide).ok().expect("the range of a knob lies within its type");
         Ok(())
     }
 
     fn show(&self) -> String {
         let wide: Option<u64> = (*self.slot).try_into().ok();
-        wide.expect("no number of ours is wider than 64 bits")
-            .to_string()
+        wide.expect("no number of ours is wider than 64 bits").to_string()
     }
 
     fn unit(&self) -> Option<&'static str> {
@@ -219,13 +181,7 @@ impl Knob for Time<'_> {
 }
 
 fn whole(value: &Value, range: &RangeInclusive<u64>) -> Result<u64, Mismatch> {
-    let wanted = || {
-        Mismatch::wanted(format!(
-            "a whole number from {} to {}",
-            range.start(),
-            range.end()
-        ))
-    };
+    let wanted = || Mismatch::wanted(format!("a whole number from {} to {}", range.start(), range.end()));
     let number = match value {
         Value::Whole(number) => i128::from(*number),
         Value::Variable(text) => text.trim().parse().map_err(|_| wanted())?,
@@ -234,14 +190,7 @@ fn whole(value: &Value, range: &RangeInclusive<u64>) -> Result<u64, Mismatch> {
     match u64::try_from(number) {
         Ok(number) if range.contains(&number) => Ok(number),
         _ => Err(Mismatch {
-            nearest: Some(
-                if number < i128::from(*range.start()) {
-                    range.start()
-                } else {
-                    range.end()
-                }
-                .to_string(),
-            ),
+            nearest: Some(if number < i128::from(*range.start()) { range.start() } else { range.end() }.to_string()),
             ..wanted()
         }),
     }
@@ -265,11 +214,7 @@ struct OptionalText<'a, T>(&'a mut Option<T>);
 impl<T: FromStr<Err = Mismatch> + Display> Knob for OptionalText<'_, T> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
         let text = string(value)?;
-        *self.0 = if text.is_empty() {
-            None
-        } else {
-            Some(text.parse()?)
-        };
+        *self.0 = if text.is_empty() { None } else { Some(text.parse()?) };
         Ok(())
     }
 
@@ -283,27 +228,17 @@ struct List<'a, T>(&'a mut Vec<T>);
 impl<T: FromStr<Err = Mismatch> + Display> Knob for List<'_, T> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
         *self.0 = match value {
-            Value::List(items) => items
-                .iter()
-                .map(|item| string(item)?.parse())
-                .collect::<Result<_, _>>()?,
-            Value::Variable(text) => text
-                .split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty())
-                .map(str::parse)
-                .collect::<Result<_, _>>()?,
+            Value::List(items) => items.iter().map(|item| string(item)?.parse()).collect::<Result<_, _>>()?,
+            Value::Variable(text) => {
+                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse).collect::<Result<_, _>>()?
+            }
             _ => return Err(Mismatch::wanted("a list of strings")),
         };
         Ok(())
     }
 
     fn show(&self) -> String {
-        let items: Vec<_> = self
-            .0
-            .iter()
-            .map(|item| quoted(&item.to_string()))
-            .collect();
+        let items: Vec<_> = self.0.iter().map(|item| quoted(&item.to_string())).collect();
         format!("[{}]", items.join(", "))
     }
 }
@@ -335,9 +270,7 @@ impl Knob for Address<'_> {
         let text = string(value)?;
         *self.0 = text.parse().map_err(|_| Mismatch {
             wanted: "an IP address and a port, such as 127.0.0.1:8080".into(),
-            nearest: text
-                .strip_prefix("localhost:")
-                .map(|port| format!("127.0.0.1:{port}")),
+            nearest: text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}")),
         })?;
         Ok(())
     }
@@ -368,20 +301,12 @@ struct OptionalPath<'a>(&'a mut Option<PathBuf>);
 
 impl Knob for OptionalPath<'_> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
-        *self.0 = Some(string(value)?)
-            .filter(|text| !text.is_empty())
-            .map(PathBuf::from);
+        *self.0 = Some(string(value)?).filter(|text| !text.is_empty()).map(PathBuf::from);
         Ok(())
     }
 
     fn show(&self) -> String {
-        quoted(
-            &self
-                .0
-                .as_deref()
-                .map(|path| path.to_string_lossy())
-                .unwrap_or_default(),
-        )
+        quoted(&self.0.as_deref().map(|path| path.to_string_lossy()).unwrap_or_default())
     }
 }
 
@@ -390,11 +315,7 @@ struct Secret<'a, T>(&'a mut Option<T>);
 impl<T: FromStr<Err = Mismatch>> Knob for Secret<'_, T> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
         let text = string(value)?;
-        *self.0 = if text.is_empty() {
-            None
-        } else {
-            Some(text.parse()?)
-        };
+        *self.0 = if text.is_empty() { None } else { Some(text.parse()?) };
         Ok(())
     }
 

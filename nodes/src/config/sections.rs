@@ -25,10 +25,7 @@ pub struct Node {
 
 impl Default for Node {
     fn default() -> Self {
-        Self {
-            name: "n1".parse().expect("the default name is a name"),
-            roles: Roles::all(),
-        }
+        Self { name: "n1".parse().expect("the default name is a name"), roles: Roles::all() }
     }
 }
 
@@ -55,20 +52,14 @@ pub struct Cluster {
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self {
-            shards: 256,
-            search_partitions: 4,
-        }
+        Self { shards: 256, search_partitions: 4 }
     }
 }
 
 impl Section for Cluster {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
         visitor.knob("shards", &mut knob::count(&mut self.shards, 1..=4096));
-        visitor.knob(
-            "search_partitions",
-            &mut knob::count(&mut self.search_partitions, 1..=64),
-        );
+        visitor.knob("search_partitions", &mut knob::count(&mut self.search_partitions, 1..=64));
     }
 }
 
@@ -83,10 +74,7 @@ pub struct Lease {
 
 impl Default for Lease {
     fn default() -> Self {
-        Self {
-            ttl: Duration::from_millis(2_500),
-            renew: Duration::from_millis(500),
-        }
+        Self { ttl: Duration::from_millis(2_500), renew: Duration::from_millis(500) }
     }
 }
 
@@ -98,9 +86,7 @@ impl Section for Lease {
             visitor.misfit(
                 "renew_ms",
                 Mismatch {
-                    wanted:
-                        "at most a third of lease.ttl_ms, so that one lost renewal costs nothing"
-                            .into(),
+                    wanted: "at most a third of lease.ttl_ms, so that one lost renewal costs nothing".into(),
                     nearest: Some((self.ttl / 3).as_millis().to_string()),
                 },
             );
@@ -117,18 +103,13 @@ pub struct Entities {
 
 impl Default for Entities {
     fn default() -> Self {
-        Self {
-            passivate_after: Duration::from_secs(300),
-        }
+        Self { passivate_after: Duration::from_secs(300) }
     }
 }
 
 impl Section for Entities {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
-        visitor.knob(
-            "passivate_after_s",
-            &mut knob::seconds(&mut self.passivate_after, 1..=86_400),
-        );
+        visitor.knob("passivate_after_s", &mut knob::seconds(&mut self.passivate_after, 1..=86_400));
     }
 }
 
@@ -143,23 +124,14 @@ pub struct Committer {
 
 impl Default for Committer {
     fn default() -> Self {
-        Self {
-            commands_max: 512,
-            bytes_max: 4 << 20,
-        }
+        Self { commands_max: 512, bytes_max: 4 << 20 }
     }
 }
 
 impl Section for Committer {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
-        visitor.knob(
-            "commands_max",
-            &mut knob::count(&mut self.commands_max, 1..=10_000),
-        );
-        visitor.knob(
-            "bytes_max",
-            &mut knob::bytes(&mut self.bytes_max, MIB..=256 * MIB),
-        );
+        visitor.knob("commands_max", &mut knob::count(&mut self.commands_max, 1..=10_000));
+        visitor.knob("bytes_max", &mut knob::bytes(&mut self.bytes_max, MIB..=256 * MIB));
     }
 }
 
@@ -192,12 +164,7 @@ impl Services {
 
 impl Default for Services {
     fn default() -> Self {
-        Self {
-            users: Service::on(3001),
-            comments: Service::on(3002),
-            posts: Service::on(3003),
-            search: Service::on(3004),
-        }
+        Self { users: Service::on(3001), comments: Service::on(3002), posts: Service::on(3003), search: Service::on(3004) }
     }
 }
 
@@ -242,14 +209,8 @@ impl Section for Service {
         visitor.knob("listen", &mut knob::address(&mut self.listen));
         visitor.knob("database_url", &mut knob::secret(&mut self.database_url));
         visitor.knob("pool_max", &mut knob::count(&mut self.pool_max, 2..=1_000));
-        visitor.knob(
-            "cache_bytes",
-            &mut knob::bytes(&mut self.cache_bytes, MIB..=1024 * GIB),
-        );
-        visitor.knob(
-            "loads_max",
-            &mut knob::count(&mut self.loads_max, 1..=10_000),
-        );
+        visitor.knob("cache_bytes", &mut knob::bytes(&mut self.cache_bytes, MIB..=1024 * GIB));
+        visitor.knob("loads_max", &mut knob::count(&mut self.loads_max, 1..=10_000));
     }
 }
 
@@ -279,14 +240,8 @@ impl Default for Tokens {
 
 impl Section for Tokens {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
-        visitor.knob(
-            "access_ttl_s",
-            &mut knob::seconds(&mut self.access_ttl, 30..=86_400),
-        );
-        visitor.knob(
-            "refresh_ttl_days",
-            &mut knob::days(&mut self.refresh_ttl, 1..=365),
-        );
+        visitor.knob("access_ttl_s", &mut knob::seconds(&mut self.access_ttl, 30..=86_400));
+        visitor.knob("refresh_ttl_days", &mut knob::days(&mut self.refresh_ttl, 1..=365));
         visitor.knob("issuer", &mut knob::words(&mut self.issuer));
         visitor.knob("audience", &mut knob::words(&mut self.audience));
     }
@@ -303,10 +258,7 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            filter: "info".parse().expect("the default filter is a filter"),
-            format: LogFormat::Auto,
-        }
+        Self { filter: "info".parse().expect("the default filter is a filter"), format: LogFormat::Auto }
     }
 }
 

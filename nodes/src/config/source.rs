@@ -64,10 +64,7 @@ impl fmt::Display for Value {
 /// Reads a TOML text; `path` names it in errors.
 pub(super) fn from_toml(path: &Path, text: &str) -> Result<Values, Box<ConfigError>> {
     let path: Arc<Path> = path.into();
-    let origin = |offset: usize| Origin::File {
-        path: path.clone(),
-        line: text[..offset].matches('\n').count() + 1,
-    };
+    let origin = |offset: usize| Origin::File { path: path.clone(), line: text[..offset].matches('\n').count() + 1 };
     let root = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         origin: origin(error.span().map_or(0, |span| span.start.min(text.len()))),
         message: error.message().to_owned(),
@@ -77,21 +74,13 @@ pub(super) fn from_toml(path: &Path, text: &str) -> Result<Values, Box<ConfigErr
     Ok(values)
 }
 
-fn flatten(
-    prefix: &str,
-    table: &DeTable<'_>,
-    origin: &impl Fn(usize) -> Origin,
-    values: &mut Values,
-) {
+fn flatten(prefix: &str, table: &DeTable<'_>, origin: &impl Fn(usize) -> Origin, values: &mut Values) {
     for (key, value) in table {
         let path = join(prefix, key.get_ref());
         match value.get_ref() {
             DeValue::Table(inner) if !inner.is_empty() => flatten(&path, inner, origin, values),
             other => {
-                let given = Given {
-                    origin: origin(key.span().start),
-                    value: Value::from_toml(other),
-                };
+                let given = Given { origin: origin(key.span().start), value: Value::from_toml(other) };
                 values.insert(path, given);
             }
         }
@@ -102,26 +91,20 @@ impl Value {
     fn from_toml(value: &DeValue<'_>) -> Self {
         match value {
             DeValue::String(text) => Self::Text(text.to_string()),
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .map_or_else(|_| Self::Other(number.to_string()), Self::Whole),
+            DeValue::Integer(number) => {
+                i64::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| Self::Other(number.to_string()), Self::Whole)
+            }
             DeValue::Boolean(flag) => Self::Flag(*flag),
             DeValue::Float(number) => Self::Other(number.to_string()),
             DeValue::Datetime(time) => Self::Other(time.to_string()),
-            DeValue::Array(items) => Self::List(
-                items
-                    .iter()
-                    .map(|item| Self::from_toml(item.get_ref()))
-                    .collect(),
-            ),
+            DeValue::Array(items) => Self::List(items.iter().map(|item| Self::from_toml(item.get_ref())).collect()),
             DeValue::Table(_) => Self::Section,
         }
     }
 }
 
 /// Takes the variables that are ours out of an environment.
-pub(super) fn from_env(
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> (Values, Vec<ConfigError>) {
+pub(super) fn from_env(variables: impl IntoIterator<Item = (OsString, OsString)>) -> (Values, Vec<ConfigError>) {
     let mut values = Values::new();
     let mut errors = Vec::new();
     for (name, value) in variables {
@@ -132,12 +115,7 @@ pub(super) fn from_env(
         let path = rest.to_lowercase().replace("__", ".");
         let origin = Origin::Env { name: name.clone() };
         if name != variable(&path) {
-            errors.push(ConfigError::UnknownKey {
-                origin,
-                key: name,
-                value: None,
-                nearest: Some(variable(&path)),
-            });
+            errors.push(ConfigError::UnknownKey { origin, key: name, value: None, nearest: Some(variable(&path)) });
             continue;
         }
         match value.into_string() {
@@ -164,9 +142,5 @@ pub(super) fn variable(path: &str) -> String {
 
 /// The path of `name` within a section; the root has no name.
 pub(super) fn join(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{prefix}.{name}")
-    }
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }

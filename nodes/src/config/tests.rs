@@ -5,10 +5,7 @@ use super::*;
 const FILE: &str = "cluster.toml";
 
 fn variables(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    variables
-        .iter()
-        .map(|(name, value)| (OsString::from(name), OsString::from(value)))
-        .collect()
+    variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
 }
 
 fn read(toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
@@ -42,22 +39,13 @@ mod defaults {
     fn the_shipped_file_names_every_knob() {
         let shipped = source::from_toml(Path::new(FILE), SHIPPED).expect("TOML");
         let all = source::from_toml(Path::new(FILE), &Config::default().render()).expect("TOML");
-        assert_eq!(
-            shipped.keys().collect::<Vec<_>>(),
-            all.keys().collect::<Vec<_>>()
-        );
+        assert_eq!(shipped.keys().collect::<Vec<_>>(), all.keys().collect::<Vec<_>>());
     }
 
     #[test]
     fn every_knob_of_the_shipped_file_has_its_reason() {
-        for line in SHIPPED
-            .lines()
-            .filter(|line| line.contains(" = ") && !line.starts_with('#'))
-        {
-            assert!(
-                line.contains(" # ") || line.contains("   # "),
-                "no reason: {line}"
-            );
+        for line in SHIPPED.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
+            assert!(line.contains(" # ") || line.contains("   # "), "no reason: {line}");
         }
     }
 
@@ -70,10 +58,7 @@ mod defaults {
                 ("ROOKERY__GATEWAY__LISTEN", "0.0.0.0:80"),
                 ("ROOKERY__GATEWAY__RATE_LIMITS", "false"),
                 ("ROOKERY__SERVICES__POSTS__LISTEN", "0.0.0.0:3003"),
-                (
-                    "ROOKERY__SERVICES__POSTS__DATABASE_URL",
-                    "postgres://posts:pw@db/posts",
-                ),
+                ("ROOKERY__SERVICES__POSTS__DATABASE_URL", "postgres://posts:pw@db/posts"),
                 ("ROOKERY__KAFKA__BROKERS", "k1:9092, k2:9092"),
             ],
         );
@@ -82,15 +67,7 @@ mod defaults {
         assert!(!config.gateway.rate_limits);
         let posts = config.services.of(Role::Posts).expect("posts is a service");
         assert_eq!(posts.listen.to_string(), "0.0.0.0:3003");
-        assert_eq!(
-            posts
-                .database_url
-                .as_ref()
-                .expect("set")
-                .postgres()
-                .get_dbname(),
-            Some("posts")
-        );
+        assert_eq!(posts.database_url.as_ref().expect("set").postgres().get_dbname(), Some("posts"));
         assert_eq!(config.kafka.brokers.len(), 2);
     }
 
@@ -106,10 +83,7 @@ mod layers {
 
     #[test]
     fn the_environment_wins_over_the_file() {
-        let config = accepted(
-            "[lease]\nttl_ms = 4000",
-            &[("ROOKERY__LEASE__TTL_MS", "5000")],
-        );
+        let config = accepted("[lease]\nttl_ms = 4000", &[("ROOKERY__LEASE__TTL_MS", "5000")]);
         assert_eq!(config.lease.ttl, Duration::from_secs(5));
     }
 
@@ -134,14 +108,8 @@ mod layers {
 
     #[test]
     fn a_file_that_is_named_must_exist() {
-        let error =
-            Config::load(Some(Path::new("no/such/file.toml"))).expect_err("it does not exist");
-        assert!(
-            error
-                .to_string()
-                .contains("no/such/file.toml: cannot be read"),
-            "{error}"
-        );
+        let error = Config::load(Some(Path::new("no/such/file.toml"))).expect_err("it does not exist");
+        assert!(error.to_string().contains("no/such/file.toml: cannot be read"), "{error}");
     }
 }
 
@@ -166,10 +134,7 @@ mod mistakes {
 
     #[test]
     fn a_misspelled_empty_section_is_found() {
-        assert_eq!(
-            refused("[kafak]", &[]),
-            "cluster.toml:1: there is no key `kafak`; did you mean `kafka`?"
-        );
+        assert_eq!(refused("[kafak]", &[]), "cluster.toml:1: there is no key `kafak`; did you mean `kafka`?");
     }
 
     #[test]
@@ -192,10 +157,7 @@ mod mistakes {
     #[test]
     fn a_variable_in_lower_case_is_named_with_the_right_one() {
         let mistake = refused("", &[("ROOKERY__gateway__listen", "0.0.0.0:80")]);
-        assert!(
-            mistake.ends_with("did you mean `ROOKERY__GATEWAY__LISTEN`?"),
-            "{mistake}"
-        );
+        assert!(mistake.ends_with("did you mean `ROOKERY__GATEWAY__LISTEN`?"), "{mistake}");
     }
 
     #[test]
@@ -275,28 +237,19 @@ mod mistakes {
 
     #[test]
     fn sasl_needs_name_and_password() {
-        let mistake = refused(
-            "[kafka.sasl]\nmechanism = \"plain\"\nusername = \"ada\"",
-            &[],
-        );
+        let mistake = refused("[kafka.sasl]\nmechanism = \"plain\"\nusername = \"ada\"", &[]);
         assert!(mistake.contains("`kafka.sasl.password`"), "{mistake}");
     }
 
     #[test]
     fn an_origin_with_a_path_is_told_the_one_without() {
         let mistake = refused("[gateway]\ncors_origins = [\"https://example.org/\"]", &[]);
-        assert!(
-            mistake.ends_with("did you mean `https://example.org`?"),
-            "{mistake}"
-        );
+        assert!(mistake.ends_with("did you mean `https://example.org`?"), "{mistake}");
     }
 
     #[test]
     fn every_mistake_is_reported_at_once() {
-        let Err(ConfigErrors(errors)) = read("[cluster]\nshards = 0\n[log]\nformat = \"xml\"", &[])
-        else {
-            panic!("accepted")
-        };
+        let Err(ConfigErrors(errors)) = read("[cluster]\nshards = 0\n[log]\nformat = \"xml\"", &[]) else { panic!("accepted") };
         assert_eq!(errors.len(), 2);
     }
 }
@@ -310,10 +263,7 @@ mod secrets {
     fn with_every_secret() -> Config {
         accepted(
             "[kafka.sasl]\nmechanism = \"scram-sha-512\"\nusername = \"rookery\"\npassword = \"swordfish\"",
-            &[
-                ("ROOKERY__SECRET", SECRET),
-                ("ROOKERY__SERVICES__POSTS__DATABASE_URL", URL),
-            ],
+            &[("ROOKERY__SECRET", SECRET), ("ROOKERY__SERVICES__POSTS__DATABASE_URL", URL)],
         )
     }
 
@@ -325,11 +275,7 @@ mod secrets {
 
     #[test]
     fn no_secret_appears_in_debug_output() {
-        assert_nothing_leaks(&format!(
-            "{:?} {:#?}",
-            with_every_secret(),
-            with_every_secret()
-        ));
+        assert_nothing_leaks(&format!("{:?} {:#?}", with_every_secret(), with_every_secret()));
     }
 
     #[test]
@@ -341,14 +287,8 @@ mod secrets {
 
     #[test]
     fn a_wrong_secret_is_not_repeated() {
-        let mistake = refused(
-            "[services.posts]\ndatabase_url = \"postgres://:hunter2hunter2\"",
-            &[],
-        );
-        assert!(
-            mistake.starts_with("cluster.toml:2: `services.posts.database_url` cannot be <hidden>"),
-            "{mistake}"
-        );
+        let mistake = refused("[services.posts]\ndatabase_url = \"postgres://:hunter2hunter2\"", &[]);
+        assert!(mistake.starts_with("cluster.toml:2: `services.posts.database_url` cannot be <hidden>"), "{mistake}");
     }
 
     #[test]
@@ -373,17 +313,8 @@ mod secrets {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("url");
         fs::write(&file, URL).unwrap();
-        let config = accepted(
-            "",
-            &[(
-                "ROOKERY__SERVICES__POSTS__DATABASE_URL_FILE",
-                file.to_str().unwrap(),
-            )],
-        );
-        assert_eq!(
-            config.services.posts.database_url.expect("set").expose(),
-            URL
-        );
+        let config = accepted("", &[("ROOKERY__SERVICES__POSTS__DATABASE_URL_FILE", file.to_str().unwrap())]);
+        assert_eq!(config.services.posts.database_url.expect("set").expose(), URL);
     }
 
     #[test]
@@ -399,34 +330,20 @@ mod secrets {
     fn a_missing_secret_file_is_named() {
         let mistake = refused("", &[("ROOKERY__SECRET_FILE", "no/such/file")]);
         assert!(
-            mistake.starts_with(
-                "ROOKERY__SECRET_FILE: the secret file no/such/file of `secret` cannot be read"
-            ),
+            mistake.starts_with("ROOKERY__SECRET_FILE: the secret file no/such/file of `secret` cannot be read"),
             "{mistake}"
         );
     }
 
     #[test]
     fn a_secret_given_twice_is_refused() {
-        let mistake = refused(
-            "",
-            &[
-                ("ROOKERY__SECRET", SECRET),
-                ("ROOKERY__SECRET_FILE", "file"),
-            ],
-        );
-        assert!(
-            mistake.ends_with("`secret` and `secret_file` are both set; set one of them"),
-            "{mistake}"
-        );
+        let mistake = refused("", &[("ROOKERY__SECRET", SECRET), ("ROOKERY__SECRET_FILE", "file")]);
+        assert!(mistake.ends_with("`secret` and `secret_file` are both set; set one of them"), "{mistake}");
     }
 
     #[test]
     fn a_secret_in_the_environment_replaces_the_file_of_one() {
-        let config = accepted(
-            "secret = \"0123456789abcdef0123456789abcdef\"",
-            &[("ROOKERY__SECRET", SECRET)],
-        );
+        let config = accepted("secret = \"0123456789abcdef0123456789abcdef\"", &[("ROOKERY__SECRET", SECRET)]);
         assert_eq!(config.secret.expect("set").expose(), SECRET.as_bytes());
     }
 

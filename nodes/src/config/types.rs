@@ -28,15 +28,11 @@ impl FromStr for NodeName {
     type Err = Mismatch;
 
     fn from_str(text: &str) -> Result<Self, Mismatch> {
-        let letters = text
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        let letters = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if letters && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 32 {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Mismatch::wanted(
-                "1 to 32 of a-z, 0-9 and -, a letter first",
-            ))
+            Err(Mismatch::wanted("1 to 32 of a-z, 0-9 and -, a letter first"))
         }
     }
 }
@@ -143,10 +139,7 @@ impl Roles {
         let roles: BTreeSet<_> = roles.into_iter().collect();
         if roles.is_empty() {
             let words: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
-            return Err(Mismatch::wanted(format!(
-                "at least one of {}",
-                words.join(", ")
-            )));
+            return Err(Mismatch::wanted(format!("at least one of {}", words.join(", "))));
         }
         Ok(Self(roles))
     }
@@ -168,10 +161,7 @@ impl FromStr for Roles {
 
     /// Comma-separated, as on the command line.
     fn from_str(text: &str) -> Result<Self, Mismatch> {
-        let words = text
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty());
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
         Self::new(words.map(str::parse).collect::<Result<Vec<Role>, _>>()?)
     }
 }
@@ -184,9 +174,7 @@ impl DatabaseUrl {
     /// The parsed form, whose `Debug` hides the password.
     #[must_use]
     pub fn postgres(&self) -> tokio_postgres::Config {
-        self.expose()
-            .parse()
-            .expect("the URL was parsed when it was read")
+        self.expose().parse().expect("the URL was parsed when it was read")
     }
 
     /// The URL with its password.
@@ -203,9 +191,7 @@ impl FromStr for DatabaseUrl {
         let wanted = "a Postgres URL such as postgres://user:password@host:5432/database";
         let parsed: tokio_postgres::Config = text.parse().map_err(|_| Mismatch::wanted(wanted))?;
         if parsed.get_hosts().is_empty() || parsed.get_dbname().is_none() {
-            return Err(Mismatch::wanted(format!(
-                "{wanted}, with host and database"
-            )));
+            return Err(Mismatch::wanted(format!("{wanted}, with host and database")));
         }
         Ok(Self(text.into()))
     }
@@ -234,9 +220,7 @@ impl FromStr for ClusterSecret {
 
     fn from_str(text: &str) -> Result<Self, Mismatch> {
         if text.len() < 32 {
-            return Err(Mismatch::wanted(
-                "at least 32 bytes, as `openssl rand -hex 32` makes them",
-            ));
+            return Err(Mismatch::wanted("at least 32 bytes, as `openssl rand -hex 32` makes them"));
         }
         Ok(Self(text.into()))
     }
@@ -295,9 +279,7 @@ impl FromStr for Broker {
             return Ok(Self(text.to_owned()));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
-        let name = host
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let name = host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         match port.parse::<u16>() {
             Ok(1..) if name && !host.is_empty() => Ok(Self(text.to_owned())),
             _ => Err(wanted()),
@@ -349,10 +331,7 @@ impl FromStr for Network {
         let widest = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(widest), |prefix| prefix.parse().map_err(|_| wanted()))?;
         if prefix > widest {
-            return Err(Mismatch {
-                nearest: Some(format!("{address}/{widest}")),
-                ..wanted()
-            });
+            return Err(Mismatch { nearest: Some(format!("{address}/{widest}")), ..wanted() });
         }
         Ok(Self { address, prefix })
     }
@@ -381,17 +360,13 @@ impl FromStr for CorsOrigin {
             return Ok(Self::Any);
         }
         let wanted = || Mismatch::wanted("\"*\" or an origin such as https://example.org");
-        let host = text
-            .strip_prefix("https://")
-            .or_else(|| text.strip_prefix("http://"))
-            .ok_or_else(wanted)?;
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).ok_or_else(wanted)?;
         match host.find(['/', '?', '#', '@', ' ']) {
             None if !host.is_empty() => Ok(Self::Only(text.to_owned())),
             // A path is the usual mistake; the browser would never send it.
-            Some(end) if end > 0 && host.as_bytes()[end] == b'/' => Err(Mismatch {
-                nearest: Some(text[..text.len() - host.len() + end].to_owned()),
-                ..wanted()
-            }),
+            Some(end) if end > 0 && host.as_bytes()[end] == b'/' => {
+                Err(Mismatch { nearest: Some(text[..text.len() - host.len() + end].to_owned()), ..wanted() })
+            }
             _ => Err(wanted()),
         }
     }
@@ -432,9 +407,7 @@ impl FromStr for LogFilter {
         }
         match EnvFilter::builder().parse(text) {
             Ok(_) => Ok(Self(text.to_owned())),
-            Err(_) => Err(Mismatch::wanted(
-                "log directives such as info,rookery_gateway=debug",
-            )),
+            Err(_) => Err(Mismatch::wanted("log directives such as info,rookery_gateway=debug")),
         }
     }
 }

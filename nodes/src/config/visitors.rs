@@ -63,20 +63,14 @@ impl Reader {
             nearest: None,
         };
         if self.sections.contains(path) {
-            return (
-                path.to_owned(),
-                misplaced(path, "a single value", "a section with keys"),
-            );
+            return (path.to_owned(), misplaced(path, "a single value", "a section with keys"));
         }
         // The longest beginning of the path that exists, and the shortest that does not.
         let (mut known, mut unknown) = ("", path);
         for (end, _) in path.match_indices('.') {
             let beginning = &path[..end];
             if self.knobs.contains_key(beginning) {
-                return (
-                    beginning.to_owned(),
-                    misplaced(beginning, "a section", "a single value"),
-                );
+                return (beginning.to_owned(), misplaced(beginning, "a section", "a single value"));
             }
             if !self.sections.contains(beginning) {
                 unknown = beginning;
@@ -90,16 +84,10 @@ impl Reader {
             nearest_word(unknown, self.sections.iter().map(String::as_str)).map(str::to_owned)
         };
         // A value is repeated only if it cannot be a secret under a misspelled name.
-        let harmless = nearest
-            .as_ref()
-            .is_some_and(|near| self.knobs.get(near) == Some(&false));
+        let harmless = nearest.as_ref().is_some_and(|near| self.knobs.get(near) == Some(&false));
         let is_variable = matches!(origin, Origin::Env { .. });
         let spelled = |path: &str| {
-            if is_variable {
-                variable(path)
-            } else {
-                path.to_owned()
-            }
+            if is_variable { variable(path) } else { path.to_owned() }
         };
         let error = ConfigError::UnknownKey {
             origin,
@@ -127,28 +115,18 @@ impl Reader {
                 let elsewhere = |knob: &&String| knob.rsplit('.').next() == Some(name);
                 self.knobs.keys().find(elsewhere).cloned()
             })
-            .or_else(|| {
-                nearest_word(path, self.knobs.keys().map(String::as_str)).map(str::to_owned)
-            })
+            .or_else(|| nearest_word(path, self.knobs.keys().map(String::as_str)).map(str::to_owned))
     }
 
     fn set(&mut self, path: &str, knob: &mut dyn Knob, Given { origin, value }: Given) {
-        let shown = if knob.is_secret() {
-            "<hidden>".to_owned()
-        } else {
-            value.to_string()
-        };
+        let shown = if knob.is_secret() { "<hidden>".to_owned() } else { value.to_string() };
         match knob.set(&value) {
             Ok(()) => {
                 self.set.insert(path.to_owned(), (origin, shown));
             }
-            Err(Mismatch { wanted, nearest }) => self.errors.push(ConfigError::BadValue {
-                origin,
-                key: path.to_owned(),
-                value: shown,
-                wanted,
-                nearest,
-            }),
+            Err(Mismatch { wanted, nearest }) => {
+                self.errors.push(ConfigError::BadValue { origin, key: path.to_owned(), value: shown, wanted, nearest })
+            }
         }
     }
 
@@ -157,10 +135,7 @@ impl Reader {
         match (direct, filed.filter(|filed| !filed.value.is_blank())) {
             (direct, None) => direct,
             (Some(direct), Some(_)) if !direct.value.is_blank() => {
-                self.errors.push(ConfigError::GivenTwice {
-                    origin: direct.origin,
-                    key: path.to_owned(),
-                });
+                self.errors.push(ConfigError::GivenTwice { origin: direct.origin, key: path.to_owned() });
                 None
             }
             (_, Some(filed)) => match read_secret(path, filed) {
@@ -198,16 +173,8 @@ fn read_secret(key: &str, Given { origin, value }: Given) -> Result<Given, Box<C
             wanted: "a file that is not empty".into(),
             nearest: None,
         })),
-        Ok(text) => Ok(Given {
-            origin,
-            value: Value::Text(text.trim_end_matches(['\r', '\n']).to_owned()),
-        }),
-        Err(source) => Err(Box::new(ConfigError::SecretUnreadable {
-            origin,
-            key: key.to_owned(),
-            path,
-            source,
-        })),
+        Ok(text) => Ok(Given { origin, value: Value::Text(text.trim_end_matches(['\r', '\n']).to_owned()) }),
+        Err(source) => Err(Box::new(ConfigError::SecretUnreadable { origin, key: key.to_owned(), path, source })),
     }
 }
 
@@ -217,11 +184,7 @@ fn file_key(key: &str) -> String {
 
 impl Visitor for Reader {
     fn knob(&mut self, name: &'static str, knob: &mut dyn Knob) {
-        debug_assert!(
-            knob.unit()
-                .is_none_or(|unit| name.split('_').any(|word| word == unit)),
-            "{name} has its unit in its name"
-        );
+        debug_assert!(knob.unit().is_none_or(|unit| name.split('_').any(|word| word == unit)), "{name} has its unit in its name");
         let path = join(&self.prefix, name);
         for layer in 0..self.layers.len() {
             let mut given = self.layers[layer].remove(&path);
@@ -251,13 +214,7 @@ impl Visitor for Reader {
         let key = join(&self.prefix, name);
         let default = || (Origin::Default, "unset".to_owned());
         let (origin, value) = self.set.get(&key).cloned().unwrap_or_else(default);
-        self.errors.push(ConfigError::BadValue {
-            origin,
-            key,
-            value,
-            wanted,
-            nearest,
-        });
+        self.errors.push(ConfigError::BadValue { origin, key, value, wanted, nearest });
     }
 }
 

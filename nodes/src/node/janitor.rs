@@ -27,7 +27,9 @@ pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str
             match runtime.trim(&retention).await {
                 Ok(0) => {}
                 Ok(rows) => tracing::debug!(service.name = S::NAME, rows, "trimmed the log"),
-                Err(failure) => tracing::warn!(service.name = S::NAME, %failure, "the log could not be trimmed"),
+                Err(failure) => {
+                    tracing::warn!(service.name = S::NAME, %failure, "the log could not be trimmed")
+                }
             }
         }
     })

@@ -22,7 +22,8 @@ pub(super) async fn start(
     verifier: Arc<Verifier>,
 ) -> anyhow::Result<JoinHandle<()>> {
     // The heads first: what is closed in between comes twice, and not never.
-    let mut positions: Vec<(ShardId, Seq)> = (0..users.shards()).map(ShardId).map(|shard| (shard, users.head(shard).unwrap_or(0))).collect();
+    let mut positions: Vec<(ShardId, Seq)> =
+        (0..users.shards()).map(ShardId).map(|shard| (shard, users.head(shard).unwrap_or(0))).collect();
     let client = users.database().get().await?;
     let since = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(TOKEN_LIFE_S);
     let rows = client.query("SELECT payload FROM outbox WHERE at > $1 AND type = 'session.closed'", &[&since]).await?;

@@ -24,7 +24,9 @@ pub(super) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> 
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => SecretString::from(text.trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
-        Err(error) => return Err(error).with_context(|| format!("cannot read the cluster's secret in {}", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read the cluster's secret in {}", path.display()));
+        }
     };
     ClusterSecret::parse(&text).with_context(|| format!("{} does not hold a secret of 32 bytes or more", path.display()))
 }

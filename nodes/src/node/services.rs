@@ -40,7 +40,8 @@ impl Databases {
     pub(super) async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
         let url = |role| config.services.of(role).and_then(|service| service.database_url.as_ref());
         let private = ROLES.iter().any(|(_, role)| url(*role).is_none());
-        let names: Vec<&str> = ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
+        let names: Vec<&str> =
+            ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
         let embedded = if private { Some(EmbeddedPostgres::start(data, &names).await?) } else { None };
         let mut configs = Vec::new();
         for (database, role) in ROLES {
@@ -74,7 +75,9 @@ impl Databases {
     /// Brings the private Postgres back when it dies; ends when it cannot.
     pub(super) async fn watch(&self) {
         let mut embedded = self.embedded.lock().await;
-        let Some(postgres) = embedded.as_mut() else { return std::future::pending().await };
+        let Some(postgres) = embedded.as_mut() else {
+            return std::future::pending().await;
+        };
         loop {
             let status = postgres.exited().await;
             tracing::error!(%status, "the private Postgres died, starting it again");

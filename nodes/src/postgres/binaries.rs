@@ -41,9 +41,7 @@ impl Search {
     /// All of this machine, as its environment says, and Maven Central.
     pub fn machine() -> Search {
         Search {
-            bin: std::env::var_os("ROOKERY_PG_BIN")
-                .filter(|bin| !bin.is_empty())
-                .map(PathBuf::from),
+            bin: std::env::var_os("ROOKERY_PG_BIN").filter(|bin| !bin.is_empty()).map(PathBuf::from),
             path: std::env::var_os("PATH"),
             installed: vec![PathBuf::from("/usr/lib/postgresql")],
             cache: None,
@@ -111,25 +109,15 @@ pub enum BinariesError {
 }
 
 /// Finds the programs for the database in `cluster`: of its own version if it exists, else the first that are found.
-pub(super) async fn find(
-    search: &Search,
-    cluster: &Path,
-    data: &Path,
-) -> Result<Binaries, BinariesError> {
-    let wanted = version_of(cluster).map_err(|source| BinariesError::Unreadable {
-        cluster: cluster.to_owned(),
-        source,
-    })?;
+pub(super) async fn find(search: &Search, cluster: &Path, data: &Path) -> Result<Binaries, BinariesError> {
+    let wanted = version_of(cluster).map_err(|source| BinariesError::Unreadable { cluster: cluster.to_owned(), source })?;
 
     if let Some(bin) = &search.bin {
         let found = probe(bin).ok_or_else(|| BinariesError::NotABin(bin.clone()))?;
         return match wanted {
-            Some(wanted) if wanted != found.major => Err(BinariesError::OtherVersion {
-                cluster: cluster.to_owned(),
-                wanted,
-                here: vec![found.major],
-                fetch: None,
-            }),
+            Some(wanted) if wanted != found.major => {
+                Err(BinariesError::OtherVersion { cluster: cluster.to_owned(), wanted, here: vec![found.major], fetch: None })
+            }
             None if found.major.0 < OLDEST => Err(BinariesError::TooOld(found.major)),
             _ => Ok(found),
         };
@@ -148,20 +136,13 @@ pub(super) async fn find(
     here.dedup();
 
     let fetched = if search.fetch && wanted.is_none_or(|wanted| wanted.0 >= OLDEST) {
-        fetch::fetch(wanted.unwrap_or(fetch::DEFAULT), cache)
-            .await
-            .map_err(Some)
+        fetch::fetch(wanted.unwrap_or(fetch::DEFAULT), cache).await.map_err(Some)
     } else {
         Err(None)
     };
     match (fetched, wanted) {
         (Ok(binaries), _) => Ok(binaries),
-        (Err(fetch), Some(wanted)) => Err(BinariesError::OtherVersion {
-            cluster: cluster.to_owned(),
-            wanted,
-            here,
-            fetch,
-        }),
+        (Err(fetch), Some(wanted)) => Err(BinariesError::OtherVersion { cluster: cluster.to_owned(), wanted, here, fetch }),
         (Err(fetch), None) => Err(BinariesError::None { fetch }),
     }
 }
@@ -171,10 +152,7 @@ pub(super) fn version_of(cluster: &Path) -> io::Result<Option<Major>> {
     match fs::read_to_string(cluster.join("PG_VERSION")) {
         Ok(text) => match text.trim().parse() {
             Ok(major) => Ok(Some(Major(major))),
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("PG_VERSION says {:?}", text.trim()),
-            )),
+            Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("PG_VERSION says {:?}", text.trim()))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -192,20 +170,12 @@ fn candidates(search: &Search, cache: &Path) -> Vec<PathBuf> {
 }
 
 /// The bin folders of the versions in `parent`, whose folder names `version` reads.
-fn newest_first(
-    parent: &Path,
-    version: impl Fn(&str) -> Option<u32>,
-) -> impl Iterator<Item = PathBuf> {
+fn newest_first(parent: &Path, version: impl Fn(&str) -> Option<u32>) -> impl Iterator<Item = PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir(parent)
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| {
-            Some((
-                version(entry.file_name().to_str()?)?,
-                entry.path().join("bin"),
-            ))
-        })
+        .filter_map(|entry| Some((version(entry.file_name().to_str()?)?, entry.path().join("bin"))))
         .collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
     found.into_iter().map(|(_, bin)| bin)
@@ -227,9 +197,7 @@ pub(super) fn probe(bin: &Path) -> Option<Binaries> {
 /// Reads "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", and "18beta1" in place of the number.
 fn major_in(version: &str) -> Option<Major> {
     let number = version.strip_prefix("postgres (PostgreSQL) ")?;
-    let digits = number
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(number.len());
+    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     number[..digits].parse().ok().map(Major)
 }
 
@@ -250,10 +218,7 @@ mod tests {
     #[test]
     fn the_major_version_is_read_from_what_postgres_prints() {
         for (printed, major) in [
-            (
-                "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n",
-                Some(15),
-            ),
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(15)),
             ("postgres (PostgreSQL) 17.6\n", Some(17)),
             ("postgres (PostgreSQL) 19beta2\n", Some(19)),
             ("mysqld  Ver 8.0\n", None),
@@ -268,14 +233,8 @@ mod tests {
         for version in ["9", "15", "17", "common"] {
             fs::create_dir(installed.path().join(version)).unwrap();
         }
-        let search = Search {
-            installed: vec![installed.path().to_owned()],
-            ..Search::default()
-        };
+        let search = Search { installed: vec![installed.path().to_owned()], ..Search::default() };
         let found = candidates(&search, Path::new("/nonexistent"));
-        assert_eq!(
-            found,
-            ["17/bin", "15/bin", "9/bin"].map(|bin| installed.path().join(bin))
-        );
+        assert_eq!(found, ["17/bin", "15/bin", "9/bin"].map(|bin| installed.path().join(bin)));
     }
 }

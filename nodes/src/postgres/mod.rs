@@ -108,10 +108,7 @@ pub enum PostgresError {
 
 impl PostgresError {
     fn io(path: &Path, source: io::Error) -> PostgresError {
-        PostgresError::Io {
-            path: path.to_owned(),
-            source,
-        }
+        PostgresError::Io { path: path.to_owned(), source }
     }
 }
 
@@ -126,10 +123,7 @@ impl EmbeddedPostgres {
     ///
     /// # Errors
     /// Each says what to do; a server that does not start is quoted.
-    pub async fn start(
-        data: &DataDir,
-        databases: &[&str],
-    ) -> Result<EmbeddedPostgres, PostgresError> {
+    pub async fn start(data: &DataDir, databases: &[&str]) -> Result<EmbeddedPostgres, PostgresError> {
         Self::start_with(data, databases, &Search::machine()).await
     }
 
@@ -137,11 +131,7 @@ impl EmbeddedPostgres {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_with(
-        data: &DataDir,
-        databases: &[&str],
-        search: &Search,
-    ) -> Result<EmbeddedPostgres, PostgresError> {
+    pub async fn start_with(data: &DataDir, databases: &[&str], search: &Search) -> Result<EmbeddedPostgres, PostgresError> {
         let begin = Instant::now();
         let data = data.path().to_owned();
         let cluster = data.join("postgres");
@@ -149,23 +139,12 @@ impl EmbeddedPostgres {
         let binaries = binaries::find(search, &cluster, &data).await?;
         let user = ServerUser::choose(&data, &cluster, &binaries.bin)?;
         cluster::initialise(&cluster, databases, &binaries, &user).await?;
-        let socket_dir = runtime_dir::runtime_dir(&data, &user)
-            .map_err(|source| PostgresError::io(&data, source))?;
+        let socket_dir = runtime_dir::runtime_dir(&data, &user).map_err(|source| PostgresError::io(&data, source))?;
         let launched = launch(&data, &cluster, &socket_dir, &binaries, &user).await;
-        let (process, client) =
-            launched.inspect_err(|_| runtime_dir::remove(&data, &socket_dir))?;
+        let (process, client) = launched.inspect_err(|_| runtime_dir::remove(&data, &socket_dir))?;
         // From here on the value stops the server if anything fails.
-        let postgres = EmbeddedPostgres {
-            data,
-            cluster,
-            socket_dir,
-            binaries,
-            user,
-            process,
-        };
-        create_missing(&client, databases)
-            .await
-            .map_err(PostgresError::Databases)?;
+        let postgres = EmbeddedPostgres { data, cluster, socket_dir, binaries, user, process };
+        create_missing(&client, databases).await.map_err(PostgresError::Databases)?;
 
         info!(
             duration_ms = begin.elapsed().as_millis(),
@@ -183,11 +162,7 @@ impl EmbeddedPostgres {
 
     /// The same as a URL, which `psql` understands as well.
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgresql:///{database}?host={}&user={}",
-            self.socket_dir.display(),
-            settings::ROLE
-        )
+        format!("postgresql:///{database}?host={}&user={}", self.socket_dir.display(), settings::ROLE)
     }
 
     /// The programs that run.
@@ -211,14 +186,7 @@ impl EmbeddedPostgres {
     /// # Errors
     /// As [`Self::start`]; it may be called again.
     pub async fn restart(&mut self) -> Result<(), PostgresError> {
-        let (process, _) = launch(
-            &self.data,
-            &self.cluster,
-            &self.socket_dir,
-            &self.binaries,
-            &self.user,
-        )
-        .await?;
+        let (process, _) = launch(&self.data, &self.cluster, &self.socket_dir, &self.binaries, &self.user).await?;
         self.process = process;
         Ok(())
     }
@@ -226,20 +194,14 @@ impl EmbeddedPostgres {
     /// Stops the server in order: sessions end, all is written, and the next start has nothing to recover. Bounded: a
     /// server that takes too long is ended without its last checkpoint, which costs the next start a recovery.
     pub async fn stop(self) {
-        for (signal, patience) in [
-            (Signal::SIGINT, STOP_PATIENCE),
-            (Signal::SIGQUIT, Duration::from_secs(5)),
-        ] {
+        for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
             self.process.signal(signal);
             if let Some(status) = self.process.exited_within(patience).await {
                 info!("Postgres stopped ({status})");
                 runtime_dir::remove(&self.data, &self.socket_dir);
                 return;
             }
-            warn!(
-                "Postgres did not stop within {} s of {signal}",
-                patience.as_secs()
-            );
+            warn!("Postgres did not stop within {} s of {signal}", patience.as_secs());
         }
         self.process.signal(Signal::SIGKILL);
         self.process.exited().await;
@@ -254,16 +216,12 @@ async fn launch(
     binaries: &Binaries,
     user: &ServerUser,
 ) -> Result<(Process, Client), PostgresError> {
-    leftover::end(cluster)
-        .await
-        .map_err(|source| PostgresError::io(cluster, source))?;
+    leftover::end(cluster).await.map_err(|source| PostgresError::io(cluster, source))?;
     runtime_dir::clear(socket_dir).map_err(|source| PostgresError::io(socket_dir, source))?;
     cluster::configure(cluster, socket_dir, user)?;
     let (log, file) = Log::open(data).map_err(|source| PostgresError::io(data, source))?;
     let postgres = binaries.bin.join("postgres");
-    let process = Process::spawn(&postgres, cluster, user, file)
-        .await
-        .map_err(|source| PostgresError::io(&postgres, source))?;
+    let process = Process::spawn(&postgres, cluster, user, file).await.map_err(|source| PostgresError::io(&postgres, source))?;
 
     let config = connection(socket_dir, "postgres");
     let deadline = Instant::now() + START_PATIENCE;
@@ -273,11 +231,7 @@ async fn launch(
             Err(refused) => refused,
         };
         if let Some(status) = process.exited_within(POLL).await {
-            return Err(PostgresError::Ended {
-                status,
-                path: data.join("postgres.log"),
-                log: log.last_lines(),
-            });
+            return Err(PostgresError::Ended { status, path: data.join("postgres.log"), log: log.last_lines() });
         }
         if Instant::now() >= deadline {
             return Err(PostgresError::NotReady {
@@ -295,18 +249,12 @@ const POLL: Duration = Duration::from_millis(3);
 
 fn connection(socket_dir: &Path, database: &str) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
-    config
-        .host_path(socket_dir)
-        .user(settings::ROLE)
-        .dbname(database)
-        .connect_timeout(Duration::from_secs(5));
+    config.host_path(socket_dir).user(settings::ROLE).dbname(database).connect_timeout(Duration::from_secs(5));
     config
 }
 
 /// Connects, with the connection driven by the current runtime.
-pub(crate) async fn connect(
-    config: &tokio_postgres::Config,
-) -> Result<Client, tokio_postgres::Error> {
+pub(crate) async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     // Its error is also the error of every call of the client.
     tokio::spawn(connection);
@@ -314,16 +262,10 @@ pub(crate) async fn connect(
 }
 
 async fn create_missing(client: &Client, databases: &[&str]) -> Result<(), tokio_postgres::Error> {
-    let there: HashSet<String> = client
-        .query("SELECT datname::text FROM pg_database", &[])
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let there: HashSet<String> =
+        client.query("SELECT datname::text FROM pg_database", &[]).await?.iter().map(|row| row.get(0)).collect();
     for database in databases.iter().filter(|name| !there.contains(**name)) {
-        client
-            .batch_execute(&cluster::create_database(database))
-            .await?;
+        client.batch_execute(&cluster::create_database(database)).await?;
     }
     Ok(())
 }

@@ -27,12 +27,7 @@ impl Process {
     ///
     /// The thread that starts it stays and waits for its end. That matters: the signal that ends the server at our death
     /// comes when the *thread* ends which made it, and this one ends with the process or after the server.
-    pub(super) async fn spawn(
-        postgres: &Path,
-        cluster: &Path,
-        user: &ServerUser,
-        log: File,
-    ) -> io::Result<Process> {
+    pub(super) async fn spawn(postgres: &Path, cluster: &Path, user: &ServerUser, log: File) -> io::Result<Process> {
         let mut command = Command::new(postgres);
         command
             .arg("-D")
@@ -49,37 +44,22 @@ impl Process {
 
         let (started, starting) = oneshot::channel();
         let (exited, exit) = watch::channel(None);
-        std::thread::Builder::new()
-            .name("postgres".to_owned())
-            .spawn(move || {
-                let mut child = match command.spawn() {
-                    Ok(child) => child,
-                    Err(error) => return drop(started.send(Err(error))),
-                };
-                let number = Pid::from_raw(child.id().cast_signed());
-                let pid = Arc::new(Mutex::new(Some(number)));
-                // If nobody waits for it any more, the `Process` is dropped with the channel, and that stops the server.
-                drop(started.send(Ok(Process {
-                    pid: pid.clone(),
-                    exit,
-                })));
+        std::thread::Builder::new().name("postgres".to_owned()).spawn(move || {
+            let mut child = match command.spawn() {
+                Ok(child) => child,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let number = Pid::from_raw(child.id().cast_signed());
+            let pid = Arc::new(Mutex::new(Some(number)));
+            // If nobody waits for it any more, the `Process` is dropped with the channel, and that stops the server.
+            drop(started.send(Ok(Process { pid: pid.clone(), exit })));
 
-                // First learn that it has ended, then forget its number, and only then let the kernel give it away.
-                while waitid(Id::Pid(number), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
-                    == Err(nix::Error::EINTR)
-                {}
-                pid.lock().unwrap_or_else(PoisonError::into_inner).take();
-                exited.send_replace(Some(
-                    child
-                        .wait()
-                        .expect("the child is ours and was not waited for"),
-                ));
-            })?;
-        starting.await.unwrap_or_else(|_| {
-            Err(io::Error::other(
-                "the thread of the server ended before it began",
-            ))
-        })
+            // First learn that it has ended, then forget its number, and only then let the kernel give it away.
+            while waitid(Id::Pid(number), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::Error::EINTR) {}
+            pid.lock().unwrap_or_else(PoisonError::into_inner).take();
+            exited.send_replace(Some(child.wait().expect("the child is ours and was not waited for")));
+        })?;
+        starting.await.unwrap_or_else(|_| Err(io::Error::other("the thread of the server ended before it began")))
     }
 
     /// Sends `signal`, if it is still there.
@@ -92,19 +72,13 @@ impl Process {
 
     /// The process's number, while it runs.
     pub(super) fn id(&self) -> Option<u32> {
-        self.pid
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map(|pid| pid.as_raw().cast_unsigned())
+        self.pid.lock().unwrap_or_else(PoisonError::into_inner).map(|pid| pid.as_raw().cast_unsigned())
     }
 
     /// Waits for its end; at once, if that is past.
     pub(super) async fn exited(&self) -> ExitStatus {
         let mut exit = self.exit.clone();
-        let status = exit
-            .wait_for(Option::is_some)
-            .await
-            .expect("the thread of the server tells of its end");
+        let status = exit.wait_for(Option::is_some).await.expect("the thread of the server tells of its end");
         status.expect("waited for")
     }
 

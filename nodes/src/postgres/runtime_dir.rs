@@ -21,28 +21,18 @@ pub(super) fn runtime_dir(data: &Path, user: &ServerUser) -> io::Result<PathBuf>
     let note = data.join("postgres.runtime");
     if let Ok(noted) = fs::read_to_string(&note) {
         let noted = PathBuf::from(noted);
-        if fs::symlink_metadata(&noted).is_ok_and(|dir| {
-            dir.is_dir() && dir.mode() & 0o777 == 0o700 && dir.uid() == user.uid.as_raw()
-        }) {
+        if fs::symlink_metadata(&noted)
+            .is_ok_and(|dir| dir.is_dir() && dir.mode() & 0o777 == 0o700 && dir.uid() == user.uid.as_raw())
+        {
             return Ok(noted);
         }
     }
 
-    let made = tempfile::Builder::new()
-        .prefix("rookery-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(parent())?;
+    let made = tempfile::Builder::new().prefix("rookery-").permissions(fs::Permissions::from_mode(0o700)).tempdir_in(parent())?;
     if made.path().join(LONGEST_NAME).as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        return Err(io::Error::other(format!(
-            "{} is too long a path for a socket",
-            made.path().display()
-        )));
+        return Err(io::Error::other(format!("{} is too long a path for a socket", made.path().display())));
     }
-    std::os::unix::fs::chown(
-        made.path(),
-        Some(user.uid.as_raw()),
-        Some(user.gid.as_raw()),
-    )?;
+    std::os::unix::fs::chown(made.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
     fs::write(&note, made.path().as_os_str().as_encoded_bytes())?;
     Ok(made.keep())
 }
@@ -66,9 +56,5 @@ pub(super) fn remove(data: &Path, dir: &Path) {
 /// the user logs out and the node stays.
 fn parent() -> PathBuf {
     let tmp = PathBuf::from("/tmp");
-    if tmp.is_dir() {
-        tmp
-    } else {
-        std::env::temp_dir()
-    }
+    if tmp.is_dir() { tmp } else { std::env::temp_dir() }
 }

@@ -66,45 +66,28 @@ pub enum ServerUserError {
 impl ServerUser {
     /// Chooses the user for the database cluster in `cluster`, which need not exist yet, below the data folder `data`,
     /// and opens the way there: as narrowly as it goes.
-    pub(super) fn choose(
-        data: &Path,
-        cluster: &Path,
-        binaries: &Path,
-    ) -> Result<ServerUser, ServerUserError> {
+    pub(super) fn choose(data: &Path, cluster: &Path, binaries: &Path) -> Result<ServerUser, ServerUserError> {
         let owner = fs::metadata(cluster).ok();
         let me = Uid::effective();
         if !me.is_root() {
             return match owner {
-                Some(owner) if owner.uid() != me.as_raw() => Err(ServerUserError::NotOurs {
-                    folder: cluster.to_owned(),
-                    owner: owner.uid(),
-                }),
-                _ => Ok(ServerUser {
-                    uid: me,
-                    gid: Gid::effective(),
-                    dropped: false,
-                    search: false,
-                }),
+                Some(owner) if owner.uid() != me.as_raw() => {
+                    Err(ServerUserError::NotOurs { folder: cluster.to_owned(), owner: owner.uid() })
+                }
+                _ => Ok(ServerUser { uid: me, gid: Gid::effective(), dropped: false, search: false }),
             };
         }
 
         // Whoever made it keeps it: a folder that was begun without root stays usable without root.
         let (uid, gid) = match &owner {
-            Some(owner) if owner.uid() != 0 => {
-                (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()))
-            }
+            Some(owner) if owner.uid() != 0 => (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid())),
             _ => ["postgres", "nobody"]
                 .into_iter()
                 .find_map(|name| User::from_name(name).ok().flatten())
                 .map(|user| (user.uid, user.gid))
                 .ok_or(ServerUserError::Nobody)?,
         };
-        let mut user = ServerUser {
-            uid,
-            gid,
-            dropped: true,
-            search: false,
-        };
+        let mut user = ServerUser { uid, gid, dropped: true, search: false };
         if owner.is_some_and(|owner| owner.uid() == 0) {
             user.own(cluster)?;
         }
@@ -112,10 +95,7 @@ impl ServerUser {
         open_to_group(data, &user)?;
         if let Some(folder) = first_closed(data, &user)?.or(first_closed(binaries, &user)?) {
             if !may_pass_search_on() {
-                return Err(ServerUserError::Closed {
-                    uid: uid.as_raw(),
-                    folder,
-                });
+                return Err(ServerUserError::Closed { uid: uid.as_raw(), folder });
             }
             user.search = true;
         }
@@ -127,12 +107,8 @@ impl ServerUser {
         if !self.dropped {
             return Ok(());
         }
-        let failed = |source| ServerUserError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
-            .map_err(failed)?;
+        let failed = |source| ServerUserError::Io { path: path.to_owned(), source };
+        std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())).map_err(failed)?;
         if path.symlink_metadata().map_err(failed)?.is_dir() {
             for entry in path.read_dir().map_err(failed)? {
                 self.own(&entry.map_err(failed)?.path())?;
@@ -147,9 +123,7 @@ impl ServerUser {
     pub(super) fn run(&self, command: &mut Command, at_our_death: Signal) {
         let (user, parent) = (self.clone(), Pid::this());
         // What the user has set for their own psql must not reach the server; a fixed zone spares initdb a search.
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG"))
-        {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
             command.env_remove(name);
         }
         command.env("LC_ALL", "C").env("TZ", "UTC");
@@ -190,10 +164,7 @@ impl ServerUser {
 
 /// A data folder that we made for root alone is opened to the server's group, to pass through and no more.
 fn open_to_group(data: &Path, user: &ServerUser) -> Result<(), ServerUserError> {
-    let failed = |source| ServerUserError::Io {
-        path: data.to_owned(),
-        source,
-    };
+    let failed = |source| ServerUserError::Io { path: data.to_owned(), source };
     let metadata = data.metadata().map_err(failed)?;
     if metadata.uid() == 0 && metadata.mode() & 0o767 == 0o700 {
         chown(data, None, Some(user.gid.as_raw())).map_err(failed)?;
@@ -207,10 +178,7 @@ fn first_closed(path: &Path, user: &ServerUser) -> Result<Option<PathBuf>, Serve
     let mut way: Vec<_> = path.ancestors().collect();
     way.reverse();
     for folder in way {
-        let metadata = folder.metadata().map_err(|source| ServerUserError::Io {
-            path: folder.to_owned(),
-            source,
-        })?;
+        let metadata = folder.metadata().map_err(|source| ServerUserError::Io { path: folder.to_owned(), source })?;
         if !passable(metadata.mode(), metadata.uid(), metadata.gid(), user) {
             return Ok(Some(folder.to_owned()));
         }
@@ -236,9 +204,7 @@ fn may_pass_search_on() -> bool {
     fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|status| {
-            let permitted = status
-                .lines()
-                .find_map(|line| line.strip_prefix("CapPrm:"))?;
+            let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"))?;
             u64::from_str_radix(permitted.trim(), 16).ok()
         })
         .is_some_and(|permitted| permitted & (1 << capability::DAC_READ_SEARCH) != 0)
@@ -267,27 +233,13 @@ mod capability {
     /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 capabilities each.
     const VERSION_3: u32 = 0x2008_0522;
 
-    #[expect(
-        unsafe_code,
-        reason = "neither std nor nix has capset or ambient capabilities"
-    )]
+    #[expect(unsafe_code, reason = "neither std nor nix has capset or ambient capabilities")]
     pub(super) fn keep_only_search() -> io::Result<()> {
         let search = 1 << DAC_READ_SEARCH;
-        let header = Header {
-            version: VERSION_3,
-            pid: 0,
-        };
+        let header = Header { version: VERSION_3, pid: 0 };
         let sets = [
-            Sets {
-                effective: search,
-                permitted: search,
-                inheritable: search,
-            },
-            Sets {
-                effective: 0,
-                permitted: 0,
-                inheritable: 0,
-            },
+            Sets { effective: search, permitted: search, inheritable: search },
+            Sets { effective: 0, permitted: 0, inheritable: 0 },
         ];
         // SAFETY: both pointers are to values of the layout that the kernel expects for version 3, and outlive the call.
         if unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) } != 0 {
@@ -303,11 +255,7 @@ mod capability {
                 0 as libc::c_ulong,
             )
         };
-        if raised != 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if raised != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -316,12 +264,7 @@ mod tests {
     use super::*;
 
     fn nobody() -> ServerUser {
-        ServerUser {
-            uid: Uid::from_raw(65534),
-            gid: Gid::from_raw(65534),
-            dropped: true,
-            search: false,
-        }
+        ServerUser { uid: Uid::from_raw(65534), gid: Gid::from_raw(65534), dropped: true, search: false }
     }
 
     #[test]

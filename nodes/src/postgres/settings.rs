@@ -75,11 +75,7 @@ log_error_verbosity = terse
 /// a password would protect nothing. One case is different: started by root, the server runs as a user whom other
 /// programs may share (`nobody`), and may hold a capability that they do not. Then only root gets in.
 pub(super) fn access(started_by_root: bool) -> &'static str {
-    if started_by_root {
-        "local all all peer map=rookery\n"
-    } else {
-        "local all all trust\n"
-    }
+    if started_by_root { "local all all peer map=rookery\n" } else { "local all all trust\n" }
 }
 
 /// `rookery_ident.conf`: the map that [`access`] names.

@@ -25,7 +25,8 @@ impl TestNode {
         static SHARED: OnceLock<TestNode> = OnceLock::new();
         SHARED.get_or_init(|| {
             let (started, address) = std::sync::mpsc::channel();
-            let folder = tempfile::Builder::new().prefix("rookery-test-").tempdir().expect("a temporary folder can be made").keep();
+            let folder =
+                tempfile::Builder::new().prefix("rookery-test-").tempdir().expect("a temporary folder can be made").keep();
             let cleaner = remove_at_our_end(folder.clone()).expect("a shell can be started");
             // Each test has a runtime of its own, which ends with it: the node must not hang on one of them.
             std::thread::spawn(move || {

@@ -33,7 +33,8 @@ async fn every_wrong_field_is_named() {
 #[tokio::test]
 async fn a_wrong_password_and_an_unknown_name_are_answered_alike() {
     sign_up("auth_login").await;
-    let login = async |login: &str, password: &str| anybody().post("/auth/login", json!({"login": login, "password": password})).await;
+    let login =
+        async |login: &str, password: &str| anybody().post("/auth/login", json!({"login": login, "password": password})).await;
     login("auth_login", PASSWORD).await.is(200);
     login("auth_login@example.org", PASSWORD).await.is(200);
     let wrong = login("auth_login", "not the password").await.is(401);

@@ -45,7 +45,8 @@ async fn a_body_of_another_type_is_a_415() {
 #[tokio::test]
 async fn what_cannot_exist_is_a_404() {
     let ada = sign_up("bad_paths").await;
-    for path in ["/posts/1", "/posts/%00", "/posts/%ff", "/users/%00", "/nothing", "/posts/019a0000-0000-7000-8000-000000000000"] {
+    for path in ["/posts/1", "/posts/%00", "/posts/%ff", "/users/%00", "/nothing", "/posts/019a0000-0000-7000-8000-000000000000"]
+    {
         ada.get(path).await.is(404);
     }
 }

@@ -41,10 +41,14 @@ async fn a_thread_is_written_walked_edited_and_keeps_a_tombstone() {
     bob.delete(&path).await.is(403);
     ada.delete(&path).await.is(204);
     let tombstone = anybody().get(&path).await.is(200);
-    assert_eq!((&tombstone.body["deleted"], &tombstone.body["body"], &tombstone.body["author"]), (&json!(true), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&tombstone.body["deleted"], &tombstone.body["body"], &tombstone.body["author"]),
+        (&json!(true), &Value::Null, &Value::Null)
+    );
     let late = ada.post(&thread, json!({"body": "Late.", "parent_id": top.text("/id")})).await.is(422);
     assert_eq!(late.errors(), [("parent_id", "deleted")]);
-    eventually("the count of comments", async || (anybody().get(&post).await.is(200).body["comment_count"] == 1).then_some(())).await;
+    eventually("the count of comments", async || (anybody().get(&post).await.is(200).body["comment_count"] == 1).then_some(()))
+        .await;
 }
 
 #[tokio::test]

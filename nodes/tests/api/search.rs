@@ -10,7 +10,10 @@ async fn a_write_is_found_by_who_waits_for_it() {
     let after = anybody().with("x-search-after", made.header("x-search-token"));
     let found = after.get("/search?q=quetzalcoatlus&type=posts").await.is(200);
     let hit = &found.items()[0];
-    assert_eq!((&hit["type"], hit["id"].as_str(), &hit["title"]), (&json!("post"), Some(made.text("/id")), &json!("Quetzalcoatlus")));
+    assert_eq!(
+        (&hit["type"], hit["id"].as_str(), &hit["title"]),
+        (&json!("post"), Some(made.text("/id")), &json!("Quetzalcoatlus"))
+    );
     assert_eq!((&hit["author"]["username"], &hit["tags"]), (&json!("search_ada"), &json!(["azhdarchid"])));
     assert!(hit["highlight"]["body"].as_str().unwrap().contains("<mark>"), "{hit}");
     assert_eq!((&found.body["total"], &found.body["partial"]), (&json!(1), &json!(false)));
@@ -45,7 +48,9 @@ async fn users_are_found_and_completed() {
 
 #[tokio::test]
 async fn what_cannot_be_searched_for_is_a_400() {
-    for query in ["q=a&type=tags", "q=a&sort=hot", "q=a&from=yesterday", "q=a&limit=101", "q=a&cursor=x", "q=a&tag=NO", "q=a&nonsense=1"] {
+    for query in
+        ["q=a&type=tags", "q=a&sort=hot", "q=a&from=yesterday", "q=a&limit=101", "q=a&cursor=x", "q=a&tag=NO", "q=a&nonsense=1"]
+    {
         anybody().get(&format!("/search?{query}")).await.is(400);
     }
     anybody().get(&format!("/search?q={}", "a".repeat(513))).await.is(400);

@@ -32,7 +32,8 @@ async fn an_edit_meets_the_version_that_it_was_meant_for() {
 #[tokio::test]
 async fn a_new_password_ends_the_other_sessions() {
     let phone = sign_up("user_password").await;
-    let login = async |password: &str| anybody().post("/auth/login", json!({"login": "user_password", "password": password})).await;
+    let login =
+        async |password: &str| anybody().post("/auth/login", json!({"login": "user_password", "password": password})).await;
     let laptop = anybody().logged_in(&login(PASSWORD).await.is(200));
     let change = |current: &str| json!({"current_password": current, "new_password": "another horse battery"});
     phone.post("/users/me/password", change("not the password")).await.is(401);

@@ -199,10 +199,7 @@ impl TryFrom<String> for Memory {
 
     fn try_from(text: String) -> Result<Self, String> {
         let number = text.strip_suffix(['M', 'G']).unwrap_or_default();
-        number
-            .parse::<u32>()
-            .map(|_| Self)
-            .map_err(|_| format!("{text} is no size"))
+        number.parse::<u32>().map(|_| Self).map_err(|_| format!("{text} is no size"))
     }
 }
 
@@ -244,10 +241,9 @@ impl TryFrom<String> for Mount {
 
     fn try_from(text: String) -> Result<Self, String> {
         match text.split_once(':') {
-            Some((volume, path)) if path.starts_with('/') && !path.contains(':') => Ok(Self {
-                volume: volume.to_owned(),
-                path: path.to_owned(),
-            }),
+            Some((volume, path)) if path.starts_with('/') && !path.contains(':') => {
+                Ok(Self { volume: volume.to_owned(), path: path.to_owned() })
+            }
             _ => Err(format!("{text} is not volume:/path")),
         }
     }

@@ -26,11 +26,7 @@ pub(crate) fn stages(text: &str) -> Vec<Stage> {
                 [_, "AS", name] => Some(name.to_owned()),
                 _ => panic!("FROM {}", instruction.rest),
             };
-            stages.push(Stage {
-                base: words[0].to_owned(),
-                name,
-                instructions: Vec::new(),
-            });
+            stages.push(Stage { base: words[0].to_owned(), name, instructions: Vec::new() });
         } else {
             let stage = stages.last_mut().expect("a Dockerfile begins with FROM");
             stage.instructions.push(instruction);
@@ -52,10 +48,7 @@ fn instructions(text: &str) -> Vec<Instruction> {
         }
         open.push_str(line);
         let (name, rest) = open.split_once(' ').unwrap_or((&open, ""));
-        found.push(Instruction {
-            name: name.to_owned(),
-            rest: rest.trim().to_owned(),
-        });
+        found.push(Instruction { name: name.to_owned(), rest: rest.trim().to_owned() });
         open.clear();
     }
     assert!(open.is_empty(), "the last line ends with a backslash");
@@ -65,10 +58,7 @@ fn instructions(text: &str) -> Vec<Instruction> {
 impl Stage {
     /// What follows the only instruction of this name.
     pub(crate) fn only(&self, name: &str) -> &str {
-        let mut rests = self
-            .instructions
-            .iter()
-            .filter(|instruction| instruction.name == name);
+        let mut rests = self.instructions.iter().filter(|instruction| instruction.name == name);
         match (rests.next(), rests.next()) {
             (Some(instruction), None) => &instruction.rest,
             _ => panic!("not one {name}"),
@@ -82,30 +72,19 @@ impl Stage {
 
     /// The variables of its `ENV`s.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (String, String)> {
-        let env = self
-            .instructions
-            .iter()
-            .filter(|instruction| instruction.name == "ENV");
-        env.flat_map(|instruction| instruction.rest.split_whitespace())
-            .map(|pair| {
-                let (name, value) = pair.split_once('=').expect("ENV is written NAME=value");
-                (name.to_owned(), value.to_owned())
-            })
+        let env = self.instructions.iter().filter(|instruction| instruction.name == "ENV");
+        env.flat_map(|instruction| instruction.rest.split_whitespace()).map(|pair| {
+            let (name, value) = pair.split_once('=').expect("ENV is written NAME=value");
+            (name.to_owned(), value.to_owned())
+        })
     }
 
     pub(crate) fn copies(&self) -> impl Iterator<Item = Copy> {
-        let copies = self
-            .instructions
-            .iter()
-            .filter(|instruction| instruction.name == "COPY");
+        let copies = self.instructions.iter().filter(|instruction| instruction.name == "COPY");
         copies.map(|instruction| {
-            let (options, paths): (Vec<&str>, Vec<&str>) = instruction
-                .rest
-                .split_whitespace()
-                .partition(|word| word.starts_with("--"));
-            let from = options
-                .iter()
-                .find_map(|option| option.strip_prefix("--from="));
+            let (options, paths): (Vec<&str>, Vec<&str>) =
+                instruction.rest.split_whitespace().partition(|word| word.starts_with("--"));
+            let from = options.iter().find_map(|option| option.strip_prefix("--from="));
             let (target, sources) = paths.split_last().expect("COPY has a target");
             Copy {
                 from: from.map(str::to_owned),
@@ -131,21 +110,14 @@ pub(crate) fn exec_form(text: &str) -> Option<Vec<String>> {
 /// Whether a path stays out of the build's context. The last pattern that matches it or a folder above it decides.
 pub(crate) fn is_ignored(dockerignore: &str, path: &str) -> bool {
     let path: Vec<&str> = path.split('/').collect();
-    let patterns = dockerignore
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let patterns = dockerignore.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     patterns.fold(false, |ignored, pattern| {
         let (keeps, pattern) = match pattern.strip_prefix('!') {
             Some(pattern) => (true, pattern),
             None => (false, pattern),
         };
         let pattern: Vec<&str> = pattern.split('/').collect();
-        if covers(&pattern, &path) {
-            !keeps
-        } else {
-            ignored
-        }
+        if covers(&pattern, &path) { !keeps } else { ignored }
     })
 }
 
@@ -164,10 +136,7 @@ fn covers(pattern: &[&str], path: &[&str]) -> bool {
 fn a_line_may_go_on_and_comments_are_skipped() {
     let text = "# one\nFROM a AS b\nRUN x \\\n # two\n && y\n";
     let stages = stages(text);
-    assert_eq!(
-        (&*stages[0].base, stages[0].name.as_deref()),
-        ("a", Some("b"))
-    );
+    assert_eq!((&*stages[0].base, stages[0].name.as_deref()), ("a", Some("b")));
     assert_eq!(stages[0].only("RUN"), "x && y");
 }
 
@@ -177,12 +146,7 @@ fn the_last_pattern_that_matches_decides() {
     for kept in ["actors/src/lib.rs", "docker/ready.sh"] {
         assert!(!is_ignored(text, kept), "{kept}");
     }
-    for ignored in [
-        ".git/config",
-        "docker/secrets/x",
-        "actors/target/debug",
-        "target",
-    ] {
+    for ignored in [".git/config", "docker/secrets/x", "actors/target/debug", "target"] {
         assert!(is_ignored(text, ignored), "{ignored}");
     }
 }

@@ -25,10 +25,7 @@ const SECRETS: &str = "/run/secrets/";
 
 fn root() -> PathBuf {
     let nodes = Path::new(env!("CARGO_MANIFEST_DIR"));
-    nodes
-        .parent()
-        .expect("nodes lies in the workspace")
-        .to_owned()
+    nodes.parent().expect("nodes lies in the workspace").to_owned()
 }
 
 fn read(path: &str) -> String {
@@ -52,11 +49,7 @@ fn running(image: &[Stage]) -> &Stage {
 fn configuration(service: &Service, secrets: &Secrets) -> Config {
     let mut variables: BTreeMap<String, String> = running(&image()).variables().collect();
     variables.extend(service.environment.clone());
-    read_configuration(
-        variables
-            .into_iter()
-            .map(|(name, value)| (name, secrets.resolve(&value))),
-    )
+    read_configuration(variables.into_iter().map(|(name, value)| (name, secrets.resolve(&value))))
 }
 
 fn read_configuration(variables: impl Iterator<Item = (String, String)>) -> Config {
@@ -65,36 +58,19 @@ fn read_configuration(variables: impl Iterator<Item = (String, String)>) -> Conf
 }
 
 fn listening(config: &Config) -> impl Iterator<Item = u16> {
-    let services = Role::ALL
-        .iter()
-        .filter_map(|role| config.services.of(*role));
-    services
-        .map(|service| service.listen)
-        .chain([config.gateway.listen])
-        .map(|address| address.port())
+    let services = Role::ALL.iter().filter_map(|role| config.services.of(*role));
+    services.map(|service| service.listen).chain([config.gateway.listen]).map(|address| address.port())
 }
 
 /// The program itself says whether it has a command: it explains one that it has, and refuses any other.
 fn assert_understood(whose: &str, command: &[String]) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rookery"))
-        .args(command)
-        .arg("--help")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{whose}: rookery {command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(env!("CARGO_BIN_EXE_rookery")).args(command).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{whose}: rookery {command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
@@ -118,9 +94,7 @@ impl Secrets {
 
     fn names(&self) -> BTreeSet<String> {
         let files = fs::read_dir(self.folder()).unwrap();
-        files
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect()
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     /// A secret by its name or by where it is mounted.

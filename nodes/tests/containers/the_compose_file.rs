@@ -14,9 +14,7 @@ use crate::{
 #[test]
 fn names_nothing_that_it_does_not_declare_and_declares_nothing_for_nobody() {
     let compose = compose();
-    let used = |names: fn(&Service) -> Vec<&str>| -> BTreeSet<&str> {
-        compose.services.values().flat_map(names).collect()
-    };
+    let used = |names: fn(&Service) -> Vec<&str>| -> BTreeSet<&str> { compose.services.values().flat_map(names).collect() };
     assert_eq!(
         used(|service| service.networks.iter().map(String::as_str).collect()),
         compose.networks.keys().map(String::as_str).collect()
@@ -40,20 +38,13 @@ fn starts_the_node_last_and_everything_when_what_it_needs_is_healthy() {
     for (name, service) in &compose.services {
         for (needed, dependency) in &service.depends_on {
             let needed_service = &compose.services[needed];
-            let checked = needed_service
-                .healthcheck
-                .as_ref()
-                .is_some_and(|check| !check.disable && check.test.len() > 1);
+            let checked = needed_service.healthcheck.as_ref().is_some_and(|check| !check.disable && check.test.len() > 1);
             match dependency.condition {
                 Condition::ServiceHealthy => {
                     assert!(checked, "{name} waits for {needed}, which has no check");
                 }
                 Condition::ServiceCompletedSuccessfully => {
-                    assert_eq!(
-                        needed_service.restart,
-                        Restart::No,
-                        "{needed} would never end"
-                    );
+                    assert_eq!(needed_service.restart, Restart::No, "{needed} would never end");
                 }
             }
         }
@@ -62,11 +53,7 @@ fn starts_the_node_last_and_everything_when_what_it_needs_is_healthy() {
     let mut at = 0;
     while at < before.len() {
         for needed in compose.services[before[at]].depends_on.keys() {
-            assert_ne!(
-                needed, "node",
-                "{} and the node wait for each other",
-                before[at]
-            );
+            assert_ne!(needed, "node", "{} and the node wait for each other", before[at]);
             if !before.contains(&needed.as_str()) {
                 before.push(needed);
             }
@@ -81,12 +68,7 @@ fn restarts_what_fails_and_lets_nothing_gain_privileges() {
     for (name, service) in compose().services {
         let runs_once = service.command == ["migrate"];
         assert_eq!(service.restart == Restart::No, runs_once, "{name}");
-        assert!(
-            service
-                .security_opt
-                .contains(&"no-new-privileges:true".to_owned()),
-            "{name}"
-        );
+        assert!(service.security_opt.contains(&"no-new-privileges:true".to_owned()), "{name}");
         if let Some(check) = &service.healthcheck {
             assert!(check.timeout <= check.interval, "{name}: checks pile up");
         }
@@ -106,11 +88,7 @@ fn publishes_only_what_the_node_listens_on_and_only_here() {
             assert_eq!(port.host, port.container);
         }
     }
-    let published: BTreeSet<u16> = compose.services["node"]
-        .ports
-        .iter()
-        .map(|port| port.container)
-        .collect();
+    let published: BTreeSet<u16> = compose.services["node"].ports.iter().map(|port| port.container).collect();
     assert_eq!(published, listened);
 }
 
@@ -118,10 +96,7 @@ fn publishes_only_what_the_node_listens_on_and_only_here() {
 fn keeps_databases_and_broker_off_the_host() {
     let compose = compose();
     for (name, service) in &compose.services {
-        let open = service
-            .networks
-            .iter()
-            .any(|network| !compose.networks[network].internal);
+        let open = service.networks.iter().any(|network| !compose.networks[network].internal);
         assert_eq!(open, name == "node", "{name}");
     }
 }
@@ -130,27 +105,17 @@ fn keeps_databases_and_broker_off_the_host() {
 fn sets_variables_that_are_a_configuration() {
     let compose = compose();
     let secrets = Secrets::made();
-    let ours = compose
-        .services
-        .iter()
-        .filter(|(_, service)| service.build.is_some());
+    let ours = compose.services.iter().filter(|(_, service)| service.build.is_some());
     for (name, service) in ours {
         let config = configuration(service, &secrets);
         assert!(config.secret.is_some(), "{name} has no secret");
-        let foreign: Vec<_> = service
-            .environment
-            .keys()
-            .filter(|variable| !variable.starts_with("ROOKERY__"))
-            .collect();
+        let foreign: Vec<_> = service.environment.keys().filter(|variable| !variable.starts_with("ROOKERY__")).collect();
         assert!(foreign.is_empty(), "{name} takes no {foreign:?}");
     }
     let config = configuration(&compose.services["node"], &secrets);
     assert!(config.gateway.cors_origins.is_empty());
     assert_eq!(config.node.roles.iter().count(), Role::ALL.len());
-    assert_eq!(
-        Some(config.node.name.as_str()),
-        compose.services["node"].hostname.as_deref()
-    );
+    assert_eq!(Some(config.node.name.as_str()), compose.services["node"].hostname.as_deref());
 }
 
 #[test]
@@ -158,16 +123,10 @@ fn gives_every_service_a_database_of_its_own() {
     let compose = compose();
     let secrets = Secrets::made();
     let config = configuration(&compose.services["node"], &secrets);
-    let services = Role::ALL
-        .iter()
-        .filter_map(|role| Some((role.as_str(), config.services.of(*role)?)));
+    let services = Role::ALL.iter().filter_map(|role| Some((role.as_str(), config.services.of(*role)?)));
     let mut hosts = BTreeSet::new();
     for (name, service) in services {
-        let url = service
-            .database_url
-            .as_ref()
-            .expect("a database is named")
-            .postgres();
+        let url = service.database_url.as_ref().expect("a database is named").postgres();
         let [Host::Tcp(host)] = url.get_hosts() else {
             panic!("{name}: {:?}", url.get_hosts());
         };
@@ -197,22 +156,10 @@ fn runs_a_broker_where_the_node_looks_for_it() {
     let (host, port) = broker.as_str().split_once(':').expect("host:port");
     let environment = &compose.services[host].environment;
     assert_eq!(compose.services[host].hostname.as_deref(), Some(host));
-    assert!(
-        environment["KAFKA_LISTENERS"]
-            .split(',')
-            .any(|listener| listener == format!("PLAINTEXT://:{port}"))
-    );
-    assert_eq!(
-        environment["KAFKA_ADVERTISED_LISTENERS"],
-        format!("PLAINTEXT://{broker}")
-    );
+    assert!(environment["KAFKA_LISTENERS"].split(',').any(|listener| listener == format!("PLAINTEXT://:{port}")));
+    assert_eq!(environment["KAFKA_ADVERTISED_LISTENERS"], format!("PLAINTEXT://{broker}"));
     assert_eq!(environment["KAFKA_AUTO_CREATE_TOPICS_ENABLE"], "false");
-    assert!(
-        compose.services[host]
-            .volumes
-            .iter()
-            .any(|mount| mount.path == environment["KAFKA_LOG_DIRS"])
-    );
+    assert!(compose.services[host].volumes.iter().any(|mount| mount.path == environment["KAFKA_LOG_DIRS"]));
 }
 
 #[test]

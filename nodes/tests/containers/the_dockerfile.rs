@@ -45,32 +45,17 @@ fn sees_all_of_the_workspace() {
 #[test]
 fn compiles_with_the_rust_of_the_workspace_on_the_debian_that_runs_the_result() {
     let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
-    let rust = manifest["workspace"]["package"]["rust-version"]
-        .as_str()
-        .unwrap();
+    let rust = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
     let image = image();
-    let debian = running(&image)
-        .base
-        .strip_prefix("debian:")
-        .expect("it runs on Debian");
-    assert_eq!(
-        image[0].base,
-        format!("rust:{rust}-slim-{}", debian.trim_end_matches("-slim"))
-    );
+    let debian = running(&image).base.strip_prefix("debian:").expect("it runs on Debian");
+    assert_eq!(image[0].base, format!("rust:{rust}-slim-{}", debian.trim_end_matches("-slim")));
 }
 
 #[test]
 fn begins_with_no_other_foreign_images() {
     let image = image();
-    let stages: Vec<_> = image
-        .iter()
-        .filter_map(|stage| stage.name.as_deref())
-        .collect();
-    let foreign: Vec<_> = image
-        .iter()
-        .map(|stage| &*stage.base)
-        .filter(|base| !stages.contains(base))
-        .collect();
+    let stages: Vec<_> = image.iter().filter_map(|stage| stage.name.as_deref()).collect();
+    let foreign: Vec<_> = image.iter().map(|stage| &*stage.base).filter(|base| !stages.contains(base)).collect();
     assert_eq!(foreign.len(), 2, "{foreign:?}");
 }
 
@@ -82,10 +67,7 @@ fn runs_our_program_as_nobody_special() {
     let stage = running(&image);
     assert_eq!(stage.exec("ENTRYPOINT"), [program]);
     assert_understood("CMD", &stage.exec("CMD"));
-    let built = stage
-        .copies()
-        .find(|copy| copy.from.is_some())
-        .expect("it copies the program");
+    let built = stage.copies().find(|copy| copy.from.is_some()).expect("it copies the program");
     assert_eq!(built.sources, [format!("/src/target/release/{program}")]);
     assert_eq!(built.target, format!("/usr/local/bin/{program}"));
     let (user, group) = stage.only("USER").split_once(':').expect("user and group");
@@ -96,11 +78,7 @@ fn runs_our_program_as_nobody_special() {
 fn exposes_what_the_program_listens_on_by_default() {
     let image = image();
     let config = read_configuration(running(&image).variables());
-    let exposed: BTreeSet<u16> = running(&image)
-        .only("EXPOSE")
-        .split(' ')
-        .map(|port| port.parse().unwrap())
-        .collect();
+    let exposed: BTreeSet<u16> = running(&image).only("EXPOSE").split(' ').map(|port| port.parse().unwrap()).collect();
     assert_eq!(exposed, listening(&config).collect());
     assert_eq!(exposed, listening(&Config::default()).collect());
     assert!(config.gateway.listen.ip().is_unspecified());
@@ -120,16 +98,11 @@ fn keeps_its_data_in_its_volume() {
 fn checks_the_health_of_the_gateway_with_what_it_copied() {
     let image = image();
     let stage = running(&image);
-    let (_, command) = stage
-        .only("HEALTHCHECK")
-        .split_once("CMD ")
-        .expect("it runs a command");
+    let (_, command) = stage.only("HEALTHCHECK").split_once("CMD ").expect("it runs a command");
     let [program, port] = &exec_form(command).expect("exec form")[..] else {
         panic!("{command}");
     };
-    let copied = stage
-        .copies()
-        .find(|copy| copy.target == format!("/usr/local/bin/{program}"));
+    let copied = stage.copies().find(|copy| copy.target == format!("/usr/local/bin/{program}"));
     assert_eq!(copied.expect("it was copied").sources, ["docker/ready.sh"]);
     let config = read_configuration(stage.variables());
     assert_eq!(port.parse(), Ok(config.gateway.listen.port()));

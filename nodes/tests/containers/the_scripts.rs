@@ -37,11 +37,8 @@ mod the_secrets {
     #[test]
     fn are_given_to_those_alone_who_read_them() {
         for (name, service) in compose().services {
-            let read: BTreeSet<_> = service
-                .environment
-                .values()
-                .filter_map(|value| value.strip_prefix(SECRETS).map(str::to_owned))
-                .collect();
+            let read: BTreeSet<_> =
+                service.environment.values().filter_map(|value| value.strip_prefix(SECRETS).map(str::to_owned)).collect();
             assert_eq!(service.secrets, read, "{name}");
         }
     }
@@ -49,17 +46,9 @@ mod the_secrets {
     #[test]
     fn stay_as_they_are_when_they_are_made_again() {
         let secrets = Secrets::made();
-        let before: Vec<_> = secrets
-            .names()
-            .iter()
-            .map(|name| secrets.read(name))
-            .collect();
+        let before: Vec<_> = secrets.names().iter().map(|name| secrets.read(name)).collect();
         secrets.make();
-        let after: Vec<_> = secrets
-            .names()
-            .iter()
-            .map(|name| secrets.read(name))
-            .collect();
+        let after: Vec<_> = secrets.names().iter().map(|name| secrets.read(name)).collect();
         assert_eq!(before, after);
     }
 
@@ -68,25 +57,14 @@ mod the_secrets {
         let secrets = Secrets::made();
         let mode = fs::metadata(secrets.folder()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-        let different: BTreeSet<_> = secrets
-            .names()
-            .iter()
-            .map(|name| secrets.read(name))
-            .collect();
+        let different: BTreeSet<_> = secrets.names().iter().map(|name| secrets.read(name)).collect();
         assert_eq!(different.len(), secrets.names().len());
     }
 
     #[test]
     fn go_neither_into_git_nor_into_the_image() {
-        assert!(
-            read(".gitignore")
-                .lines()
-                .any(|line| line == format!("/{SECRETS_FOLDER}"))
-        );
-        assert!(is_ignored(
-            &read(".dockerignore"),
-            &format!("{SECRETS_FOLDER}/rookery-secret")
-        ));
+        assert!(read(".gitignore").lines().any(|line| line == format!("/{SECRETS_FOLDER}")));
+        assert!(is_ignored(&read(".dockerignore"), &format!("{SECRETS_FOLDER}/rookery-secret")));
     }
 }
 
@@ -111,24 +89,14 @@ mod the_skeleton {
     fn is_a_workspace_to_cargo() {
         let skeleton = skeleton();
         let output = run(Command::new(env!("CARGO"))
-            .args([
-                "tree",
-                "--locked",
-                "--offline",
-                "--package",
-                "rookery",
-                "--depth",
-                "1",
-            ])
+            .args(["tree", "--locked", "--offline", "--package", "rookery", "--depth", "1"])
             .current_dir(skeleton.path()));
         assert!(String::from_utf8_lossy(&output.stdout).contains("rookery-actors"));
     }
 
     fn skeleton() -> TempDir {
         let folder = TempDir::new().unwrap();
-        run(Command::new(root().join("docker/skeleton.sh"))
-            .arg(root())
-            .arg(folder.path()));
+        run(Command::new(root().join("docker/skeleton.sh")).arg(root()).arg(folder.path()));
         folder
     }
 
@@ -141,13 +109,7 @@ mod the_skeleton {
                 if path.is_dir() {
                     folders.push(path);
                 } else {
-                    found.push(
-                        path.strip_prefix(folder)
-                            .unwrap()
-                            .to_str()
-                            .unwrap()
-                            .to_owned(),
-                    );
+                    found.push(path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned());
                 }
             }
         }

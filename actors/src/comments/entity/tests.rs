@@ -210,7 +210,13 @@ impl Model {
         }
     }
 
-    fn changeable(&mut self, id: CommentId, who: UserId, moderator: bool, if_version: Option<i64>) -> Result<&mut Entry, Rejection> {
+    fn changeable(
+        &mut self,
+        id: CommentId,
+        who: UserId,
+        moderator: bool,
+        if_version: Option<i64>,
+    ) -> Result<&mut Entry, Rejection> {
         let entry = self.live(id)?;
         if entry.text.author != who && !moderator {
             return Err(Rejection::NotAuthor);
@@ -251,7 +257,9 @@ impl Model {
                 let entry = self.changeable(comment, by, moderator, if_version)?;
                 entry.deleted = true;
                 entry.version += 1;
-                while let Some(bare) = self.comments.iter().find(|(id, entry)| entry.deleted && self.replies(**id).next().is_none()) {
+                while let Some(bare) =
+                    self.comments.iter().find(|(id, entry)| entry.deleted && self.replies(**id).next().is_none())
+                {
                     let bare = *bare.0;
                     self.comments.remove(&bare);
                 }

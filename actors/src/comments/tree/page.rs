@@ -64,10 +64,7 @@ struct Step {
 
 impl From<&Node> for Step {
     fn from(node: &Node) -> Self {
-        Self {
-            id: node.id,
-            likes: node.likes,
-        }
+        Self { id: node.id, likes: node.likes }
     }
 }
 
@@ -82,18 +79,12 @@ impl Tree {
             match walk.next() {
                 Some(index) => comments.push(self.info(index)),
                 None => {
-                    return Page {
-                        comments,
-                        next: None,
-                    };
+                    return Page { comments, next: None };
                 }
             }
         }
         let here = walk.cursor();
-        Page {
-            comments,
-            next: walk.next().map(|_| here),
-        }
+        Page { comments, next: walk.next().map(|_| here) }
     }
 
     /// The gap among the replies to `parent` from which a walk goes on: behind `after` or, without it, at the start.
@@ -101,19 +92,11 @@ impl Tree {
         // `New` and `Top` walk backwards, so for them "behind" is in front.
         match (order, after) {
             (Order::Old, None) => self.by_age.seek(|index| self.node(index).parent < parent),
-            (Order::Old, Some(step)) => self
-                .by_age
-                .seek(|index| self.node(index).by_age() <= (parent, step.id)),
+            (Order::Old, Some(step)) => self.by_age.seek(|index| self.node(index).by_age() <= (parent, step.id)),
             (Order::New, None) => self.by_age.seek(|index| self.node(index).parent <= parent),
-            (Order::New, Some(step)) => self
-                .by_age
-                .seek(|index| self.node(index).by_age() < (parent, step.id)),
-            (Order::Top, None) => self
-                .by_likes
-                .seek(|index| self.node(index).parent <= parent),
-            (Order::Top, Some(step)) => self
-                .by_likes
-                .seek(|index| self.node(index).by_likes() < (parent, step.likes, step.id)),
+            (Order::New, Some(step)) => self.by_age.seek(|index| self.node(index).by_age() < (parent, step.id)),
+            (Order::Top, None) => self.by_likes.seek(|index| self.node(index).parent <= parent),
+            (Order::Top, Some(step)) => self.by_likes.seek(|index| self.node(index).by_likes() < (parent, step.likes, step.id)),
         }
     }
 
@@ -149,12 +132,7 @@ impl<'a> Walk<'a> {
     /// A walk that stands behind the cursor of the query.
     fn resume(tree: &'a Tree, query: &Query) -> Self {
         let levels = query.levels.map_or(usize::MAX, usize::from);
-        let mut walk = Self {
-            tree,
-            order: query.order,
-            levels,
-            frames: Vec::new(),
-        };
+        let mut walk = Self { tree, order: query.order, levels, frames: Vec::new() };
         let mut inside = match query.root {
             None => Some(TOP),
             Some(root) => tree.find(root),
@@ -164,9 +142,7 @@ impl<'a> Walk<'a> {
             walk.enter(parent, Some(step));
             // Found by id, whatever its likes are by now: a reader in the middle of its replies sees the rest of them.
             // One that has gone took all below it along, and the walk goes on behind the place where it stood.
-            inside = tree
-                .find(step.id)
-                .filter(|&index| tree.node(index).parent == parent);
+            inside = tree.find(step.id).filter(|&index| tree.node(index).parent == parent);
         }
         if let Some(parent) = inside {
             walk.enter(parent, None);
@@ -178,11 +154,7 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, parent: u32, after: Option<Step>) {
         if self.frames.len() < self.levels {
             let gap = self.tree.gap(self.order, parent, after);
-            self.frames.push(Frame {
-                parent,
-                gap,
-                last: after,
-            });
+            self.frames.push(Frame { parent, gap, last: after });
         }
     }
 

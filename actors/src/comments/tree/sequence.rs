@@ -25,20 +25,13 @@ impl Sequence {
     /// Takes over what is sorted already.
     pub(super) fn from_sorted(items: &[u32]) -> Self {
         // Three quarters full: the first insertions after a load need no split.
-        Self {
-            chunks: items.chunks(CHUNK / 4 * 3).map(<[u32]>::to_vec).collect(),
-        }
+        Self { chunks: items.chunks(CHUNK / 4 * 3).map(<[u32]>::to_vec).collect() }
     }
 
     /// The gap behind the items for which `precedes` holds.
     pub(super) fn seek(&self, precedes: impl Fn(u32) -> bool) -> Position {
-        let chunk = self
-            .chunks
-            .partition_point(|chunk| chunk.last().is_some_and(|&last| precedes(last)));
-        let offset = self
-            .chunks
-            .get(chunk)
-            .map_or(0, |chunk| chunk.partition_point(|&item| precedes(item)));
+        let chunk = self.chunks.partition_point(|chunk| chunk.last().is_some_and(|&last| precedes(last)));
+        let offset = self.chunks.get(chunk).map_or(0, |chunk| chunk.partition_point(|&item| precedes(item)));
         Position { chunk, offset }
     }
 
@@ -47,15 +40,9 @@ impl Sequence {
         let Position { chunk, offset } = position;
         let items = self.chunks.get(chunk)?;
         let behind = if offset + 1 < items.len() {
-            Position {
-                chunk,
-                offset: offset + 1,
-            }
+            Position { chunk, offset: offset + 1 }
         } else {
-            Position {
-                chunk: chunk + 1,
-                offset: 0,
-            }
+            Position { chunk: chunk + 1, offset: 0 }
         };
         Some((items[offset], behind))
     }
@@ -75,10 +62,7 @@ impl Sequence {
 
     /// Puts `item` behind the items for which `precedes` holds.
     pub(super) fn insert(&mut self, item: u32, precedes: impl Fn(u32) -> bool) {
-        let Position {
-            mut chunk,
-            mut offset,
-        } = self.seek(precedes);
+        let Position { mut chunk, mut offset } = self.seek(precedes);
         if chunk == self.chunks.len() {
             // Behind everything: fill the last chunk, and begin a new one rather than split it. Comments mostly arrive
             // in the order of their ids, and splits would leave every chunk half empty.

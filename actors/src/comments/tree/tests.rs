@@ -15,9 +15,7 @@ struct Model(BTreeMap<Uuid, Row>);
 
 impl Model {
     fn depth(&self, id: Uuid) -> u8 {
-        self.0[&id]
-            .parent
-            .map_or(0, |parent| self.depth(parent) + 1)
+        self.0[&id].parent.map_or(0, |parent| self.depth(parent) + 1)
     }
 
     fn children(&self, parent: Option<Uuid>) -> impl Iterator<Item = &Row> {
@@ -25,46 +23,21 @@ impl Model {
     }
 
     fn info(&self, id: Uuid) -> Info {
-        let Row {
-            parent,
-            like_count,
-            version,
-            deleted,
-            ..
-        } = self.0[&id];
+        let Row { parent, like_count, version, deleted, .. } = self.0[&id];
         let replies = self.children(Some(id)).filter(|row| !row.deleted).count();
-        Info {
-            id,
-            parent,
-            depth: self.depth(id),
-            like_count,
-            reply_count: replies as u32,
-            version,
-            deleted,
-        }
+        Info { id, parent, depth: self.depth(id), like_count, reply_count: replies as u32, version, deleted }
     }
 
     fn rejects_parent(&self, parent: Option<Uuid>) -> bool {
-        parent.is_some_and(|id| {
-            self.0
-                .get(&id)
-                .is_none_or(|row| row.deleted || self.depth(id) == DEPTH_MAX)
-        })
+        parent.is_some_and(|id| self.0.get(&id).is_none_or(|row| row.deleted || self.depth(id) == DEPTH_MAX))
     }
 
     /// Marks the comment and sweeps until no tombstone is left without something below it.
     fn delete(&mut self, id: Uuid) {
-        let row = self
-            .0
-            .get_mut(&id)
-            .expect("only what is there is deleted");
+        let row = self.0.get_mut(&id).expect("only what is there is deleted");
         row.deleted = true;
         row.version += 1;
-        while let Some(bare) = self
-            .0
-            .values()
-            .find(|row| row.deleted && self.children(Some(row.id)).next().is_none())
-        {
+        while let Some(bare) = self.0.values().find(|row| row.deleted && self.children(Some(row.id)).next().is_none()) {
             let bare = bare.id;
             self.0.remove(&bare);
         }
@@ -78,9 +51,7 @@ impl Model {
             match order {
                 Order::Old => {}
                 Order::New => siblings.reverse(),
-                Order::Top => {
-                    siblings.sort_by_key(|row| std::cmp::Reverse((row.like_count, row.id)))
-                }
+                Order::Top => siblings.sort_by_key(|row| std::cmp::Reverse((row.like_count, row.id))),
             }
             for row in siblings {
                 below.push(row.id);
@@ -142,31 +113,18 @@ impl Pair {
     }
 
     fn pick(&self, index: &Index) -> Option<Uuid> {
-        (!self.model.0.is_empty())
-            .then(|| *index.get(&self.model.0.keys().copied().collect::<Vec<_>>()))
+        (!self.model.0.is_empty()).then(|| *index.get(&self.model.0.keys().copied().collect::<Vec<_>>()))
     }
 
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Insert { id: number, parent } => {
-                let (id, parent) = (
-                    id(*number),
-                    parent.as_ref().and_then(|index| self.pick(index)),
-                );
+                let (id, parent) = (id(*number), parent.as_ref().and_then(|index| self.pick(index)));
                 let rejected = self.model.0.contains_key(&id) || self.model.rejects_parent(parent);
                 let outcome = self.tree.insert(id, parent);
                 assert_eq!(outcome.is_err(), rejected, "{outcome:?}");
                 if let Ok(depth) = outcome {
-                    self.model.0.insert(
-                        id,
-                        Row {
-                            id,
-                            parent,
-                            like_count: 0,
-                            version: 1,
-                            deleted: false,
-                        },
-                    );
+                    self.model.0.insert(id, Row { id, parent, like_count: 0, version: 1, deleted: false });
                     assert_eq!(depth, self.model.depth(id));
                     self.touched.insert(id);
                 }
@@ -180,10 +138,7 @@ impl Pair {
                 let before: BTreeSet<Uuid> = self.model.0.keys().copied().collect();
                 self.model.delete(id);
                 self.touched.insert(id);
-                let gone: BTreeSet<Uuid> = before
-                    .into_iter()
-                    .filter(|id| !self.model.0.contains_key(id))
-                    .collect();
+                let gone: BTreeSet<Uuid> = before.into_iter().filter(|id| !self.model.0.contains_key(id)).collect();
                 self.touched.extend(&gone);
                 match self.tree.delete(id).expect("a live comment can be deleted") {
                     Deletion::Tombstone => assert!(gone.is_empty()),
@@ -194,11 +149,7 @@ impl Pair {
             }
             Change::Like(index, change) => {
                 let Some(id) = self.pick(index) else { return };
-                let row = self
-                    .model
-                    .0
-                    .get_mut(&id)
-                    .expect("picked from what is there");
+                let row = self.model.0.get_mut(&id).expect("picked from what is there");
                 if row.deleted {
                     assert_eq!(self.tree.like(id, *change), Err(Rejection::Deleted { id }));
                     return;
@@ -209,11 +160,7 @@ impl Pair {
             }
             Change::Edit(index) => {
                 let Some(id) = self.pick(index) else { return };
-                let row = self
-                    .model
-                    .0
-                    .get_mut(&id)
-                    .expect("picked from what is there");
+                let row = self.model.0.get_mut(&id).expect("picked from what is there");
                 if row.deleted {
                     assert_eq!(self.tree.edit(id), Err(Rejection::Deleted { id }));
                     return;
@@ -232,23 +179,14 @@ fn through_text(cursor: Option<Cursor>) -> Option<Cursor> {
 }
 
 fn query(order: Order, limit: usize) -> Query {
-    Query {
-        order,
-        root: None,
-        levels: None,
-        after: None,
-        limit: NonZeroUsize::new(limit).expect("pages are not empty"),
-    }
+    Query { order, root: None, levels: None, after: None, limit: NonZeroUsize::new(limit).expect("pages are not empty") }
 }
 
 fn all_pages(tree: &Tree, mut query: Query) -> Vec<Info> {
     let mut comments = Vec::new();
     loop {
         let page = tree.page(&query);
-        assert!(
-            page.next.is_none() || page.comments.len() == query.limit.get(),
-            "only the last page is short"
-        );
+        assert!(page.next.is_none() || page.comments.len() == query.limit.get(), "only the last page is short");
         comments.extend(page.comments);
         query.after = through_text(page.next);
         if query.after.is_none() {
@@ -348,20 +286,13 @@ proptest! {
 fn thread(comments: &[(u16, Option<u16>)]) -> Tree {
     let mut tree = Tree::default();
     for &(number, parent) in comments {
-        tree.insert(id(number), parent.map(id))
-            .expect("the thread of a test is sound");
+        tree.insert(id(number), parent.map(id)).expect("the thread of a test is sound");
     }
     tree
 }
 
 fn row(number: u16, parent: Option<u16>) -> Row {
-    Row {
-        id: id(number),
-        parent: parent.map(id),
-        like_count: 0,
-        version: 1,
-        deleted: false,
-    }
+    Row { id: id(number), parent: parent.map(id), like_count: 0, version: 1, deleted: false }
 }
 
 #[test]
@@ -369,10 +300,7 @@ fn the_last_comment_below_tombstones_takes_them_along() {
     let mut tree = thread(&[(1, None), (2, Some(1)), (3, Some(2))]);
     assert_eq!(tree.delete(id(1)), Ok(Deletion::Tombstone));
     assert_eq!(tree.delete(id(2)), Ok(Deletion::Tombstone));
-    assert_eq!(
-        tree.delete(id(3)),
-        Ok(Deletion::Removed(vec![id(3), id(2), id(1)]))
-    );
+    assert_eq!(tree.delete(id(3)), Ok(Deletion::Removed(vec![id(3), id(2), id(1)])));
     assert_eq!(tree.total(), 0);
 }
 
@@ -381,10 +309,7 @@ fn a_tombstone_with_another_reply_stays() {
     let mut tree = thread(&[(1, None), (2, Some(1)), (3, Some(1))]);
     tree.delete(id(1)).expect("it is there");
     assert_eq!(tree.delete(id(3)), Ok(Deletion::Removed(vec![id(3)])));
-    assert!(
-        tree.get(id(1))
-            .is_some_and(|info| info.deleted && info.reply_count == 1)
-    );
+    assert!(tree.get(id(1)).is_some_and(|info| info.deleted && info.reply_count == 1));
 }
 
 #[test]
@@ -398,41 +323,27 @@ fn a_tombstone_is_no_reply() {
 fn a_tombstone_takes_no_reply() {
     let mut tree = thread(&[(1, None), (2, Some(1))]);
     tree.delete(id(1)).expect("it is there");
-    assert_eq!(
-        tree.insert(id(3), Some(id(1))),
-        Err(Rejection::Deleted { id: id(1) })
-    );
+    assert_eq!(tree.insert(id(3), Some(id(1))), Err(Rejection::Deleted { id: id(1) }));
 }
 
 #[test]
 fn an_absent_comment_takes_no_reply() {
-    assert_eq!(
-        Tree::default().insert(id(2), Some(id(1))),
-        Err(Rejection::Absent { id: id(1) })
-    );
+    assert_eq!(Tree::default().insert(id(2), Some(id(1))), Err(Rejection::Absent { id: id(1) }));
 }
 
 #[test]
 fn the_deepest_comment_takes_no_reply() {
     let mut tree = thread(&[(0, None)]);
     for depth in 1..=DEPTH_MAX {
-        assert_eq!(
-            tree.insert(id(depth.into()), Some(id(u16::from(depth) - 1))),
-            Ok(depth)
-        );
+        assert_eq!(tree.insert(id(depth.into()), Some(id(u16::from(depth) - 1))), Ok(depth));
     }
     let parent = id(DEPTH_MAX.into());
-    assert_eq!(
-        tree.insert(id(51), Some(parent)),
-        Err(Rejection::TooDeep { parent })
-    );
+    assert_eq!(tree.insert(id(51), Some(parent)), Err(Rejection::TooDeep { parent }));
 }
 
 #[test]
 fn the_deepest_thread_pages_one_by_one() {
-    let chain: Vec<(u16, Option<u16>)> = (0..=50)
-        .map(|number: u16| (number, number.checked_sub(1)))
-        .collect();
+    let chain: Vec<(u16, Option<u16>)> = (0..=50).map(|number: u16| (number, number.checked_sub(1))).collect();
     let pages = all_pages(&thread(&chain), query(Order::Top, 1));
     assert_eq!(ids(&pages), (0..=50).map(id).collect::<Vec<_>>());
 }
@@ -441,19 +352,9 @@ fn the_deepest_thread_pages_one_by_one() {
 fn rows_without_a_way_to_the_top_are_left_out() {
     let orphan = [row(2, Some(9)), row(3, Some(2))];
     let circle = [row(4, Some(5)), row(5, Some(4))];
-    let loaded = Tree::load(
-        [
-            vec![row(1, None), row(1, None)],
-            orphan.to_vec(),
-            circle.to_vec(),
-        ]
-        .concat(),
-    );
+    let loaded = Tree::load([vec![row(1, None), row(1, None)], orphan.to_vec(), circle.to_vec()].concat());
     assert_eq!(loaded.left_out, [1, 2, 3, 4, 5].map(id));
-    assert_eq!(
-        ids(&all_pages(&loaded.tree, query(Order::Old, 10))),
-        [id(1)]
-    );
+    assert_eq!(ids(&all_pages(&loaded.tree, query(Order::Old, 10))), [id(1)]);
 }
 
 #[test]
@@ -464,20 +365,9 @@ fn rows_deeper_than_the_limit_are_left_out() {
 
 #[test]
 fn loading_drops_tombstones_with_nothing_below() {
-    let deleted = |row| Row {
-        deleted: true,
-        ..row
-    };
-    let loaded = Tree::load([
-        deleted(row(1, None)),
-        deleted(row(2, Some(1))),
-        deleted(row(3, None)),
-        row(4, Some(3)),
-    ]);
-    assert_eq!(
-        ids(&all_pages(&loaded.tree, query(Order::Old, 10))),
-        [3, 4].map(id)
-    );
+    let deleted = |row| Row { deleted: true, ..row };
+    let loaded = Tree::load([deleted(row(1, None)), deleted(row(2, Some(1))), deleted(row(3, None)), row(4, Some(3))]);
+    assert_eq!(ids(&all_pages(&loaded.tree, query(Order::Old, 10))), [3, 4].map(id));
     assert_eq!((loaded.tree.comment_count(), loaded.left_out), (1, vec![]));
 }
 
@@ -488,10 +378,7 @@ fn a_comment_that_is_liked_while_its_replies_are_read_hides_none_of_them() {
     let first = tree.page(&query(Order::Top, 2));
     assert_eq!(ids(&first.comments), [1, 3].map(id));
     tree.like(id(1), 1).expect("it is there");
-    let second = tree.page(&Query {
-        after: first.next,
-        ..query(Order::Top, 2)
-    });
+    let second = tree.page(&Query { after: first.next, ..query(Order::Top, 2) });
     assert_eq!(ids(&second.comments), [2, 4].map(id));
 }
 
@@ -501,36 +388,19 @@ fn a_page_goes_on_behind_a_comment_that_has_gone() {
     let first = tree.page(&query(Order::Old, 2));
     tree.delete(id(2)).expect("it is there");
     tree.delete(id(1)).expect("it is there");
-    let second = tree.page(&Query {
-        after: first.next,
-        ..query(Order::Old, 2)
-    });
+    let second = tree.page(&Query { after: first.next, ..query(Order::Old, 2) });
     assert_eq!(ids(&second.comments), [id(3)]);
 }
 
 #[test]
 fn nothing_stands_below_an_absent_root() {
     let tree = thread(&[(1, None)]);
-    let page = tree.page(&Query {
-        root: Some(id(9)),
-        ..query(Order::New, 5)
-    });
-    assert_eq!(
-        page,
-        Page {
-            comments: vec![],
-            next: None
-        }
-    );
+    let page = tree.page(&Query { root: Some(id(9)), ..query(Order::New, 5) });
+    assert_eq!(page, Page { comments: vec![], next: None });
 }
 
 #[test]
 fn a_comment_costs_less_than_68_bytes() {
-    let loaded =
-        Tree::load((0..50_000).map(|number| row(number, (number >= 100).then_some(number % 100))));
-    assert!(
-        loaded.tree.weight_bytes() < 68 * 50_000,
-        "{}",
-        loaded.tree.weight_bytes()
-    );
+    let loaded = Tree::load((0..50_000).map(|number| row(number, (number >= 100).then_some(number % 100))));
+    assert!(loaded.tree.weight_bytes() < 68 * 50_000, "{}", loaded.tree.weight_bytes());
 }

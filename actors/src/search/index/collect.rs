@@ -56,11 +56,7 @@ impl Collector for Page {
     type Fruit = Collected;
     type Child = SegmentPage;
 
-    fn for_segment(
-        &self,
-        ordinal: SegmentOrdinal,
-        segment: &SegmentReader,
-    ) -> tantivy::Result<SegmentPage> {
+    fn for_segment(&self, ordinal: SegmentOrdinal, segment: &SegmentReader) -> tantivy::Result<SegmentPage> {
         let fast = segment.fast_fields();
         Ok(SegmentPage {
             sort: self.sort,
@@ -124,21 +120,11 @@ impl SegmentCollector for SegmentPage {
             return;
         }
         self.behind += 1;
-        if self.best.len() == self.limit
-            && self
-                .best
-                .peek()
-                .is_none_or(|Reverse(worst)| key < worst.key)
-        {
+        if self.best.len() == self.limit && self.best.peek().is_none_or(|Reverse(worst)| key < worst.key) {
             return;
         }
         let address = DocAddress::new(self.ordinal, doc);
-        self.best.push(Reverse(Place {
-            key,
-            id: self.id(doc),
-            score,
-            address,
-        }));
+        self.best.push(Reverse(Place { key, id: self.id(doc), score, address }));
         if self.best.len() > self.limit {
             self.best.pop();
         }
@@ -146,11 +132,7 @@ impl SegmentCollector for SegmentPage {
 
     fn harvest(self) -> Collected {
         let places = self.best.into_iter().map(|Reverse(place)| place).collect();
-        Collected {
-            total: self.total,
-            behind: self.behind,
-            places,
-        }
+        Collected { total: self.total, behind: self.behind, places }
     }
 }
 

@@ -46,11 +46,7 @@ impl Marks {
             if self.is_marked(token, stemmer) {
                 marked.push(token.start..token.end);
             }
-            marked.extend(
-                self.phrases
-                    .iter()
-                    .filter_map(|phrase| phrase_at(phrase, &all[index..])),
-            );
+            marked.extend(self.phrases.iter().filter_map(|phrase| phrase_at(phrase, &all[index..])));
             if marked.len() >= MATCHES_MAX {
                 break;
             }
@@ -68,13 +64,8 @@ impl Marks {
 
     fn is_marked(&self, token: &Token, stemmer: &mut Stemmer) -> bool {
         self.words.contains(&token.text)
-            || self
-                .prefixes
-                .iter()
-                .any(|prefix| token.text.starts_with(prefix.as_str()))
-            || (token.shape == Shape::Word
-                && !self.stems.is_empty()
-                && self.stems.contains(&stemmer.stem(&token.text)))
+            || self.prefixes.iter().any(|prefix| token.text.starts_with(prefix.as_str()))
+            || (token.shape == Shape::Word && !self.stems.is_empty() && self.stems.contains(&stemmer.stem(&token.text)))
     }
 }
 
@@ -96,9 +87,7 @@ fn window(text: &str, matches: &[Range<usize>]) -> Option<Range<usize>> {
         return Some(0..text.len());
     }
     let worth = |from: &Range<usize>, index: usize| {
-        let inside = matches[index..]
-            .iter()
-            .take_while(|range| range.end <= from.start + FRAGMENT_CHARS_MAX);
+        let inside = matches[index..].iter().take_while(|range| range.end <= from.start + FRAGMENT_CHARS_MAX);
         let mut seen: Vec<&str> = inside.map(|range| &text[range.clone()]).collect();
         let count = seen.len();
         seen.sort_unstable();
@@ -125,12 +114,10 @@ fn back(text: &str, from: usize, chars: usize) -> usize {
     if earliest == 0 {
         return 0;
     }
-    text[earliest..from]
-        .find(char::is_whitespace)
-        .map_or(earliest, |space| {
-            let start = earliest + space;
-            start + text[start..from].len() - text[start..from].trim_start().len()
-        })
+    text[earliest..from].find(char::is_whitespace).map_or(earliest, |space| {
+        let start = earliest + space;
+        start + text[start..from].len() - text[start..from].trim_start().len()
+    })
 }
 
 /// As far as the fragment may reach, cut before the word or match that would not fit.
@@ -141,16 +128,11 @@ fn forward(text: &str, from: usize, best: &Range<usize>, matches: &[Range<usize>
         return text.len();
     };
     let limit = from + offset;
-    let cut = text[from..limit]
-        .rfind(char::is_whitespace)
-        .map_or(limit, |space| from + space);
+    let cut = text[from..limit].rfind(char::is_whitespace).map_or(limit, |space| from + space);
     if cut < best.end {
         return limit;
     }
-    matches
-        .iter()
-        .find(|range| range.start < cut && cut < range.end)
-        .map_or(cut, |range| range.start)
+    matches.iter().find(|range| range.start < cut && cut < range.end).map_or(cut, |range| range.start)
 }
 
 /// The window as HTML. A match that reaches over its end is marked as far as it is shown.
@@ -191,10 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn words<const N: usize>(words: [&str; N]) -> Marks {
-        Marks {
-            words: words.map(String::from).into(),
-            ..Marks::default()
-        }
+        Marks { words: words.map(String::from).into(), ..Marks::default() }
     }
 
     fn fragment(marks: &Marks, text: &str) -> Option<String> {
@@ -203,10 +182,7 @@ mod tests {
 
     #[test]
     fn the_sources_own_spelling_is_marked() {
-        assert_eq!(
-            fragment(&words(["cafe"]), "At the Café.").unwrap(),
-            "At the <mark>Café</mark>."
-        );
+        assert_eq!(fragment(&words(["cafe"]), "At the Café.").unwrap(), "At the <mark>Café</mark>.");
     }
 
     #[test]
@@ -224,22 +200,13 @@ mod tests {
 
     #[test]
     fn words_of_the_same_stem_are_marked() {
-        let marks = Marks {
-            stems: ["run".into()].into(),
-            ..Marks::default()
-        };
-        assert_eq!(
-            fragment(&marks, "Running!").unwrap(),
-            "<mark>Running</mark>!"
-        );
+        let marks = Marks { stems: ["run".into()].into(), ..Marks::default() };
+        assert_eq!(fragment(&marks, "Running!").unwrap(), "<mark>Running</mark>!");
     }
 
     #[test]
     fn a_phrase_is_marked_only_where_its_words_are_neighbours() {
-        let marks = Marks {
-            phrases: vec![vec![(0, "memory".into()), (1, "safety".into())]],
-            ..Marks::default()
-        };
+        let marks = Marks { phrases: vec![vec![(0, "memory".into()), (1, "safety".into())]], ..Marks::default() };
         assert_eq!(
             fragment(&marks, "memory, safety; memory and safety").unwrap(),
             "<mark>memory, safety</mark>; memory and safety"
@@ -248,24 +215,14 @@ mod tests {
 
     #[test]
     fn overlapping_pairs_are_one_mark() {
-        assert_eq!(
-            fragment(&words(["東京", "京都"]), "東京都だ").unwrap(),
-            "<mark>東京都</mark>だ"
-        );
+        assert_eq!(fragment(&words(["東京", "京都"]), "東京都だ").unwrap(), "<mark>東京都</mark>だ");
     }
 
     #[test]
     fn a_long_text_is_shown_where_most_words_match() {
-        let text = format!(
-            "rust {} here rust and tokio meet {}",
-            "filler ".repeat(80),
-            "more ".repeat(80)
-        );
+        let text = format!("rust {} here rust and tokio meet {}", "filler ".repeat(80), "more ".repeat(80));
         let html = fragment(&words(["rust", "tokio"]), &text).unwrap();
-        assert!(
-            html.contains("<mark>rust</mark> and <mark>tokio</mark>"),
-            "{html}"
-        );
+        assert!(html.contains("<mark>rust</mark> and <mark>tokio</mark>"), "{html}");
     }
 
     fn plain(html: &str) -> String {

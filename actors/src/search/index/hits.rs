@@ -58,11 +58,7 @@ impl Default for Search {
 impl Search {
     /// The order that the answer has: by relevance only if something was asked for.
     pub fn effective_sort(&self) -> Sort {
-        if self.query.is_ranked() {
-            self.sort
-        } else {
-            Sort::New
-        }
+        if self.query.is_ranked() { self.sort } else { Sort::New }
     }
 }
 
@@ -102,11 +98,7 @@ impl Cursor {
 pub(super) fn score_key(score: f32) -> u64 {
     let bits = score.to_bits();
     // Negative floats order backwards; BM25 has none, but a boost could make one.
-    u64::from(if bits >> 31 == 0 {
-        bits | 1 << 31
-    } else {
-        !bits
-    })
+    u64::from(if bits >> 31 == 0 { bits | 1 << 31 } else { !bits })
 }
 
 /// Maps a time in microseconds to an integer of the same order.
@@ -225,20 +217,10 @@ pub fn merge_suggestions(parts: Vec<Suggestion>, limit: usize) -> Vec<Suggestion
         same
     });
     // A word that is also a name says nothing more than the name does.
-    let names: BTreeSet<String> = all
-        .iter()
-        .filter(|one| one.kind != SuggestionKind::Word)
-        .map(|one| one.text.clone())
-        .collect();
+    let names: BTreeSet<String> = all.iter().filter(|one| one.kind != SuggestionKind::Word).map(|one| one.text.clone()).collect();
     all.retain(|one| one.kind != SuggestionKind::Word || !names.contains(&one.text));
     // Within its kind the most used first, the shortest of equals: it is closest to what was typed.
-    all.sort_by_key(|suggestion| {
-        (
-            suggestion.kind,
-            Reverse(suggestion.documents),
-            suggestion.text.len(),
-        )
-    });
+    all.sort_by_key(|suggestion| (suggestion.kind, Reverse(suggestion.documents), suggestion.text.len()));
     let mut turns = [0usize; 3];
     let mut ordered: Vec<(usize, Suggestion)> = Vec::with_capacity(all.len());
     for suggestion in all {
@@ -247,11 +229,7 @@ pub fn merge_suggestions(parts: Vec<Suggestion>, limit: usize) -> Vec<Suggestion
         *turn += 1;
     }
     ordered.sort_by_key(|(turn, suggestion)| (*turn, suggestion.kind));
-    ordered
-        .into_iter()
-        .take(limit)
-        .map(|(_, suggestion)| suggestion)
-        .collect()
+    ordered.into_iter().take(limit).map(|(_, suggestion)| suggestion).collect()
 }
 
 #[cfg(test)]
@@ -276,34 +254,18 @@ mod tests {
                 tags: Vec::new(),
                 post_id: None,
             },
-            cursor: Cursor {
-                sort: Sort::Relevance,
-                key,
-                id,
-            },
+            cursor: Cursor { sort: Sort::Relevance, key, id },
         }
     }
 
     fn suggestion(text: &str, kind: SuggestionKind, documents: u64) -> Suggestion {
-        Suggestion {
-            text: text.into(),
-            kind,
-            documents,
-        }
+        Suggestion { text: text.into(), kind, documents }
     }
 
     #[test]
     fn the_best_of_all_partitions_come_first_and_equals_by_greater_id() {
-        let left = Hits {
-            total: 5,
-            items: vec![hit(9, 1), hit(3, 2)],
-            more: false,
-        };
-        let right = Hits {
-            total: 2,
-            items: vec![hit(5, 3), hit(3, 4)],
-            more: false,
-        };
+        let left = Hits { total: 5, items: vec![hit(9, 1), hit(3, 2)], more: false };
+        let right = Hits { total: 2, items: vec![hit(5, 3), hit(3, 4)], more: false };
         let merged = merge(vec![left, right], 3);
         let ids: Vec<u128> = merged.items.iter().map(|hit| hit.id.as_u128()).collect();
         assert_eq!(ids, [1, 3, 4]);
@@ -312,17 +274,7 @@ mod tests {
 
     #[test]
     fn the_last_page_of_all_partitions_has_no_more() {
-        assert!(
-            !merge(
-                vec![Hits {
-                    total: 1,
-                    items: vec![hit(1, 1)],
-                    more: false
-                }],
-                1
-            )
-            .more
-        );
+        assert!(!merge(vec![Hits { total: 1, items: vec![hit(1, 1)], more: false }], 1).more);
     }
 
     #[test]
@@ -336,13 +288,7 @@ mod tests {
             ],
             2,
         );
-        assert_eq!(
-            merged,
-            [
-                suggestion("rustacean", SuggestionKind::User, 1),
-                suggestion("rust", SuggestionKind::Word, 60)
-            ]
-        );
+        assert_eq!(merged, [suggestion("rustacean", SuggestionKind::User, 1), suggestion("rust", SuggestionKind::Word, 60)]);
     }
 
     proptest! {

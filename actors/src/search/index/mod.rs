@@ -21,8 +21,7 @@ mod text;
 
 pub use document::{Document, Kind};
 pub use hits::{
-    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary,
-    merge, merge_suggestions,
+    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge, merge_suggestions,
 };
 pub use partition::{Partition, PartitionError, Position, Settings};
 pub use query::{Clause, Pattern, QUERY_BYTES_MAX, Query, QueryError};

@@ -37,10 +37,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings {
-            writer_memory_bytes: 20_000_000,
-            lock_wait: Duration::from_secs(10),
-        }
+        Settings { writer_memory_bytes: 20_000_000, lock_wait: Duration::from_secs(10) }
     }
 }
 
@@ -109,13 +106,9 @@ impl Partition {
     /// [`PartitionError::Locked`] if a former owner does not let go in time, [`PartitionError::Folder`] if the folder
     /// itself is unusable.
     pub fn open(dir: &Path, settings: Settings) -> Result<Partition, PartitionError> {
-        let folder = |source| PartitionError::Folder {
-            dir: dir.to_owned(),
-            source,
-        };
+        let folder = |source| PartitionError::Folder { dir: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(folder)?;
-        let directory =
-            MmapDirectory::open(dir).map_err(|error| folder(io::Error::other(error)))?;
+        let directory = MmapDirectory::open(dir).map_err(|error| folder(io::Error::other(error)))?;
         // Whoever holds the lock may be writing: only under it can we tell damage from work in progress.
         let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
         let opened = match open_existing(&directory) {
@@ -129,10 +122,7 @@ impl Partition {
         let (index, reader, position) = match opened {
             Some(opened) => opened,
             // A new handle: the old one remembers files that are gone.
-            None => MmapDirectory::open(dir)
-                .map_err(TantivyError::from)
-                .and_then(create)
-                .map_err(PartitionError::Write)?,
+            None => MmapDirectory::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?,
         };
         drop(lock);
         let (_, fields) = schema::schema();
@@ -210,18 +200,8 @@ impl Partition {
         self.uncommitted.clear();
         self.queued_bytes = 0;
         self.resetting = false;
-        let payload = self
-            .index
-            .load_metas()
-            .map_err(PartitionError::Write)?
-            .payload;
-        self.position = payload
-            .as_deref()
-            .map(read_payload)
-            .transpose()
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        let payload = self.index.load_metas().map_err(PartitionError::Write)?.payload;
+        self.position = payload.as_deref().map(read_payload).transpose().ok().flatten().unwrap_or_default();
         self.writer = Some(self.new_writer()?);
         self.reader.reader.reload().map_err(PartitionError::Write)?;
         Ok(&self.position)
@@ -268,10 +248,7 @@ impl Partition {
             let known = match self.uncommitted.get(&(document.kind, document.id)) {
                 Some(version) => Some(*version),
                 None if self.resetting => None,
-                None => self
-                    .reader
-                    .version(document.kind, document.id)
-                    .map_err(PartitionError::Write)?,
+                None => self.reader.version(document.kind, document.id).map_err(PartitionError::Write)?,
             };
             // The same version again comes from a later row, so it is at least as good.
             if known.is_some_and(|known| known > document.version) {
@@ -282,13 +259,12 @@ impl Partition {
                 writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
             }
             if !document.deleted {
-                let entry = schema::entry(&schema, &self.reader.fields, document)
-                    .map_err(|error| PartitionError::Write(error.into()))?;
+                let entry =
+                    schema::entry(&schema, &self.reader.fields, document).map_err(|error| PartitionError::Write(error.into()))?;
                 writer.add_document(entry).map_err(PartitionError::Write)?;
                 self.queued_bytes += document.body.len();
             }
-            self.uncommitted
-                .insert((document.kind, document.id), document.version);
+            self.uncommitted.insert((document.kind, document.id), document.version);
         }
         Ok(())
     }
@@ -329,9 +305,7 @@ impl Partition {
             .num_merge_threads(1)
             .memory_budget_per_thread(self.settings.writer_memory_bytes)
             .build();
-        let writer = retry_locked(&self.dir, self.settings.lock_wait, || {
-            self.index.writer_with_options(options.clone())
-        })?;
+        let writer = retry_locked(&self.dir, self.settings.lock_wait, || self.index.writer_with_options(options.clone()))?;
         let mut merge_policy = LogMergePolicy::default();
         // By default deletes never trigger a merge, and BM25 goes on counting what is gone.
         merge_policy.set_del_docs_ratio_before_merge(0.25);
@@ -364,15 +338,11 @@ struct Payload {
 }
 
 fn payload(position: &Position) -> Result<String, TantivyError> {
-    Ok(serde_json::to_string(&Payload {
-        format: FORMAT,
-        position: position.clone(),
-    })?)
+    Ok(serde_json::to_string(&Payload { format: FORMAT, position: position.clone() })?)
 }
 
 fn read_payload(payload: &str) -> Result<Position, String> {
-    let payload: Payload = serde_json::from_str(payload)
-        .map_err(|error| format!("its payload is unreadable: {error}"))?;
+    let payload: Payload = serde_json::from_str(payload).map_err(|error| format!("its payload is unreadable: {error}"))?;
     match payload.format {
         FORMAT => Ok(payload.position),
         other => Err(format!("its format is {other}, ours {FORMAT}")),
@@ -380,9 +350,7 @@ fn read_payload(payload: &str) -> Result<Position, String> {
 }
 
 /// Opens what is in the folder: none if nothing is, an error with the reason if it is of no use to us.
-fn open_existing(
-    directory: &MmapDirectory,
-) -> Result<Option<(Index, IndexReader, Position)>, String> {
+fn open_existing(directory: &MmapDirectory) -> Result<Option<(Index, IndexReader, Position)>, String> {
     if !Index::exists(directory).map_err(|error| error.to_string())? {
         return Ok(None);
     }
@@ -391,24 +359,15 @@ fn open_existing(
         return Err("its fields are not ours".to_owned());
     }
     schema::register_tokenizers(&index);
-    let payload = index
-        .load_metas()
-        .map_err(|error| error.to_string())?
-        .payload;
+    let payload = index.load_metas().map_err(|error| error.to_string())?.payload;
     // An index without a payload was never committed, so it is as good as new.
-    let position = payload
-        .as_deref()
-        .map(read_payload)
-        .transpose()?
-        .unwrap_or_default();
+    let position = payload.as_deref().map(read_payload).transpose()?.unwrap_or_default();
     let reader = new_reader(&index).map_err(|error| error.to_string())?;
     Ok(Some((index, reader, position)))
 }
 
 fn create(directory: MmapDirectory) -> tantivy::Result<(Index, IndexReader, Position)> {
-    let index = Index::builder()
-        .schema(schema::schema().0)
-        .open_or_create(directory)?;
+    let index = Index::builder().schema(schema::schema().0).open_or_create(directory)?;
     schema::register_tokenizers(&index);
     let reader = new_reader(&index)?;
     Ok((index, reader, Position::default()))
@@ -416,10 +375,7 @@ fn create(directory: MmapDirectory) -> tantivy::Result<(Index, IndexReader, Posi
 
 fn new_reader(index: &Index) -> tantivy::Result<IndexReader> {
     // We reload right after each commit; the policy on commit polls every 500 ms.
-    index
-        .reader_builder()
-        .reload_policy(ReloadPolicy::Manual)
-        .try_into()
+    index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()
 }
 
 fn lock_writer(directory: &MmapDirectory) -> tantivy::Result<DirectoryLock> {
@@ -428,10 +384,7 @@ fn lock_writer(directory: &MmapDirectory) -> tantivy::Result<DirectoryLock> {
 
 /// Empties the folder, but for the lock files: whoever deletes a lock takes it from its owner.
 fn empty(dir: &Path) -> io::Result<()> {
-    let locks = [
-        INDEX_WRITER_LOCK.filepath.as_path(),
-        META_LOCK.filepath.as_path(),
-    ];
+    let locks = [INDEX_WRITER_LOCK.filepath.as_path(), META_LOCK.filepath.as_path()];
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if locks.contains(&Path::new(&entry.file_name())) {
@@ -447,11 +400,7 @@ fn empty(dir: &Path) -> io::Result<()> {
 }
 
 /// Tries again while the lock is taken: on a rolling restart, the former process needs a moment to end.
-fn retry_locked<T>(
-    dir: &Path,
-    wait: Duration,
-    mut attempt: impl FnMut() -> tantivy::Result<T>,
-) -> Result<T, PartitionError> {
+fn retry_locked<T>(dir: &Path, wait: Duration, mut attempt: impl FnMut() -> tantivy::Result<T>) -> Result<T, PartitionError> {
     let deadline = Instant::now() + wait;
     let mut pause = Duration::from_millis(5);
     loop {
@@ -459,9 +408,7 @@ fn retry_locked<T>(
             Ok(value) => return Ok(value),
             Err(TantivyError::LockFailure(LockError::LockBusy, _)) => {
                 if Instant::now() >= deadline {
-                    return Err(PartitionError::Locked {
-                        dir: dir.to_owned(),
-                    });
+                    return Err(PartitionError::Locked { dir: dir.to_owned() });
                 }
                 thread::sleep(pause);
                 pause = (2 * pause).min(LOCK_PAUSE_MAX);

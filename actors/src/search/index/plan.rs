@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use tantivy::query::{
-    AllQuery, BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, FuzzyTermQuery, Occur,
-    PhraseQuery, Query as Execute, RangeQuery, TermQuery, TermSetQuery,
+    AllQuery, BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, FuzzyTermQuery, Occur, PhraseQuery, Query as Execute,
+    RangeQuery, TermQuery, TermSetQuery,
 };
 use tantivy::schema::{Field, IndexRecordOption, Schema};
 use tantivy::{Searcher, Term};
@@ -95,27 +95,17 @@ impl Planner<'_> {
             clauses.push((Occur::Must, self.wanted(&search.query.clauses)?));
         }
         for clause in search.query.clauses.iter().filter(|clause| clause.negated) {
-            clauses.extend(
-                self.unwanted(&clause.pattern)?
-                    .map(|query| (Occur::MustNot, query)),
-            );
+            clauses.extend(self.unwanted(&clause.pattern)?.map(|query| (Occur::MustNot, query)));
         }
         if !clauses.iter().any(|(occur, _)| *occur == Occur::Must) {
             clauses.push((Occur::Must, Box::new(AllQuery)));
         }
-        Ok(Plan {
-            query: Box::new(BooleanQuery::new(clauses)),
-            marks: self.marks,
-        })
+        Ok(Plan { query: Box::new(BooleanQuery::new(clauses)), marks: self.marks })
     }
 
     /// Everything that is asked for: all of the phrases, and any of the words, which only rank where there is a phrase.
     fn wanted(&mut self, clauses: &[Clause]) -> tantivy::Result<Box<dyn Execute>> {
-        let wanted: Vec<&Pattern> = clauses
-            .iter()
-            .filter(|clause| !clause.negated)
-            .map(|clause| &clause.pattern)
-            .collect();
+        let wanted: Vec<&Pattern> = clauses.iter().filter(|clause| !clause.negated).map(|clause| &clause.pattern).collect();
         let only_stop_words = wanted.iter().all(|pattern| match pattern {
             Pattern::Word(word) => tokens(word).all(|token| is_stop_word(&token.text)),
             Pattern::Prefix(_) | Pattern::Phrase(_) => false,
@@ -152,9 +142,7 @@ impl Planner<'_> {
                     }
                     match last {
                         // A pair of a dense script begins whatever follows it.
-                        Some(token) if token.shape == Shape::Pair => {
-                            self.word(&token, &mut queries)?
-                        }
+                        Some(token) if token.shape == Shape::Pair => self.word(&token, &mut queries)?,
                         Some(token) => self.prefix(&token.text, &mut queries)?,
                         None => {}
                     }
@@ -176,8 +164,7 @@ impl Planner<'_> {
             && token.shape == Shape::Word
         {
             let stem = self.stemmer.stem(&token.text);
-            let terms = [self.fields.title_stems, self.fields.body_stems]
-                .map(|field| Term::from_field_text(field, &stem));
+            let terms = [self.fields.title_stems, self.fields.body_stems].map(|field| Term::from_field_text(field, &stem));
             return Ok(Some(Box::new(TermSetQuery::new(terms))));
         }
         if let (Pattern::Prefix(_), [token]) = (pattern, tokens.as_slice()) {
@@ -188,10 +175,7 @@ impl Planner<'_> {
 
     /// The tokens of a clause as far as the budget goes, without the last characters that pairs contain already.
     fn tokens(&mut self, text: &str) -> Vec<Token> {
-        let tokens: Vec<Token> = tokens(text)
-            .filter(|token| token.shape != Shape::Tail)
-            .take(self.tokens_left)
-            .collect();
+        let tokens: Vec<Token> = tokens(text).filter(|token| token.shape != Shape::Tail).take(self.tokens_left).collect();
         self.tokens_left -= tokens.len();
         tokens
     }
@@ -215,9 +199,7 @@ impl Planner<'_> {
         self.marks.words.insert(token.text.clone());
         match self.documents_with(&stem)? {
             0 => self.misspelt(&token.text, &stem, FUZZY, queries),
-            1..FUZZY_BELOW_DOCUMENTS => {
-                self.misspelt(&token.text, &stem, FUZZY_BESIDE_EXACT, queries)
-            }
+            1..FUZZY_BELOW_DOCUMENTS => self.misspelt(&token.text, &stem, FUZZY_BESIDE_EXACT, queries),
             FUZZY_BELOW_DOCUMENTS.. => Ok(()),
         }
     }
@@ -229,31 +211,20 @@ impl Planner<'_> {
     }
 
     fn documents_with(&self, stem: &str) -> tantivy::Result<u64> {
-        let in_titles = self
-            .searcher
-            .doc_freq(&Term::from_field_text(self.fields.title_stems, stem))?;
-        let in_bodies = self
-            .searcher
-            .doc_freq(&Term::from_field_text(self.fields.body_stems, stem))?;
+        let in_titles = self.searcher.doc_freq(&Term::from_field_text(self.fields.title_stems, stem))?;
+        let in_bodies = self.searcher.doc_freq(&Term::from_field_text(self.fields.body_stems, stem))?;
         Ok(in_titles + in_bodies)
     }
 
     /// Adds the words that this one may be a misspelling of, in all their forms; those two edits away at half the boost.
-    fn misspelt(
-        &mut self,
-        word: &str,
-        own_stem: &str,
-        boost: f32,
-        queries: &mut Clauses,
-    ) -> tantivy::Result<()> {
+    fn misspelt(&mut self, word: &str, own_stem: &str, boost: f32, queries: &mut Clauses) -> tantivy::Result<()> {
         if self.fuzzy_left == 0 {
             return Ok(());
         }
         for edits in 1..=edits_max(word) {
             self.fuzzy_left = self.fuzzy_left.saturating_sub(1);
             let similar = self.similar(word, edits)?;
-            let mut stems: BTreeSet<String> =
-                similar.iter().map(|word| self.stemmer.stem(word)).collect();
+            let mut stems: BTreeSet<String> = similar.iter().map(|word| self.stemmer.stem(word)).collect();
             stems.remove(own_stem);
             for stem in &stems {
                 self.stem(stem, boost / f32::from(edits), queries);
@@ -268,9 +239,7 @@ impl Planner<'_> {
 
     /// The most frequent words of titles and bodies within so many edits; a swap of neighbours is one.
     fn similar(&self, word: &str, edits: u8) -> tantivy::Result<Vec<String>> {
-        let automaton =
-            FuzzyTermQuery::new(Term::from_field_text(self.fields.body, word), edits, true)
-                .automaton()?;
+        let automaton = FuzzyTermQuery::new(Term::from_field_text(self.fields.body, word), edits, true).automaton()?;
         let mut found: BTreeMap<String, u32> = BTreeMap::new();
         for segment in self.searcher.segment_readers() {
             for field in [self.fields.title, self.fields.body] {
@@ -285,18 +254,12 @@ impl Planner<'_> {
         }
         let mut found: Vec<(String, u32)> = found.into_iter().collect();
         found.sort_by_key(|(_, documents)| std::cmp::Reverse(*documents));
-        Ok(found
-            .into_iter()
-            .take(FUZZY_EXPANSIONS_MAX)
-            .map(|(word, _)| word)
-            .collect())
+        Ok(found.into_iter().take(FUZZY_EXPANSIONS_MAX).map(|(word, _)| word).collect())
     }
 
     /// Words that begin so: scored like words if they are few, all alike if they are many.
     fn prefix(&mut self, prefix: &str, queries: &mut Clauses) -> tantivy::Result<()> {
-        if self.marks.prefixes.len() == PREFIXES_MAX
-            || self.marks.prefixes.iter().any(|known| known == prefix)
-        {
+        if self.marks.prefixes.len() == PREFIXES_MAX || self.marks.prefixes.iter().any(|known| known == prefix) {
             return Ok(());
         }
         match self.expand(prefix)? {
@@ -306,10 +269,7 @@ impl Planner<'_> {
                     queries.push(should(self.fields.body, &word, 1.0));
                 }
             }
-            None => queries.extend(
-                self.any_with_prefix(prefix)
-                    .map(|query| (Occur::Should, query)),
-            ),
+            None => queries.extend(self.any_with_prefix(prefix).map(|query| (Occur::Should, query))),
         }
         self.marks.prefixes.push(prefix.to_owned());
         Ok(())
@@ -343,33 +303,19 @@ impl Planner<'_> {
         let field = |field, boost| -> (Occur, Box<dyn Execute>) {
             // No edits and anything behind: the automaton of a prefix.
             let query = FuzzyTermQuery::new_prefix(Term::from_field_text(field, prefix), 0, true);
-            (
-                Occur::Should,
-                Box::new(BoostQuery::new(Box::new(query), boost)),
-            )
+            (Occur::Should, Box::new(BoostQuery::new(Box::new(query), boost)))
         };
-        Some(Box::new(BooleanQuery::new(vec![
-            field(self.fields.title, TITLE),
-            field(self.fields.body, 1.0),
-        ])))
+        Some(Box::new(BooleanQuery::new(vec![field(self.fields.title, TITLE), field(self.fields.body, 1.0)])))
     }
 
     /// The tokens in exactly this order, in the title or in the body; none if there are no tokens.
     fn phrase(&mut self, tokens: &[Token]) -> Option<Box<dyn Execute>> {
         let in_field = |field: Field, boost: f32| -> (Occur, Box<dyn Execute>) {
-            let terms: Vec<(usize, Term)> = tokens
-                .iter()
-                .map(|token| (token.position, Term::from_field_text(field, &token.text)))
-                .collect();
+            let terms: Vec<(usize, Term)> =
+                tokens.iter().map(|token| (token.position, Term::from_field_text(field, &token.text))).collect();
             match terms.as_slice() {
                 [(_, term)] => should_term(term.clone(), boost),
-                _ => (
-                    Occur::Should,
-                    Box::new(BoostQuery::new(
-                        Box::new(PhraseQuery::new_with_offset(terms)),
-                        boost,
-                    )),
-                ),
+                _ => (Occur::Should, Box::new(BoostQuery::new(Box::new(PhraseQuery::new_with_offset(terms)), boost))),
             }
         };
         match tokens {
@@ -386,12 +332,10 @@ impl Planner<'_> {
         match tokens {
             [] => {}
             [only] if only.shape == Shape::Single => self.marks.prefixes.push(only.text.clone()),
-            [first, ..] => self.marks.phrases.push(
-                tokens
-                    .iter()
-                    .map(|token| (token.position - first.position, token.text.clone()))
-                    .collect(),
-            ),
+            [first, ..] => self
+                .marks
+                .phrases
+                .push(tokens.iter().map(|token| (token.position - first.position, token.text.clone())).collect()),
         }
     }
 }
@@ -411,46 +355,23 @@ fn edits_max(word: &str) -> u8 {
 
 /// What may match at all. Filters score nothing.
 fn filters(search: &Search, schema: &Schema, fields: &Fields) -> Clauses {
-    let must = |query: Box<dyn Execute>| -> (Occur, Box<dyn Execute>) {
-        (Occur::Must, Box::new(ConstScoreQuery::new(query, 0.0)))
-    };
-    let is = |field: Field, value: &str| {
-        must(Box::new(TermQuery::new(
-            Term::from_field_text(field, value),
-            IndexRecordOption::Basic,
-        )))
-    };
+    let must =
+        |query: Box<dyn Execute>| -> (Occur, Box<dyn Execute>) { (Occur::Must, Box::new(ConstScoreQuery::new(query, 0.0))) };
+    let is =
+        |field: Field, value: &str| must(Box::new(TermQuery::new(Term::from_field_text(field, value), IndexRecordOption::Basic)));
     let mut clauses = Clauses::new();
     if !search.kinds.is_empty() {
-        let kinds = search
-            .kinds
-            .iter()
-            .map(|kind| Term::from_field_text(fields.kind, kind.as_str()));
+        let kinds = search.kinds.iter().map(|kind| Term::from_field_text(fields.kind, kind.as_str()));
         clauses.push(must(Box::new(TermSetQuery::new(kinds))));
     }
-    clauses.extend(
-        search
-            .author
-            .map(|author| is(fields.author, &author.simple().to_string())),
-    );
-    clauses.extend(
-        search
-            .author_name
-            .as_ref()
-            .map(|author| is(fields.author_name, &name(author))),
-    );
+    clauses.extend(search.author.map(|author| is(fields.author, &author.simple().to_string())));
+    clauses.extend(search.author_name.as_ref().map(|author| is(fields.author_name, &name(author))));
     clauses.extend(search.tag.as_ref().map(|tag| is(fields.tag, &name(tag))));
     if search.from.is_some() || search.to.is_some() {
-        let created = schema
-            .get_field(CREATED)
-            .expect("the schema has its fast fields");
+        let created = schema.get_field(CREATED).expect("the schema has its fast fields");
         let micros = |time: jiff::Timestamp| Term::from_field_i64(created, time.as_microsecond());
-        let from = search
-            .from
-            .map_or(Bound::Unbounded, |from| Bound::Included(micros(from)));
-        let to = search
-            .to
-            .map_or(Bound::Unbounded, |to| Bound::Excluded(micros(to)));
+        let from = search.from.map_or(Bound::Unbounded, |from| Bound::Included(micros(from)));
+        let to = search.to.map_or(Bound::Unbounded, |to| Bound::Excluded(micros(to)));
         clauses.push(must(Box::new(RangeQuery::new(from, to))));
     }
     clauses
@@ -462,8 +383,5 @@ fn should(field: Field, word: &str, boost: f32) -> (Occur, Box<dyn Execute>) {
 
 fn should_term(term: Term, boost: f32) -> (Occur, Box<dyn Execute>) {
     let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-    (
-        Occur::Should,
-        Box::new(BoostQuery::new(Box::new(query), boost)),
-    )
+    (Occur::Should, Box::new(BoostQuery::new(Box::new(query), boost)))
 }

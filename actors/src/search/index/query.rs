@@ -124,9 +124,7 @@ fn phrase(text: &str) -> (Option<Pattern>, &str) {
 
 /// Reads a word up to white space or a quote; returns it and what follows.
 fn word(text: &str) -> (Option<Pattern>, &str) {
-    let end = text
-        .find(|c: char| c.is_whitespace() || is_quote(c))
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| c.is_whitespace() || is_quote(c)).unwrap_or(text.len());
     let (word, after) = text.split_at(end);
     let stem = word.trim_end_matches('*');
     let pattern = match (stem.is_empty(), stem.len() < word.len()) {
@@ -151,17 +149,11 @@ mod tests {
     }
 
     fn want(pattern: Pattern) -> Clause {
-        Clause {
-            negated: false,
-            pattern,
-        }
+        Clause { negated: false, pattern }
     }
 
     fn reject(pattern: Pattern) -> Clause {
-        Clause {
-            negated: true,
-            pattern,
-        }
+        Clause { negated: true, pattern }
     }
 
     #[test]
@@ -179,37 +171,22 @@ mod tests {
 
     #[test]
     fn a_phrase_can_be_excluded() {
-        assert_eq!(
-            parse(r#"-"garbage collector""#),
-            [reject(Pattern::Phrase("garbage collector".into()))]
-        );
+        assert_eq!(parse(r#"-"garbage collector""#), [reject(Pattern::Phrase("garbage collector".into()))]);
     }
 
     #[test]
     fn a_hyphen_inside_a_word_excludes_nothing() {
-        assert_eq!(
-            parse("lock-free"),
-            [want(Pattern::Word("lock-free".into()))]
-        );
+        assert_eq!(parse("lock-free"), [want(Pattern::Word("lock-free".into()))]);
     }
 
     #[test]
     fn a_quote_without_its_partner_quotes_the_rest() {
-        assert_eq!(
-            parse(r#"a "b c"#),
-            [
-                want(Pattern::Word("a".into())),
-                want(Pattern::Phrase("b c".into()))
-            ]
-        );
+        assert_eq!(parse(r#"a "b c"#), [want(Pattern::Word("a".into())), want(Pattern::Phrase("b c".into()))]);
     }
 
     #[test]
     fn typographic_quotes_are_quotes() {
-        assert_eq!(
-            parse("“memory safety”"),
-            [want(Pattern::Phrase("memory safety".into()))]
-        );
+        assert_eq!(parse("“memory safety”"), [want(Pattern::Phrase("memory safety".into()))]);
     }
 
     #[test]
@@ -224,10 +201,7 @@ mod tests {
 
     #[test]
     fn a_query_over_512_bytes_is_refused() {
-        assert_eq!(
-            Query::parse(&"é".repeat(257)),
-            Err(QueryError::TooLong { bytes: 514 })
-        );
+        assert_eq!(Query::parse(&"é".repeat(257)), Err(QueryError::TooLong { bytes: 514 }));
         assert!(Query::parse(&"é".repeat(256)).is_ok());
     }
 

@@ -8,8 +8,7 @@ use super::collect::{Page, Place};
 use super::document::{Document, Kind};
 use super::highlight::Marks;
 use super::hits::{
-    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary,
-    merge_suggestions,
+    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge_suggestions,
 };
 use super::plan::{Plan, plan};
 use super::schema::{Fields, VERSION, key, name};
@@ -56,11 +55,7 @@ impl PartitionReader {
         }
         let searcher = self.reader.searcher();
         let Plan { query, marks } = plan(search, &searcher, &self.fields)?;
-        let page = Page {
-            sort,
-            limit: search.limit.min(LIMIT_MAX),
-            after: search.after,
-        };
+        let page = Page { sort, limit: search.limit.min(LIMIT_MAX), after: search.after };
         let collected = searcher.search(&query, &page)?;
         let mut stemmer = Stemmer::new();
         let items = collected
@@ -68,11 +63,7 @@ impl PartitionReader {
             .iter()
             .map(|place| self.hit(&searcher, place, sort, &marks, &mut stemmer))
             .collect::<Result<Vec<Hit>, SearchError>>()?;
-        Ok(Hits {
-            total: collected.total,
-            more: collected.behind > items.len() as u64,
-            items,
-        })
+        Ok(Hits { total: collected.total, more: collected.behind > items.len() as u64, items })
     }
 
     /// Completions of what is being typed, from usernames, tags and the words of titles; of several words, the last
@@ -91,21 +82,14 @@ impl PartitionReader {
             return Ok(found);
         }
         let whole = name(typed);
-        for (kind, field) in [
-            (SuggestionKind::User, self.fields.username),
-            (SuggestionKind::Tag, self.fields.tag),
-        ] {
-            found.extend(self.complete(&searcher, field, &whole, limit)?.map(
-                |(text, documents)| Suggestion {
-                    text,
-                    kind,
-                    documents,
-                },
-            ));
+        for (kind, field) in [(SuggestionKind::User, self.fields.username), (SuggestionKind::Tag, self.fields.tag)] {
+            found.extend(self.complete(&searcher, field, &whole, limit)?.map(|(text, documents)| Suggestion {
+                text,
+                kind,
+                documents,
+            }));
         }
-        if let Some(last) = tokens(typed)
-            .filter(|token| token.shape != Shape::Tail)
-            .last()
+        if let Some(last) = tokens(typed).filter(|token| token.shape != Shape::Tail).last()
             && last.end == typed.len()
         {
             let head = typed[..last.start].to_lowercase();
@@ -113,11 +97,7 @@ impl PartitionReader {
                 // Twice as many as needed, because the most frequent words say the least.
                 self.complete(&searcher, self.fields.title, &last.text, 2 * limit)?
                     .filter(|(word, _)| !is_stop_word(word))
-                    .map(|(word, documents)| Suggestion {
-                        text: format!("{head}{word}"),
-                        kind: SuggestionKind::Word,
-                        documents,
-                    }),
+                    .map(|(word, documents)| Suggestion { text: format!("{head}{word}"), kind: SuggestionKind::Word, documents }),
             );
         }
         Ok(merge_suggestions(found, limit))
@@ -133,16 +113,11 @@ impl PartitionReader {
         let term = key(&self.fields, kind, id);
         for segment in self.reader.searcher().segment_readers() {
             let inverted = segment.inverted_index(self.fields.key)?;
-            let Some(mut postings) =
-                inverted.read_postings(&term, tantivy::schema::IndexRecordOption::Basic)?
-            else {
+            let Some(mut postings) = inverted.read_postings(&term, tantivy::schema::IndexRecordOption::Basic)? else {
                 continue;
             };
             while postings.doc() != TERMINATED {
-                if segment
-                    .alive_bitset()
-                    .is_none_or(|alive| alive.is_alive(postings.doc()))
-                {
+                if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
                     return Ok(segment.fast_fields().u64(VERSION)?.first(postings.doc()));
                 }
                 postings.advance();
@@ -161,10 +136,7 @@ impl PartitionReader {
     ) -> Result<Hit, SearchError> {
         let document = self.document(searcher, place.address)?;
         let highlight = Highlight {
-            title: document
-                .title
-                .as_deref()
-                .and_then(|title| marks.fragment(title, stemmer)),
+            title: document.title.as_deref().and_then(|title| marks.fragment(title, stemmer)),
             body: marks.fragment(&document.body, stemmer),
         };
         Ok(Hit {
@@ -174,11 +146,7 @@ impl PartitionReader {
             score: place.score,
             created_at: document.created_at,
             highlight,
-            cursor: Cursor {
-                sort,
-                key: place.key,
-                id: document.id,
-            },
+            cursor: Cursor { sort, key: place.key, id: document.id },
             summary: Summary {
                 excerpt: excerpt(&document.body),
                 title: document.title,
@@ -192,10 +160,7 @@ impl PartitionReader {
 
     fn document(&self, searcher: &Searcher, address: DocAddress) -> Result<Document, SearchError> {
         let stored: TantivyDocument = searcher.doc(address)?;
-        let source = stored
-            .get_first(self.fields.source)
-            .and_then(|value| value.as_str())
-            .unwrap_or_default();
+        let source = stored.get_first(self.fields.source).and_then(|value| value.as_str()).unwrap_or_default();
         Ok(serde_json::from_str(source)?)
     }
 
@@ -225,10 +190,7 @@ impl PartitionReader {
             for (term, info) in best.into_iter().take(2 * limit) {
                 // A dictionary keeps its words until its segment is merged. Whoever deleted an account must not
                 // appear here meanwhile.
-                let mut postings = inverted.read_postings_from_terminfo(
-                    &info,
-                    tantivy::schema::IndexRecordOption::Basic,
-                )?;
+                let mut postings = inverted.read_postings_from_terminfo(&info, tantivy::schema::IndexRecordOption::Basic)?;
                 let alive = segment.alive_bitset();
                 let mut lives = false;
                 while !lives && postings.doc() != TERMINATED {
@@ -265,17 +227,11 @@ mod tests {
     #[test]
     fn an_excerpt_ends_between_words_within_200_characters() {
         let excerpt = excerpt(&"wörd ".repeat(100));
-        assert!(
-            excerpt.ends_with("wörd") && excerpt.chars().count() <= EXCERPT_CHARS_MAX,
-            "{excerpt}"
-        );
+        assert!(excerpt.ends_with("wörd") && excerpt.chars().count() <= EXCERPT_CHARS_MAX, "{excerpt}");
     }
 
     #[test]
     fn an_excerpt_of_one_endless_word_is_cut_inside_it() {
-        assert_eq!(
-            excerpt(&"語".repeat(300)).chars().count(),
-            EXCERPT_CHARS_MAX
-        );
+        assert_eq!(excerpt(&"語".repeat(300)).chars().count(), EXCERPT_CHARS_MAX);
     }
 }

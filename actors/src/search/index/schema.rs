@@ -1,8 +1,6 @@
 //! The fields of the index, and how a [`Document`] becomes them.
 
-use tantivy::schema::{
-    FAST, Field, IndexRecordOption, NumericOptions, STORED, Schema, TextFieldIndexing, TextOptions,
-};
+use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, STORED, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, TantivyDocument, Term};
 use uuid::Uuid;
 
@@ -49,16 +47,12 @@ pub(super) const VERSION: &str = "version";
 pub(super) fn schema() -> (Schema, Fields) {
     let mut builder = Schema::builder();
     let raw = |builder: &mut tantivy::schema::SchemaBuilder, name| {
-        let indexing = TextFieldIndexing::default()
-            .set_tokenizer(RAW)
-            .set_index_option(IndexRecordOption::Basic)
-            .set_fieldnorms(false);
+        let indexing =
+            TextFieldIndexing::default().set_tokenizer(RAW).set_index_option(IndexRecordOption::Basic).set_fieldnorms(false);
         builder.add_text_field(name, TextOptions::default().set_indexing_options(indexing))
     };
     let words = |builder: &mut tantivy::schema::SchemaBuilder, name, tokenizer, record| {
-        let indexing = TextFieldIndexing::default()
-            .set_tokenizer(tokenizer)
-            .set_index_option(record);
+        let indexing = TextFieldIndexing::default().set_tokenizer(tokenizer).set_index_option(record);
         builder.add_text_field(name, TextOptions::default().set_indexing_options(indexing))
     };
     let fields = Fields {
@@ -68,30 +62,10 @@ pub(super) fn schema() -> (Schema, Fields) {
         author_name: raw(&mut builder, "author_name"),
         tag: raw(&mut builder, "tag"),
         username: raw(&mut builder, "username"),
-        title: words(
-            &mut builder,
-            "title",
-            EXACT,
-            IndexRecordOption::WithFreqsAndPositions,
-        ),
-        title_stems: words(
-            &mut builder,
-            "title_stems",
-            STEMMED,
-            IndexRecordOption::WithFreqs,
-        ),
-        body: words(
-            &mut builder,
-            "body",
-            EXACT,
-            IndexRecordOption::WithFreqsAndPositions,
-        ),
-        body_stems: words(
-            &mut builder,
-            "body_stems",
-            STEMMED,
-            IndexRecordOption::WithFreqs,
-        ),
+        title: words(&mut builder, "title", EXACT, IndexRecordOption::WithFreqsAndPositions),
+        title_stems: words(&mut builder, "title_stems", STEMMED, IndexRecordOption::WithFreqs),
+        body: words(&mut builder, "body", EXACT, IndexRecordOption::WithFreqsAndPositions),
+        body_stems: words(&mut builder, "body_stems", STEMMED, IndexRecordOption::WithFreqs),
         source: builder.add_text_field("source", STORED),
     };
     builder.add_i64_field(CREATED, NumericOptions::from(FAST));
@@ -121,16 +95,9 @@ pub(super) fn name(text: &str) -> String {
 ///
 /// # Errors
 /// Only if the document cannot be written as JSON.
-pub(super) fn entry(
-    schema: &Schema,
-    fields: &Fields,
-    document: &Document,
-) -> Result<TantivyDocument, serde_json::Error> {
+pub(super) fn entry(schema: &Schema, fields: &Fields, document: &Document) -> Result<TantivyDocument, serde_json::Error> {
     let mut entry = TantivyDocument::new();
-    entry.add_text(
-        fields.key,
-        format!("{}/{}", document.kind, document.id.simple()),
-    );
+    entry.add_text(fields.key, format!("{}/{}", document.kind, document.id.simple()));
     entry.add_text(fields.kind, document.kind.as_str());
     if let Some(author) = document.author {
         entry.add_text(fields.author, author.simple().to_string());
@@ -151,11 +118,7 @@ pub(super) fn entry(
     entry.add_text(fields.body, &document.body);
     entry.add_text(fields.body_stems, &document.body);
     entry.add_text(fields.source, serde_json::to_string(document)?);
-    let fast = |name| {
-        schema
-            .get_field(name)
-            .expect("the schema has its fast fields")
-    };
+    let fast = |name| schema.get_field(name).expect("the schema has its fast fields");
     let (high, low) = document.id.as_u64_pair();
     entry.add_i64(fast(CREATED), document.created_at.as_microsecond());
     entry.add_u64(fast(ID_HIGH), high);

@@ -8,8 +8,7 @@
 //! - A run of more than [`TOKEN_CHARS_MAX`] characters is cut, so that a long link costs its reader no part of it.
 
 use tantivy::tokenizer::{
-    Language, RawTokenizer, Stemmer as StemFilter, TextAnalyzer, Token as IndexToken, TokenStream,
-    Tokenizer,
+    Language, RawTokenizer, Stemmer as StemFilter, TextAnalyzer, Token as IndexToken, TokenStream, Tokenizer,
 };
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
@@ -50,12 +49,7 @@ pub(super) struct Token {
 
 /// Splits a text into its tokens.
 pub(super) fn tokens(text: &str) -> Tokens<'_> {
-    Tokens {
-        text,
-        at: 0,
-        position: 0,
-        dense: None,
-    }
+    Tokens { text, at: 0, position: 0, dense: None }
 }
 
 /// The tokens of one text, in order. See [`tokens`].
@@ -82,13 +76,7 @@ impl Iterator for Tokens<'_> {
             if !text.is_empty() {
                 let position = self.position;
                 self.position += 1;
-                return Some(Token {
-                    text,
-                    start,
-                    end,
-                    position,
-                    shape,
-                });
+                return Some(Token { text, start, end, position, shape });
             }
         }
     }
@@ -97,12 +85,8 @@ impl Iterator for Tokens<'_> {
 impl Tokens<'_> {
     /// Skips separators, then reads a word or the first token of a dense run.
     fn next_run(&mut self) -> Option<(usize, usize, Shape)> {
-        let skipped = self.text[self.at..]
-            .char_indices()
-            .map(|(offset, c)| (offset, class(c)));
-        let (offset, class) = skipped
-            .into_iter()
-            .find(|(_, class)| matches!(class, Class::Word | Class::Dense))?;
+        let skipped = self.text[self.at..].char_indices().map(|(offset, c)| (offset, class(c)));
+        let (offset, class) = skipped.into_iter().find(|(_, class)| matches!(class, Class::Word | Class::Dense))?;
         let start = self.at + offset;
         Some(match class {
             Class::Dense => {
@@ -119,11 +103,7 @@ impl Tokens<'_> {
     /// The token that begins with the unit `start..end`; remembers the next unit.
     fn dense_token(&mut self, start: usize, end: usize, first: bool) -> (usize, usize, Shape) {
         self.at = end;
-        if self.text[end..]
-            .chars()
-            .next()
-            .is_some_and(|c| class(c) == Class::Dense)
-        {
+        if self.text[end..].chars().next().is_some_and(|c| class(c) == Class::Dense) {
             let next_end = unit_end(self.text, end);
             self.dense = Some((end, next_end, false));
             (start, next_end, Shape::Pair)
@@ -144,10 +124,7 @@ pub(super) fn fold(word: &str) -> String {
         folded.retain(|c| c.is_ascii_alphanumeric());
         return folded;
     }
-    let lower = word
-        .nfkd()
-        .filter(|c| !('\u{300}'..='\u{36f}').contains(c))
-        .flat_map(char::to_lowercase);
+    let lower = word.nfkd().filter(|c| !('\u{300}'..='\u{36f}').contains(c)).flat_map(char::to_lowercase);
     let mut folded = String::with_capacity(word.len());
     for c in lower {
         match c {
@@ -174,10 +151,9 @@ pub(super) fn fold(word: &str) -> String {
 /// Otherwise `how to cook rice` would find every document with a `to`, and read through all of them.
 pub(super) fn is_stop_word(word: &str) -> bool {
     const STOP_WORDS: [&str; 63] = [
-        "a", "about", "all", "am", "an", "and", "are", "as", "at", "be", "been", "but", "by",
-        "can", "do", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i", "if",
-        "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "she",
-        "should", "so", "some", "that", "the", "their", "there", "they", "this", "to", "was", "we",
+        "a", "about", "all", "am", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had",
+        "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of",
+        "on", "or", "our", "she", "should", "so", "some", "that", "the", "their", "there", "they", "this", "to", "was", "we",
         "were", "what", "when", "where", "which", "who", "why", "will", "with", "you", "your",
     ];
     STOP_WORDS.binary_search(&word).is_ok()
@@ -189,21 +165,13 @@ pub(super) struct Stemmer(TextAnalyzer);
 
 impl Stemmer {
     pub(super) fn new() -> Stemmer {
-        Stemmer(
-            TextAnalyzer::builder(RawTokenizer::default())
-                .filter(StemFilter::new(Language::English))
-                .build(),
-        )
+        Stemmer(TextAnalyzer::builder(RawTokenizer::default()).filter(StemFilter::new(Language::English)).build())
     }
 
     /// The stem of a folded word.
     pub(super) fn stem(&mut self, word: &str) -> String {
         let mut stream = self.0.token_stream(word);
-        if stream.advance() {
-            std::mem::take(&mut stream.token_mut().text)
-        } else {
-            String::new()
-        }
+        if stream.advance() { std::mem::take(&mut stream.token_mut().text) } else { String::new() }
     }
 }
 
@@ -214,9 +182,7 @@ pub(super) fn exact_analyzer() -> TextAnalyzer {
 
 /// The analyzer of the fields that keep stems. Dense scripts have none, so they are left out.
 pub(super) fn stem_analyzer() -> TextAnalyzer {
-    TextAnalyzer::builder(Folding { words_only: true })
-        .filter(StemFilter::new(Language::English))
-        .build()
+    TextAnalyzer::builder(Folding { words_only: true }).filter(StemFilter::new(Language::English)).build()
 }
 
 /// [`tokens`] for tantivy.
@@ -229,11 +195,7 @@ impl Tokenizer for Folding {
     type TokenStream<'a> = FoldingStream<'a>;
 
     fn token_stream<'a>(&'a mut self, text: &'a str) -> FoldingStream<'a> {
-        FoldingStream {
-            tokens: tokens(text),
-            words_only: self.words_only,
-            token: IndexToken::default(),
-        }
+        FoldingStream { tokens: tokens(text), words_only: self.words_only, token: IndexToken::default() }
     }
 }
 
@@ -246,10 +208,7 @@ struct FoldingStream<'a> {
 impl TokenStream for FoldingStream<'_> {
     fn advance(&mut self) -> bool {
         let words_only = self.words_only;
-        let Some(next) = self
-            .tokens
-            .find(|token| !words_only || token.shape == Shape::Word)
-        else {
+        let Some(next) = self.tokens.find(|token| !words_only || token.shape == Shape::Word) else {
             return false;
         };
         self.token = IndexToken {
@@ -285,18 +244,10 @@ enum Class {
 
 fn class(c: char) -> Class {
     if c.is_ascii() {
-        return if c.is_ascii_alphanumeric() {
-            Class::Word
-        } else {
-            Class::Separator
-        };
+        return if c.is_ascii_alphanumeric() { Class::Word } else { Class::Separator };
     }
     // Conjoining vowels and finals of decomposed Hangul; soft hyphen and the joiners of Persian and Hindi.
-    if matches!(
-        c,
-        '\u{1160}'..='\u{11ff}' | '\u{ad}' | '\u{200c}' | '\u{200d}'
-    ) || is_combining_mark(c)
-    {
+    if matches!(c, '\u{1160}'..='\u{11ff}' | '\u{ad}' | '\u{200c}' | '\u{200d}') || is_combining_mark(c) {
         return Class::Mark;
     }
     match (c.is_alphanumeric(), is_dense(c)) {
@@ -325,11 +276,7 @@ fn is_dense(c: char) -> bool {
 fn unit_end(text: &str, start: usize) -> usize {
     let mut chars = text[start..].chars();
     let base = chars.next().map_or(0, char::len_utf8);
-    let marks: usize = chars
-        .take(UNIT_MARKS_MAX)
-        .take_while(|c| class(*c) == Class::Mark)
-        .map(char::len_utf8)
-        .sum();
+    let marks: usize = chars.take(UNIT_MARKS_MAX).take_while(|c| class(*c) == Class::Mark).map(char::len_utf8).sum();
     start + base + marks
 }
 
@@ -355,14 +302,9 @@ fn word_end(text: &str, start: usize) -> usize {
 /// If an English contraction goes on at `start`, behind its apostrophe: where it ends.
 fn contraction_end(text: &str, start: usize) -> Option<usize> {
     let rest = &text[start..];
-    let length = rest
-        .find(|c: char| class(c) == Class::Separator)
-        .unwrap_or(rest.len());
+    let length = rest.find(|c: char| class(c) == Class::Separator).unwrap_or(rest.len());
     let tail = &rest[..length];
-    ["s", "t", "d", "m", "re", "ve", "ll"]
-        .iter()
-        .any(|known| tail.eq_ignore_ascii_case(known))
-        .then_some(start + length)
+    ["s", "t", "d", "m", "re", "ve", "ll"].iter().any(|known| tail.eq_ignore_ascii_case(known)).then_some(start + length)
 }
 
 #[cfg(test)]
@@ -376,10 +318,7 @@ mod tests {
 
     #[test]
     fn case_and_accents_are_folded() {
-        assert_eq!(
-            words("Café ÀÉÎ Straße Øl Łódź ΣΊΣΥΦΟΣ"),
-            ["cafe", "aei", "strasse", "ol", "lodz", "σισυφοσ"]
-        );
+        assert_eq!(words("Café ÀÉÎ Straße Øl Łódź ΣΊΣΥΦΟΣ"), ["cafe", "aei", "strasse", "ol", "lodz", "σισυφοσ"]);
     }
 
     #[test]
@@ -389,10 +328,7 @@ mod tests {
 
     #[test]
     fn contractions_stay_whole_and_other_apostrophes_split() {
-        assert_eq!(
-            words("don't They’re l'homme 'quoted'"),
-            ["dont", "theyre", "l", "homme", "quoted"]
-        );
+        assert_eq!(words("don't They’re l'homme 'quoted'"), ["dont", "theyre", "l", "homme", "quoted"]);
     }
 
     #[test]
@@ -403,10 +339,7 @@ mod tests {
     #[test]
     fn a_long_run_is_cut_and_not_lost() {
         let long = "x".repeat(95);
-        assert_eq!(
-            words(&long).iter().map(String::len).collect::<Vec<_>>(),
-            [40, 40, 15]
-        );
+        assert_eq!(words(&long).iter().map(String::len).collect::<Vec<_>>(), [40, 40, 15]);
     }
 
     #[test]
@@ -422,10 +355,7 @@ mod tests {
 
     #[test]
     fn decomposed_hangul_and_kana_equal_the_composed_ones() {
-        assert_eq!(
-            words("\u{1112}\u{1161}\u{11ab}\u{1100}\u{1173}\u{11af}"),
-            words("한글")
-        );
+        assert_eq!(words("\u{1112}\u{1161}\u{11ab}\u{1100}\u{1173}\u{11af}"), words("한글"));
         assert_eq!(words("か\u{3099}く"), words("がく"));
     }
 
@@ -444,11 +374,7 @@ mod tests {
 
     #[test]
     fn stop_words_are_found_from_the_first_to_the_last() {
-        assert!(
-            ["a", "about", "the", "you", "your"]
-                .into_iter()
-                .all(is_stop_word)
-        );
+        assert!(["a", "about", "the", "you", "your"].into_iter().all(is_stop_word));
         assert!(!is_stop_word("rust"));
     }
 

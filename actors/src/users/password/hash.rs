@@ -70,33 +70,19 @@ impl PasswordHash {
     /// Writes down what today's parameters made of a password.
     pub(super) fn from_parts(salt: &Salt, digest: &Digest) -> Self {
         let (salt, digest) = (STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(digest));
-        Self(
-            format!(
-                "$argon2id$v=19${}${salt}${digest}",
-                parameters(today().params())
-            )
-            .into(),
-        )
+        Self(format!("$argon2id$v=19${}${salt}${digest}", parameters(today().params())).into())
     }
 
     pub(super) fn recipe(&self) -> Result<Recipe, MalformedHash> {
         let parsed = phc::PasswordHash::new(&self.0).map_err(|_| MalformedHash)?;
-        let algorithm =
-            Algorithm::try_from(parsed.algorithm.as_str()).map_err(|_| MalformedHash)?;
-        let version = parsed
-            .version
-            .map_or(Ok(Version::default()), Version::try_from)
-            .map_err(|_| MalformedHash)?;
+        let algorithm = Algorithm::try_from(parsed.algorithm.as_str()).map_err(|_| MalformedHash)?;
+        let version = parsed.version.map_or(Ok(Version::default()), Version::try_from).map_err(|_| MalformedHash)?;
         let params = Params::try_from(&parsed).map_err(|_| MalformedHash)?;
         if params.m_cost() > MOST_KIB || params.t_cost() > MOST_PASSES {
             return Err(MalformedHash);
         }
         let (salt, expected) = parsed.salt.zip(parsed.hash).ok_or(MalformedHash)?;
-        Ok(Recipe {
-            argon2: Argon2::new(algorithm, version, params),
-            salt,
-            expected,
-        })
+        Ok(Recipe { argon2: Argon2::new(algorithm, version, params), salt, expected })
     }
 }
 
@@ -119,8 +105,7 @@ impl Recipe {
 
 /// Argon2id, 19 MiB, two passes, one lane: OWASP's first recommendation.
 pub(super) fn today() -> Argon2<'static> {
-    let params = Params::new(19 * 1024, 2, 1, Some(size_of::<Digest>()))
-        .expect("the parameters are within argon2's");
+    let params = Params::new(19 * 1024, 2, 1, Some(size_of::<Digest>())).expect("the parameters are within argon2's");
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
@@ -131,12 +116,7 @@ pub(super) fn new_salt() -> Result<Salt, NoRandomness> {
 }
 
 fn parameters(params: &Params) -> String {
-    format!(
-        "m={},t={},p={}",
-        params.m_cost(),
-        params.t_cost(),
-        params.p_cost()
-    )
+    format!("m={},t={},p={}", params.m_cost(), params.t_cost(), params.p_cost())
 }
 
 /// Imported hashes may ask for more than ours, but one login must not take the machine.

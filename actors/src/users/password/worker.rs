@@ -18,10 +18,7 @@ pub(super) struct Job {
 
 pub(super) enum Work {
     Hash(oneshot::Sender<Result<PasswordHash, HasherError>>),
-    Verify(
-        Option<PasswordHash>,
-        oneshot::Sender<Result<bool, HasherError>>,
-    ),
+    Verify(Option<PasswordHash>, oneshot::Sender<Result<bool, HasherError>>),
 }
 
 /// Works until the last [`super::Hasher`] is gone. `nobody` is what absent hashes are replaced by.
@@ -87,13 +84,7 @@ fn check(
 struct Memory(Vec<Block>);
 
 impl Memory {
-    fn compute(
-        &mut self,
-        argon2: &Argon2<'_>,
-        password: &Password,
-        salt: &[u8],
-        digest: &mut [u8],
-    ) -> Result<(), HasherError> {
+    fn compute(&mut self, argon2: &Argon2<'_>, password: &Password, salt: &[u8], digest: &mut [u8]) -> Result<(), HasherError> {
         let needed = argon2.params().block_count();
         let usual = hash::today().params().block_count();
         if self.0.len() < needed {
@@ -101,8 +92,7 @@ impl Memory {
             self.0.reserve_exact(needed.max(usual) - self.0.len());
             self.0.resize(needed.max(usual), Block::new());
         }
-        let done =
-            argon2.hash_password_into_with_memory(password.as_bytes(), salt, digest, &mut self.0);
+        let done = argon2.hash_password_into_with_memory(password.as_bytes(), salt, digest, &mut self.0);
         // Room taken for a hash made elsewhere, with larger parameters, is given back.
         self.0.truncate(usual);
         self.0.shrink_to(usual);

@@ -30,9 +30,7 @@ pub(crate) fn measure(ms: u64) -> anyhow::Result<()> {
     let cpu_before = process::cpu(std::process::id());
     let started = Instant::now();
     let end = started + Duration::from_millis(ms);
-    let workers: Vec<_> = (0..cores)
-        .map(|_| thread::spawn(move || verify_until(end)))
-        .collect();
+    let workers: Vec<_> = (0..cores).map(|_| thread::spawn(move || verify_until(end))).collect();
     let mut latency = Histogram::default();
     for worker in workers {
         latency.merge(&worker.join().expect("a hash worker does not panic")?);
@@ -63,10 +61,7 @@ fn verify_until(end: Instant) -> anyhow::Result<Histogram> {
     let mut latency = Histogram::default();
     while Instant::now() < end {
         let started = Instant::now();
-        anyhow::ensure!(
-            hash()? == expected,
-            "argon2 gave two hashes of one password"
-        );
+        anyhow::ensure!(hash()? == expected, "argon2 gave two hashes of one password");
         latency.record(started.elapsed());
     }
     Ok(latency)

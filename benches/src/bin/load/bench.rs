@@ -41,12 +41,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
     /// Numbers of connections.
-    #[arg(
-        long,
-        value_name = "N,…",
-        value_delimiter = ',',
-        default_value = "64,256"
-    )]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64,256")]
     connections: Vec<usize>,
     /// Measures these cases (and their baselines) alone.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
@@ -102,10 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     let (rounds, window) = match options.quick {
         true => (2, Duration::from_secs(1)),
-        false => (
-            options.rounds.max(1),
-            Duration::try_from_secs_f64(options.seconds)?,
-        ),
+        false => (options.rounds.max(1), Duration::try_from_secs_f64(options.seconds)?),
     };
     let pace = Pace {
         threads: options.threads.unwrap_or(cores / 2).max(1),
@@ -118,8 +110,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let environment = environment.with_postgres(stage.postmaster());
     println!("{environment}");
 
-    let mut measured: Vec<(Case, Vec<Measurement>)> =
-        cases.iter().map(|case| (*case, Vec::new())).collect();
+    let mut measured: Vec<(Case, Vec<Measurement>)> = cases.iter().map(|case| (*case, Vec::new())).collect();
     for round in 1..=rounds {
         for (case, measurements) in &mut measured {
             let measurement = stage.measure(*case, &pace)?;
@@ -127,11 +118,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 "round {round}/{rounds} {case:>12} {:>9.0}/s p99 {:>7.0} µs{}",
                 measurement.per_second,
                 measurement.p99_us,
-                measurement
-                    .first_error
-                    .as_deref()
-                    .map(|e| format!(" ! {e}"))
-                    .unwrap_or_default(),
+                measurement.first_error.as_deref().map(|e| format!(" ! {e}")).unwrap_or_default(),
             );
             measurements.push(measurement);
         }
@@ -139,8 +126,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let report = report::Report::new(environment, measured);
     println!("{report}");
     if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("writing {}", file.display()))?;
+        std::fs::write(file, serde_json::to_vec_pretty(&report)?).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
 }
@@ -166,9 +152,7 @@ impl Stage {
     fn set(options: &Options, cases: &[Case]) -> anyhow::Result<Self> {
         let needed = |kind| cases.iter().any(|case| case.kind == kind);
         let rookery = match cases.iter().any(|case| case.kind.is_of_rookery()) {
-            true => Some(Rookery::start(&rookery_program(
-                options.rookery.as_deref(),
-            )?)?),
+            true => Some(Rookery::start(&rookery_program(options.rookery.as_deref())?)?),
             false => None,
         };
         let bare = match needed(Kind::Bare) {
@@ -179,20 +163,12 @@ impl Stage {
             true => start_insert(options.postgres.as_deref())?,
             false => (None, None),
         };
-        Ok(Self {
-            bare,
-            insert,
-            rookery,
-            _cluster: cluster,
-        })
+        Ok(Self { bare, insert, rookery, _cluster: cluster })
     }
 
     fn postmaster(&self) -> Option<u32> {
         let rookery = self.rookery.as_ref().map(|rookery| &rookery.subject);
-        [self.insert.as_ref(), rookery]
-            .into_iter()
-            .flatten()
-            .find_map(|it| it.postmaster)
+        [self.insert.as_ref(), rookery].into_iter().flatten().find_map(|it| it.postmaster)
     }
 
     fn measure(&mut self, case: Case, pace: &Pace) -> anyhow::Result<Measurement> {
@@ -200,13 +176,8 @@ impl Stage {
             return measure_argon2(pace);
         };
         let load = |subject: &Subject, requests: &Arc<[Request]>| {
-            let load = Load {
-                address: subject.address,
-                connections,
-                threads: pace.threads,
-                warm_up: pace.warm_up,
-                window: pace.window,
-            };
+            let load =
+                Load { address: subject.address, connections, threads: pace.threads, warm_up: pace.warm_up, window: pace.window };
             load.run(requests, || subject.sample())
         };
         match case.kind {
@@ -234,10 +205,7 @@ impl Stage {
                 let counters = growth(&counters, &rookery.counters());
                 let backlog = Backlog::of(catch_up, counters, outcome.acknowledged);
                 let measurement = Measurement::of(&outcome);
-                Ok(Measurement {
-                    backlog: Some(backlog),
-                    ..measurement
-                })
+                Ok(Measurement { backlog: Some(backlog), ..measurement })
             }
         }
     }
@@ -253,9 +221,7 @@ fn start_insert(postgres: Option<&str>) -> anyhow::Result<InsertServer> {
             (cluster.url(), Some(cluster))
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let postmaster = runtime.block_on(async {
         servers::create_table(&url).await?;
         postmaster_of(&url).await
@@ -289,15 +255,10 @@ fn rookery_program(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 fn measure_argon2(pace: &Pace) -> anyhow::Result<Measurement> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["verify-passwords", &pace.window.as_millis().to_string()])
-        .output()?;
-    let rate: Rate = serde_json::from_slice(&output.stdout).with_context(|| {
-        format!(
-            "measuring argon2: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })?;
+    let output =
+        Command::new(std::env::current_exe()?).args(["verify-passwords", &pace.window.as_millis().to_string()]).output()?;
+    let rate: Rate = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("measuring argon2: {}", String::from_utf8_lossy(&output.stderr)))?;
     Ok(Measurement {
         requests: rate.verified,
         per_second: rate.verified as f64 / rate.elapsed.as_secs_f64(),
@@ -343,22 +304,12 @@ impl Measurement {
 impl Backlog {
     fn of(catch_up: CatchUp, counters: BTreeMap<String, f64>, posts: u64) -> Self {
         let posts = posts.max(1) as f64;
-        Self {
-            server_us: micros(catch_up.server) / posts,
-            postgres_us: micros(catch_up.postgres) / posts,
-            counters,
-            catch_up,
-        }
+        Self { server_us: micros(catch_up.server) / posts, postgres_us: micros(catch_up.postgres) / posts, counters, catch_up }
     }
 }
 
 fn growth(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let grown = after.iter().map(|(name, after)| {
-        (
-            name.clone(),
-            after - before.get(name).copied().unwrap_or_default(),
-        )
-    });
+    let grown = after.iter().map(|(name, after)| (name.clone(), after - before.get(name).copied().unwrap_or_default()));
     grown.filter(|(_, growth)| *growth > 0.0).collect()
 }
 

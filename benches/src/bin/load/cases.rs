@@ -91,39 +91,13 @@ impl fmt::Display for Case {
 ///
 /// An empty `only` means all; what is named brings its baseline along.
 pub(crate) fn plan(only: &[Kind], connections: &[usize]) -> Vec<Case> {
-    const PER_CONNECTIONS: [Kind; 6] = [
-        Kind::Bare,
-        Kind::Get,
-        Kind::Comments,
-        Kind::List,
-        Kind::Insert,
-        Kind::Create,
-    ];
-    let wanted = |kind: Kind| {
-        only.is_empty()
-            || only.contains(&kind)
-            || only.iter().any(|named| named.baseline() == Some(kind))
-    };
-    let cases = connections.iter().flat_map(|&connections| {
-        PER_CONNECTIONS.map(|kind| Case {
-            kind,
-            connections: Some(connections),
-        })
-    });
-    let passwords = [
-        Case {
-            kind: Kind::Argon2,
-            connections: None,
-        },
-        Case {
-            kind: Kind::Login,
-            connections: Some(LOGIN_CONNECTIONS),
-        },
-    ];
-    cases
-        .chain(passwords)
-        .filter(|case| wanted(case.kind))
-        .collect()
+    const PER_CONNECTIONS: [Kind; 6] = [Kind::Bare, Kind::Get, Kind::Comments, Kind::List, Kind::Insert, Kind::Create];
+    let wanted = |kind: Kind| only.is_empty() || only.contains(&kind) || only.iter().any(|named| named.baseline() == Some(kind));
+    let cases =
+        connections.iter().flat_map(|&connections| PER_CONNECTIONS.map(|kind| Case { kind, connections: Some(connections) }));
+    let passwords =
+        [Case { kind: Kind::Argon2, connections: None }, Case { kind: Kind::Login, connections: Some(LOGIN_CONNECTIONS) }];
+    cases.chain(passwords).filter(|case| wanted(case.kind)).collect()
 }
 
 #[cfg(test)]
@@ -131,10 +105,7 @@ mod tests {
     use super::*;
 
     fn names(only: &[Kind], connections: &[usize]) -> Vec<String> {
-        plan(only, connections)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        plan(only, connections).iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -39,23 +39,14 @@ impl Cluster {
     pub(crate) fn start() -> anyhow::Result<Self> {
         let bin = binaries().context("no Postgres under /usr/lib/postgresql; give --postgres")?;
         let folder = TempDir::new()?;
-        let user = nix::unistd::geteuid()
-            .is_root()
-            .then(|| User::from_name("postgres"));
+        let user = nix::unistd::geteuid().is_root().then(|| User::from_name("postgres"));
         let user = user.transpose()?.flatten();
         if let Some(user) = &user {
-            chown(
-                folder.path(),
-                Some(user.uid.as_raw()),
-                Some(user.gid.as_raw()),
-            )?;
+            chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
         }
         let command = |program: &str| {
             let mut command = Command::new(bin.join(program));
-            command
-                .current_dir(folder.path())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null());
+            command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null());
             if let Some(user) = &user {
                 command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
             }
@@ -70,10 +61,7 @@ impl Cluster {
         let postmaster = command("postgres")
             .args(SETTINGS.iter().flat_map(|setting| ["-c", setting]))
             .arg("-c")
-            .arg(format!(
-                "unix_socket_directories={}",
-                folder.path().display()
-            ))
+            .arg(format!("unix_socket_directories={}", folder.path().display()))
             .stderr(Stdio::null())
             .spawn()?;
         let cluster = Self { postmaster, folder };
@@ -83,16 +71,11 @@ impl Cluster {
 
     /// How to connect.
     pub(crate) fn url(&self) -> String {
-        format!(
-            "host={} user=rookery dbname=postgres",
-            self.folder.path().display()
-        )
+        format!("host={} user=rookery dbname=postgres", self.folder.path().display())
     }
 
     fn wait_for_socket(&self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let deadline = Instant::now() + Duration::from_secs(20);
         let url = self.url();
         loop {
@@ -117,8 +100,5 @@ impl Drop for Cluster {
 
 fn binaries() -> Option<PathBuf> {
     let versions = Path::new("/usr/lib/postgresql").read_dir().ok()?.flatten();
-    versions
-        .map(|version| version.path().join("bin"))
-        .filter(|bin| bin.join("postgres").exists())
-        .max()
+    versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("postgres").exists()).max()
 }

@@ -48,21 +48,13 @@ impl Environment {
         let load = file("/proc/loadavg");
         Self {
             rustc: env!("ROOKERY_BENCHES_RUSTC"),
-            profile: if cfg!(debug_assertions) {
-                "debug"
-            } else {
-                "release"
-            },
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
             crates: BTreeMap::from(versions),
             postgres: None,
             kernel: file("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: model.unwrap_or_else(|| "unknown processor".to_owned()),
             cores,
-            load_average: load
-                .split(' ')
-                .next()
-                .and_then(|it| it.parse().ok())
-                .unwrap_or(0.0),
+            load_average: load.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0.0),
             generator_threads: pace.threads,
             rounds,
             window_ms: pace.window.as_millis(),
@@ -77,33 +69,17 @@ impl Environment {
             let output = Command::new(program).arg("--version").output().ok()?;
             Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
-        Self {
-            postgres: postmaster.and_then(version),
-            ..self
-        }
+        Self { postgres: postmaster.and_then(version), ..self }
     }
 }
 
 impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}, {} profile", self.rustc, self.profile)?;
-        let crates = self
-            .crates
-            .iter()
-            .map(|(name, version)| format!("{name} {version}"));
+        let crates = self.crates.iter().map(|(name, version)| format!("{name} {version}"));
         writeln!(f, "{}", crates.collect::<Vec<_>>().join(", "))?;
-        writeln!(
-            f,
-            "{}",
-            self.postgres
-                .as_deref()
-                .unwrap_or("no Postgres in this run")
-        )?;
-        writeln!(
-            f,
-            "{} cores, {}, Linux {}",
-            self.cores, self.processor, self.kernel
-        )?;
+        writeln!(f, "{}", self.postgres.as_deref().unwrap_or("no Postgres in this run"))?;
+        writeln!(f, "{} cores, {}, Linux {}", self.cores, self.processor, self.kernel)?;
         writeln!(
             f,
             "{} rounds of {} ms after {} ms of warm-up, load generator on {} thread(s), \
@@ -111,10 +87,7 @@ impl fmt::Display for Environment {
             self.rounds, self.window_ms, self.warm_up_ms, self.generator_threads, self.load_average,
         )?;
         if self.profile == "debug" {
-            writeln!(
-                f,
-                "NOT OPTIMISED: these figures say nothing; run with --release"
-            )?;
+            writeln!(f, "NOT OPTIMISED: these figures say nothing; run with --release")?;
         }
         Ok(())
     }
@@ -127,9 +100,7 @@ fn locked_version<'a>(lock: &'a str, name: &str) -> &'a str {
     let mut found = "unknown";
     while let Some(line) = lines.next() {
         if line.strip_prefix("name = ") == Some(&quoted) {
-            let version = lines
-                .next()
-                .and_then(|line| line.strip_prefix("version = "));
+            let version = lines.next().and_then(|line| line.strip_prefix("version = "));
             found = version.map_or(found, |version| version.trim_matches('"'));
         }
     }
@@ -210,8 +181,7 @@ impl Row {
         };
         Self {
             case,
-            per_second: Spread::of(rounds.iter().map(|it| it.per_second))
-                .expect("a case has a round"),
+            per_second: Spread::of(rounds.iter().map(|it| it.per_second)).expect("a case has a round"),
             ratio,
             target,
             verdict,
@@ -220,15 +190,11 @@ impl Row {
     }
 
     fn median(&self, value: impl Fn(&Measurement) -> f64) -> f64 {
-        Spread::of(self.rounds.iter().map(value))
-            .expect("a case has a round")
-            .median
+        Spread::of(self.rounds.iter().map(value)).expect("a case has a round").median
     }
 
     fn errors(&self) -> impl Iterator<Item = &str> {
-        self.rounds
-            .iter()
-            .filter_map(|it| it.first_error.as_deref())
+        self.rounds.iter().filter_map(|it| it.first_error.as_deref())
     }
 }
 
@@ -271,9 +237,7 @@ impl Report {
             let found = measured.iter().find(|(other, _)| *other == case);
             found.map(|(_, rounds)| rounds.as_slice())
         };
-        let row = |(case, rounds): &(Case, Vec<Measurement>)| {
-            Row::new(*case, rounds, case.baseline().and_then(find))
-        };
+        let row = |(case, rounds): &(Case, Vec<Measurement>)| Row::new(*case, rounds, case.baseline().and_then(find));
         let cases = measured.iter().map(row).collect();
         Self { environment, cases }
     }
@@ -310,11 +274,7 @@ impl fmt::Display for Report {
                 writeln!(f, "! {}: {error}", row.case)?;
             }
         }
-        for row in self
-            .cases
-            .iter()
-            .filter(|row| row.case.kind == Kind::Create)
-        {
+        for row in self.cases.iter().filter(|row| row.case.kind == Kind::Create) {
             write_parts(f, row)?;
         }
         Ok(())
@@ -334,15 +294,9 @@ fn write_parts(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
          idle after {:.0} ms",
         median(backlogs().map(|it| it.server_us).collect()),
         median(backlogs().map(|it| it.postgres_us).collect()),
-        median(
-            backlogs()
-                .map(|it| it.catch_up.idle_after_ms as f64)
-                .collect()
-        ),
+        median(backlogs().map(|it| it.catch_up.idle_after_ms as f64).collect()),
     )?;
-    let searchable: Option<Vec<f64>> = backlogs()
-        .map(|it| it.catch_up.searchable_after_ms.map(|ms| ms as f64))
-        .collect();
+    let searchable: Option<Vec<f64>> = backlogs().map(|it| it.catch_up.searchable_after_ms.map(|ms| ms as f64)).collect();
     match searchable {
         Some(ms) => writeln!(f, "  every post found after {:.0} ms", median(ms)),
         None => writeln!(f, "  ! search did not find every post in time"),
@@ -355,16 +309,9 @@ fn write_names(
     what: &str,
     names_of: impl Fn(&Measurement) -> &BTreeMap<String, f64>,
 ) -> fmt::Result {
-    let names: BTreeSet<&String> = row
-        .rounds
-        .iter()
-        .flat_map(|it| names_of(it).keys())
-        .collect();
+    let names: BTreeSet<&String> = row.rounds.iter().flat_map(|it| names_of(it).keys()).collect();
     let of = |name: &str| row.median(|it| names_of(it).get(name).copied().unwrap_or_default());
-    let mut parts: Vec<(&str, f64)> = names
-        .into_iter()
-        .map(|name| (name.as_str(), of(name)))
-        .collect();
+    let mut parts: Vec<(&str, f64)> = names.into_iter().map(|name| (name.as_str(), of(name))).collect();
     parts.retain(|(_, us)| *us >= WORTH_A_LINE_US);
     parts.sort_by(|a, b| b.1.total_cmp(&a.1));
     for (name, us) in parts {
@@ -394,22 +341,12 @@ mod tests {
         }
     }
 
-    const GET: Case = Case {
-        kind: Kind::Get,
-        connections: Some(64),
-    };
+    const GET: Case = Case { kind: Kind::Get, connections: Some(64) };
 
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
         let spread = Spread::of([4.0, 1.0, 2.0, 3.0]).unwrap();
-        assert_eq!(
-            spread,
-            Spread {
-                median: 2.5,
-                min: 1.0,
-                max: 4.0
-            }
-        );
+        assert_eq!(spread, Spread { median: 2.5, min: 1.0, max: 4.0 });
         assert_eq!(Spread::of([]), None);
     }
 
@@ -418,14 +355,7 @@ mod tests {
         let rookery = [measured(60.0, 0), measured(30.0, 0)];
         let bare = [measured(100.0, 0), measured(50.0, 0)];
         let row = Row::new(GET, &rookery, Some(&bare));
-        assert_eq!(
-            row.ratio,
-            Some(Spread {
-                median: 0.6,
-                min: 0.6,
-                max: 0.6
-            })
-        );
+        assert_eq!(row.ratio, Some(Spread { median: 0.6, min: 0.6, max: 0.6 }));
         assert_eq!(row.verdict, Verdict::Met);
     }
 
@@ -438,14 +368,8 @@ mod tests {
     #[test]
     fn one_error_makes_a_case_and_what_leans_on_it_invalid() {
         let (fast, failing) = ([measured(100.0, 0)], [measured(100.0, 1)]);
-        assert_eq!(
-            Row::new(GET, &failing, Some(&fast)).verdict,
-            Verdict::Invalid
-        );
-        assert_eq!(
-            Row::new(GET, &fast, Some(&failing)).verdict,
-            Verdict::Invalid
-        );
+        assert_eq!(Row::new(GET, &failing, Some(&fast)).verdict, Verdict::Invalid);
+        assert_eq!(Row::new(GET, &fast, Some(&failing)).verdict, Verdict::Invalid);
     }
 
     #[test]
@@ -453,10 +377,6 @@ mod tests {
         let lock = "[[package]]\nname = \"tokio\"\nversion = \"1.2.3\"\n";
         assert_eq!(locked_version(lock, "tokio"), "1.2.3");
         assert_eq!(locked_version(lock, "tok"), "unknown");
-        assert!(
-            CRATES
-                .iter()
-                .all(|name| locked_version(LOCK, name) != "unknown")
-        );
+        assert!(CRATES.iter().all(|name| locked_version(LOCK, name) != "unknown"));
     }
 }

@@ -96,9 +96,7 @@ impl Rookery {
             .with_context(|| format!("starting {}", program.display()))?;
         let mut rookery = Self {
             subject: Subject::of(child, gateway),
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
             users: Vec::new(),
             logged_in_at: Instant::now(),
             posts: Vec::new(),
@@ -157,10 +155,7 @@ impl Rookery {
     /// A fast wrong answer is not worth measuring.
     fn check_answers(&mut self) -> anyhow::Result<()> {
         let post = self.get(&format!("/api/v1/posts/{}", self.thread))?;
-        anyhow::ensure!(
-            text_at(&post, "/id")? == self.thread,
-            "another post: {post}"
-        );
+        anyhow::ensure!(text_at(&post, "/id")? == self.thread, "another post: {post}");
         for path in [self.comments_path(), list_path()] {
             let page = self.get(&path)?;
             let items = page["items"].as_array().map_or(0, Vec::len);
@@ -178,18 +173,13 @@ impl Rookery {
         Ok(match kind {
             Kind::Get => {
                 let path = |id| format!("/api/v1/posts/{id}");
-                self.posts
-                    .iter()
-                    .map(|id| Request::get(&path(id)))
-                    .collect()
+                self.posts.iter().map(|id| Request::get(&path(id))).collect()
             }
             Kind::Comments => [Request::get(&self.comments_path())].into(),
             Kind::List => [Request::get(&list_path())].into(),
             Kind::Create => {
                 self.log_in_again_when_due()?;
-                (0..TEXTS)
-                    .map(|n| self.create_request(n as usize, &text::post(n)))
-                    .collect()
+                (0..TEXTS).map(|n| self.create_request(n as usize, &text::post(n))).collect()
             }
             Kind::Login => {
                 let login = |user: &User| {
@@ -245,11 +235,7 @@ impl Rookery {
             let now = (Instant::now(), spent_of(&sample));
             let share = (now.1 - last.1).as_secs_f64() / (now.0 - last.0).as_secs_f64();
             last = now;
-            idle_polls = if share < IDLE_SHARE {
-                idle_polls + 1
-            } else {
-                0
-            };
+            idle_polls = if share < IDLE_SHARE { idle_polls + 1 } else { 0 };
             let done = searchable_after_ms.is_some() && idle_polls >= 2;
             if done || Instant::now() > deadline {
                 return Ok(CatchUp {
@@ -265,9 +251,7 @@ impl Rookery {
     fn posts_found(&mut self) -> anyhow::Result<u64> {
         let path = format!("/api/v1/search?q={}&type=posts&limit=1", text::MARKER);
         let answer = self.get(&path)?;
-        answer["total"]
-            .as_u64()
-            .with_context(|| format!("no total in {answer}"))
+        answer["total"].as_u64().with_context(|| format!("no total in {answer}"))
     }
 
     /// The counters of `/metrics`, or none if there is no such page.
@@ -298,9 +282,7 @@ impl Rookery {
 
     fn post(&mut self, path: &str, user: Option<usize>, json: &str) -> anyhow::Result<Value> {
         let bearer = user.map(|user| format!("Bearer {}", self.users[user % USERS].token));
-        let headers = bearer
-            .iter()
-            .map(|bearer| ("authorization", bearer.as_str()));
+        let headers = bearer.iter().map(|bearer| ("authorization", bearer.as_str()));
         let request = Request::post(path, &headers.collect::<Vec<_>>(), json);
         Ok(serde_json::from_str(&self.ask(&request)?)?)
     }
@@ -334,16 +316,9 @@ fn list_path() -> String {
 /// Addresses that are free now; another program could take one before Rookery does.
 fn free_addresses<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
     // All are held until all are found, or the same port could come twice.
-    let listeners: Vec<_> = (0..N)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<Result<_, _>>()?;
-    let addresses: Vec<_> = listeners
-        .iter()
-        .map(TcpListener::local_addr)
-        .collect::<Result<_, _>>()?;
-    Ok(addresses
-        .try_into()
-        .expect("as many addresses as listeners"))
+    let listeners: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    Ok(addresses.try_into().expect("as many addresses as listeners"))
 }
 
 fn spent_of(sample: &Sample) -> Duration {
@@ -352,9 +327,7 @@ fn spent_of(sample: &Sample) -> Duration {
 
 fn text_at(answer: &Value, pointer: &str) -> anyhow::Result<String> {
     let text = answer.pointer(pointer).and_then(Value::as_str);
-    Ok(text
-        .with_context(|| format!("no {pointer} in {answer}"))?
-        .to_owned())
+    Ok(text.with_context(|| format!("no {pointer} in {answer}"))?.to_owned())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -386,10 +359,7 @@ mod tests {
     fn only_counters_are_read_from_a_metrics_page() {
         let page = "# TYPE hits counter\nhits{route=\"/ a\"} 3\nhits 4.5\n\
                     # TYPE depth gauge\ndepth 7\n";
-        let expected = [
-            ("hits".to_owned(), 4.5),
-            ("hits{route=\"/ a\"}".to_owned(), 3.0),
-        ];
+        let expected = [("hits".to_owned(), 4.5), ("hits{route=\"/ a\"}".to_owned(), 3.0)];
         assert_eq!(parse_counters(page), BTreeMap::from(expected));
     }
 }

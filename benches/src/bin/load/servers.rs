@@ -58,9 +58,7 @@ const INSERT: &str = "
 /// Serves `POST /posts`: one INSERT in a transaction of its own, then the answer.
 #[tokio::main]
 pub(crate) async fn serve_insert(database: &str) -> anyhow::Result<()> {
-    let manager = Manager(PostgresConnectionManager::new_from_stringlike(
-        database, NoTls,
-    )?);
+    let manager = Manager(PostgresConnectionManager::new_from_stringlike(database, NoTls)?);
     let pool = bb8::Pool::builder()
         .max_size(POOL_CONNECTIONS)
         .min_idle(POOL_CONNECTIONS)
@@ -69,16 +67,8 @@ pub(crate) async fn serve_insert(database: &str) -> anyhow::Result<()> {
         .build(manager)
         .await
         .with_context(|| format!("connecting to {database}"))?;
-    let server = Arc::new(Inserter {
-        pool,
-        author: Uuid::now_v7(),
-    });
-    serve(
-        Router::new()
-            .route(INSERT_PATH, post(insert))
-            .with_state(server),
-    )
-    .await
+    let server = Arc::new(Inserter { pool, author: Uuid::now_v7() });
+    serve(Router::new().route(INSERT_PATH, post(insert)).with_state(server)).await
 }
 
 struct Inserter {
@@ -137,13 +127,7 @@ impl Inserter {
         let id = Uuid::now_v7();
         let now = Timestamp::now();
         let connection = self.pool.get().await?;
-        connection
-            .client
-            .execute(
-                &connection.insert,
-                &[&id, &self.author, &post.title, &post.body, &post.tags, &now],
-            )
-            .await?;
+        connection.client.execute(&connection.insert, &[&id, &self.author, &post.title, &post.body, &post.tags, &now]).await?;
         Ok(id)
     }
 }

@@ -36,32 +36,18 @@ pub(crate) struct Sample {
 impl Subject {
     /// Starts this very program as one of the servers that Rookery is compared with.
     pub(crate) fn start_own(arguments: &[&str], postmaster: Option<Pid>) -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().expect("the output is piped");
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line
-            .trim()
-            .parse()
-            .with_context(|| format!("{arguments:?} did not say where it listens"))?;
-        Ok(Self {
-            child,
-            address,
-            postmaster,
-        })
+        let address = line.trim().parse().with_context(|| format!("{arguments:?} did not say where it listens"))?;
+        Ok(Self { child, address, postmaster })
     }
 
     /// Takes over a child that listens at an address.
     pub(crate) fn of(child: Child, address: SocketAddr) -> Self {
-        Self {
-            child,
-            address,
-            postmaster: None,
-        }
+        Self { child, address, postmaster: None }
     }
 
     /// The server's process id.
@@ -79,19 +65,14 @@ impl Subject {
         let snapshot = Snapshot::take();
         let tree = snapshot.tree(self.pid(), None);
         let postgres = |pid| tree.iter().any(|it| it.pid == pid && it.name == "postgres");
-        self.postmaster = tree
-            .iter()
-            .find(|it| it.name == "postgres" && !postgres(it.parent))
-            .map(|it| it.pid);
+        self.postmaster = tree.iter().find(|it| it.name == "postgres" && !postgres(it.parent)).map(|it| it.pid);
     }
 
     /// Reads all CPU times.
     pub(crate) fn sample(&self) -> Sample {
         let snapshot = Snapshot::take();
         let postgres = self.postmaster.map(|pid| snapshot.cpu(pid, None));
-        let databases = self
-            .postmaster
-            .map(|pid| process::cpu_by_database(&snapshot, pid));
+        let databases = self.postmaster.map(|pid| process::cpu_by_database(&snapshot, pid));
         Sample {
             server: snapshot.cpu(self.pid(), self.postmaster),
             postgres: postgres.unwrap_or_default(),
@@ -104,17 +85,11 @@ impl Subject {
 
 impl Drop for Subject {
     fn drop(&mut self) {
-        let _ = kill(
-            NixPid::from_raw(self.child.id().cast_signed()),
-            Signal::SIGTERM,
-        );
+        let _ = kill(NixPid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let deadline = Instant::now() + STOPS_WITHIN;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
-                eprintln!(
-                    "process {} did not stop on SIGTERM; killed",
-                    self.child.id()
-                );
+                eprintln!("process {} did not stop on SIGTERM; killed", self.child.id());
                 let _ = self.child.kill();
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -126,10 +101,7 @@ impl Drop for Subject {
 pub(crate) async fn postmaster_of(database: &str) -> anyhow::Result<Pid> {
     let (client, connection) = tokio_postgres::connect(database, NoTls).await?;
     let connection = tokio::spawn(connection);
-    let backend: i32 = client
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await?
-        .get(0);
+    let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let postmaster = process::Process::read(backend.cast_unsigned())
         .context("the Postgres server runs on another machine: its CPU time cannot be read")?
         .parent;

@@ -23,16 +23,7 @@ const WORDS: &str = "the a to of and in is that it for on with as this was be ar
     ledger compass saffron walnut thimble archive beacon canyon drizzle ember fathom gazette hollow \
     ivory juniper kestrel lattice marble nectar obsidian parchment quiver ripple sandstone tundra";
 
-const TAGS: [&str; 8] = [
-    "programming",
-    "rust",
-    "databases",
-    "linux",
-    "web",
-    "science",
-    "books",
-    "history",
-];
+const TAGS: [&str; 8] = ["programming", "rust", "databases", "linux", "web", "science", "books", "history"];
 
 /// The JSON of a new post, number `n` of the kinds that there are; its serial makes it unique.
 pub(crate) fn post(n: u64) -> String {
@@ -61,10 +52,7 @@ pub(crate) fn post(n: u64) -> String {
 pub(crate) fn comment(n: u64) -> String {
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
     let mut draw = Draw(!n);
-    (0..35)
-        .map(|_| words[(draw.uniform() * words.len() as f64) as usize])
-        .collect::<Vec<_>>()
-        .join(" ")
+    (0..35).map(|_| words[(draw.uniform() * words.len() as f64) as usize]).collect::<Vec<_>>().join(" ")
 }
 
 /// SplitMix64 (Steele, Lea & Flood, 2014): the same texts in every run.

@@ -51,12 +51,7 @@ pub(crate) async fn handle(
     let along = along(&context, None);
     let accepted = api
         .write(Service::Users, &context, Twice::Unsafe, || {
-            api.users.login(
-                &body.login,
-                password.again(),
-                user_agent(&headers),
-                along.clone(),
-            )
+            api.users.login(&body.login, password.again(), user_agent(&headers), along.clone())
         })
         .await?;
     api.tokens(StatusCode::OK, &accepted.reply)

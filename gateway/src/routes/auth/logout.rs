@@ -28,10 +28,7 @@ pub(crate) async fn one(
 ) -> Result<StatusCode, Problem> {
     let session = SessionId(user.sid);
     let along = along(&context, None);
-    api.write(Service::Users, &context, Twice::Safe, || {
-        api.users.logout(UserId(user.sub), session, along.clone())
-    })
-    .await?;
+    api.write(Service::Users, &context, Twice::Safe, || api.users.logout(UserId(user.sub), session, along.clone())).await?;
     revoke(&context, [session]);
     Ok(StatusCode::NO_CONTENT)
 }
@@ -55,10 +52,7 @@ pub(crate) async fn all(
     let id = UserId(user.sub);
     let sessions = api.session_ids(&context, id).await?;
     let along = along(&context, None);
-    api.write(Service::Users, &context, Twice::Safe, || {
-        api.users.logout_all(id, along.clone())
-    })
-    .await?;
+    api.write(Service::Users, &context, Twice::Safe, || api.users.logout_all(id, along.clone())).await?;
     revoke(&context, sessions.into_iter().chain([SessionId(user.sid)]));
     Ok(StatusCode::NO_CONTENT)
 }

@@ -72,16 +72,8 @@ impl Api {
 
     /// The sessions of a user, so that this gateway can refuse them the moment they have ended; the others hear of it by
     /// the log.
-    pub(crate) async fn session_ids(
-        &self,
-        context: &Context,
-        user: UserId,
-    ) -> Result<Vec<SessionId>, Problem> {
-        let sessions = self
-            .read(Service::Users, context, |deadline| {
-                self.users.sessions(user, deadline)
-            })
-            .await?;
+    pub(crate) async fn session_ids(&self, context: &Context, user: UserId) -> Result<Vec<SessionId>, Problem> {
+        let sessions = self.read(Service::Users, context, |deadline| self.users.sessions(user, deadline)).await?;
         Ok(sessions.into_iter().map(|session| session.id).collect())
     }
 }

@@ -46,8 +46,7 @@ pub(crate) async fn handle(
     let along = along(&context, key);
     let refreshed = api
         .ask(Service::Users, &context, Twice::keyed(&along), || {
-            api.users
-                .refresh(body.refresh_token.expose_secret(), along.clone())
+            api.users.refresh(body.refresh_token.expose_secret(), along.clone())
         })
         .await?;
     let accepted = refreshed.map_err(|rejection| match rejection {

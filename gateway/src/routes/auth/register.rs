@@ -44,11 +44,7 @@ impl Registration {
         fields.check()?;
         let all = username.zip(email).zip(password);
         let ((username, email), password) = all.expect("fields without errors have values");
-        Ok(Checked {
-            username,
-            email,
-            password,
-        })
+        Ok(Checked { username, email, password })
     }
 }
 
@@ -97,24 +93,15 @@ pub(crate) async fn handle(
     let along = along(&context, key);
     let accepted = api
         .write(Service::Users, &context, Twice::keyed(&along), || {
-            api.users
-                .register(checked.user(user_agent(&headers)), along.clone())
+            api.users.register(checked.user(user_agent(&headers)), along.clone())
         })
         .await?;
     let who = &accepted.reply;
     let profile = &who.account.profile;
     let place = format!("/api/v1/users/{}", profile.username);
-    let write = SearchToken {
-        topic: Topic::Users,
-        shard: accepted.shard,
-        seq: accepted.seq,
-        key: profile.id.0,
-    };
+    let write = SearchToken { topic: Topic::Users, shard: accepted.shard, seq: accepted.seq, key: profile.id.0 };
     let headers = [
-        (
-            header::LOCATION,
-            HeaderValue::try_from(place).expect("a username is a header value"),
-        ),
+        (header::LOCATION, HeaderValue::try_from(place).expect("a username is a header value")),
         (SEARCH_TOKEN, api.search_token(&write)),
     ];
     Ok((headers, api.tokens(StatusCode::CREATED, who)?).into_response())
@@ -129,11 +116,7 @@ mod tests {
         let body = r#"{"username": "a b", "email": "nowhere", "password": "hunter2"}"#;
         let registration: Registration = serde_json::from_str(body).unwrap();
         let problem = registration.check().err().unwrap();
-        let fields: Vec<_> = problem
-            .errors
-            .iter()
-            .map(|error| error.field.as_str())
-            .collect();
+        let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
         assert_eq!(fields, ["username", "email", "password"]);
         assert!(!format!("{problem:?} {registration:?}").contains("hunter2"));
     }

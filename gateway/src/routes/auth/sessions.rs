@@ -41,21 +41,8 @@ pub(crate) struct SessionList {
 
 impl SessionView {
     pub(crate) fn of(session: SessionData, asking: Uuid) -> Self {
-        let SessionData {
-            id,
-            created_at,
-            last_used_at,
-            expires_at,
-            user_agent,
-        } = session;
-        Self {
-            id: id.0,
-            created_at,
-            last_used_at,
-            expires_at,
-            user_agent,
-            current: id.0 == asking,
-        }
+        let SessionData { id, created_at, last_used_at, expires_at, user_agent } = session;
+        Self { id: id.0, created_at, last_used_at, expires_at, user_agent, current: id.0 == asking }
     }
 }
 
@@ -73,19 +60,9 @@ pub(crate) async fn list(
     context: Context,
     CurrentUser(user): CurrentUser,
 ) -> Result<Json<SessionList>, Problem> {
-    let sessions = api
-        .read(Service::Users, &context, |deadline| {
-            api.users.sessions(UserId(user.sub), deadline)
-        })
-        .await?;
-    let items = sessions
-        .into_iter()
-        .map(|session| SessionView::of(session, user.sid))
-        .collect();
-    Ok(Json(SessionList {
-        items,
-        next_cursor: None,
-    }))
+    let sessions = api.read(Service::Users, &context, |deadline| api.users.sessions(UserId(user.sub), deadline)).await?;
+    let items = sessions.into_iter().map(|session| SessionView::of(session, user.sid)).collect();
+    Ok(Json(SessionList { items, next_cursor: None }))
 }
 
 /// End one of my sessions
@@ -106,11 +83,8 @@ pub(crate) async fn end(
 ) -> Result<StatusCode, Problem> {
     let session = SessionId(id);
     let along = along(&context, None);
-    api.write(Service::Users, &context, Twice::Unsafe, || {
-        api.users
-            .close_session(UserId(user.sub), session, along.clone())
-    })
-    .await?;
+    api.write(Service::Users, &context, Twice::Unsafe, || api.users.close_session(UserId(user.sub), session, along.clone()))
+        .await?;
     revoke(&context, [session]);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -60,52 +60,28 @@ pub(crate) async fn handle(
     let text = CommentBody::parse(body.body.as_str())?;
     // A thread knows only that its post is gone, not that it never was.
     api.post(&context, post).await?;
-    let draft = Draft {
-        post,
-        author: UserId(user.sub),
-        body: text,
-        parent: body.parent_id.map(CommentId),
-        at: now(),
-    };
+    let draft = Draft { post, author: UserId(user.sub), body: text, parent: body.parent_id.map(CommentId), at: now() };
     let along = along(&context, key);
-    let added = api
-        .ask(Service::Comments, &context, Twice::keyed(&along), || {
-            api.comments.add(draft.clone(), along.clone())
-        })
-        .await?;
+    let added =
+        api.ask(Service::Comments, &context, Twice::keyed(&along), || api.comments.add(draft.clone(), along.clone())).await?;
     let accepted = added.map_err(refused)?;
-    let comment = accepted
-        .reply
-        .comment
-        .as_ref()
-        .ok_or_else(no_such_comment)?;
+    let comment = accepted.reply.comment.as_ref().ok_or_else(no_such_comment)?;
     let (item, _) = api.one_comment(&context, None, comment).await?;
     let place = format!("/api/v1/posts/{post}/comments/{}", comment.id);
     let headers = [
-        (
-            header::LOCATION,
-            HeaderValue::try_from(place).expect("ids are a header value"),
-        ),
+        (header::LOCATION, HeaderValue::try_from(place).expect("ids are a header value")),
         (SEARCH_TOKEN, api.search_token(&written(&accepted, post))),
     ];
     // Nobody has liked it yet.
     let liked = Some(false);
-    let answer = render::answer(
-        StatusCode::CREATED,
-        item.json(liked),
-        Some(item.stamp.etag(liked)),
-    );
+    let answer = render::answer(StatusCode::CREATED, item.json(liked), Some(item.stamp.etag(liked)));
     Ok((headers, answer).into_response())
 }
 
 /// Here the deleted comment is the one to be answered: the body names it, not the path.
 fn refused(rejection: Rejection) -> Problem {
     match rejection {
-        Rejection::Deleted => Problem::field(
-            "parent_id",
-            "deleted",
-            "the comment to be answered is deleted",
-        ),
+        Rejection::Deleted => Problem::field("parent_id", "deleted", "the comment to be answered is deleted"),
         rejection => rejection.into(),
     }
 }

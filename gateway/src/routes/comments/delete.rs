@@ -44,8 +44,7 @@ pub(crate) async fn handle(
     let (along, at) = (along(&context, None), now());
     let accepted = api
         .write(Service::Comments, &context, Twice::Unsafe, || {
-            api.comments
-                .delete(post, comment, by, moderator, seen, at, along.clone())
+            api.comments.delete(post, comment, by, moderator, seen, at, along.clone())
         })
         .await?;
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, post)))];

@@ -56,34 +56,16 @@ pub(crate) async fn handle(
     Json(body): Json<CommentChange>,
 ) -> Result<Response, Problem> {
     let (post, comment) = (PostId(post), CommentId(comment));
-    let change = Change {
-        body: CommentBody::parse(body.body.as_str())?,
-        if_version: if_match.version(),
-    };
+    let change = Change { body: CommentBody::parse(body.body.as_str())?, if_version: if_match.version() };
     let (along, at) = (along(&context, None), now());
     let accepted = api
         .write(Service::Comments, &context, Twice::Unsafe, || {
-            api.comments.edit(
-                post,
-                comment,
-                UserId(user.sub),
-                change.clone(),
-                at,
-                along.clone(),
-            )
+            api.comments.edit(post, comment, UserId(user.sub), change.clone(), at, along.clone())
         })
         .await?;
-    let comment = accepted
-        .reply
-        .comment
-        .as_ref()
-        .ok_or_else(no_such_comment)?;
+    let comment = accepted.reply.comment.as_ref().ok_or_else(no_such_comment)?;
     let (item, liked) = api.one_comment(&context, Some(&user), comment).await?;
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, post)))];
-    let answer = render::answer(
-        StatusCode::OK,
-        item.json(liked),
-        Some(item.stamp.etag(liked)),
-    );
+    let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));
     Ok((token, answer).into_response())
 }

@@ -57,10 +57,7 @@ async fn like(
 ) -> Result<StatusCode, Problem> {
     let along = along(&context, None);
     let (post, comment) = (PostId(post), CommentId(comment));
-    api.write(Service::Comments, &context, Twice::Safe, || {
-        api.comments
-            .like(post, comment, UserId(user.sub), on, along.clone())
-    })
-    .await?;
+    api.write(Service::Comments, &context, Twice::Safe, || api.comments.like(post, comment, UserId(user.sub), on, along.clone()))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

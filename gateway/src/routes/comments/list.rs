@@ -58,12 +58,7 @@ pub(crate) async fn handle(
     Query(asked): Query<ThreadQuery>,
 ) -> Result<Response, Problem> {
     let post = PostId(post);
-    let scope = Scope {
-        post,
-        order: asked.sort.unwrap_or_default(),
-        parent: asked.parent.map(CommentId),
-        depth: asked.depth,
-    };
+    let scope = Scope { post, order: asked.sort.unwrap_or_default(), parent: asked.parent.map(CommentId), depth: asked.depth };
     // A cursor of one walk opens in no other.
     let seal = format!("comments {scope:?}");
     let place = match asked.cursor.as_deref() {
@@ -74,12 +69,9 @@ pub(crate) async fn handle(
     api.post(&context, post).await?;
     let limit = NonZeroUsize::new(page_size(asked.limit)).expect("the limit is at least 1");
     let page = api
-        .read(Service::Comments, &context, |deadline| {
-            api.comments.page(&place, limit, deadline)
-        })
+        .read(Service::Comments, &context, |deadline| api.comments.page(&place, limit, deadline))
         .await?
         .ok_or_else(no_such_comment)?;
     let next = page.next.map(|place| api.cursors.seal(&seal, &place));
-    api.comment_list(&context, user.as_deref(), &page.items, next)
-        .await
+    api.comment_list(&context, user.as_deref(), &page.items, next).await
 }

@@ -108,8 +108,7 @@ impl Api {
             answers: comment.reply_count,
             author: author.map(|author| author.version),
         };
-        self.comment_items
-            .get(comment.id, stamp, || CommentView::of(comment, author))
+        self.comment_items.get(comment.id, stamp, || CommentView::of(comment, author))
     }
 
     /// A comment as JSON with its author looked up, and whether it is liked by who asks.
@@ -119,13 +118,9 @@ impl Api {
         user: Option<&Claims>,
         comment: &Comment,
     ) -> Result<(Arc<Item>, Option<bool>), Problem> {
-        let authors = self
-            .authors(Service::Comments, context, comment.author)
-            .await?;
+        let authors = self.authors(Service::Comments, context, comment.author).await?;
         let author = comment.author.and_then(|author| authors.get(author));
-        let liked = self
-            .liked_comments(context, user, std::slice::from_ref(comment))
-            .await?;
+        let liked = self.liked_comments(context, user, std::slice::from_ref(comment)).await?;
         let liked = liked.map(|liked| liked.contains(&comment.id));
         Ok((self.comment_item(comment, author.map(Arc::as_ref)), liked))
     }
@@ -139,11 +134,7 @@ impl Api {
     ) -> Result<Option<HashSet<CommentId>>, Problem> {
         let Some(user) = user else { return Ok(None) };
         let user = UserId(user.sub);
-        self.read(Service::Comments, context, |_| {
-            self.comments.liked(user, comments)
-        })
-        .await
-        .map(Some)
+        self.read(Service::Comments, context, |_| self.comments.liked(user, comments)).await.map(Some)
     }
 
     /// A page of comments as an answer.
@@ -162,24 +153,14 @@ impl Api {
             self.comment_item(comment, author.map(Arc::as_ref))
         };
         let items: Vec<Arc<Item>> = comments.iter().map(item).collect();
-        let mine = comments
-            .iter()
-            .map(|comment| liked.as_ref().map(|liked| liked.contains(&comment.id)));
-        Ok(render::list(
-            items.iter().map(Arc::as_ref).zip(mine),
-            next.as_deref(),
-        ))
+        let mine = comments.iter().map(|comment| liked.as_ref().map(|liked| liked.contains(&comment.id)));
+        Ok(render::list(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
     }
 }
 
 /// What names a write to a comment for search.
 fn written(accepted: &Accepted<Reply>, post: PostId) -> SearchToken {
-    SearchToken {
-        topic: Topic::Comments,
-        shard: accepted.shard,
-        seq: accepted.seq,
-        key: post.0,
-    }
+    SearchToken { topic: Topic::Comments, shard: accepted.shard, seq: accepted.seq, key: post.0 }
 }
 
 fn no_such_comment() -> Problem {

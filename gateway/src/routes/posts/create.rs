@@ -45,13 +45,7 @@ impl NewPost {
         fields.check()?;
         let all = title.zip(body).zip(tags);
         let ((title, body), tags) = all.expect("fields without errors have values");
-        Ok(Draft {
-            author,
-            title,
-            body,
-            tags,
-            at,
-        })
+        Ok(Draft { author, title, body, tags, at })
     }
 }
 
@@ -78,30 +72,14 @@ pub(crate) async fn handle(
 ) -> Result<Response, Problem> {
     let draft = body.draft(UserId(user.sub), now())?;
     let along = along(&context, key);
-    let accepted = api
-        .write(Service::Posts, &context, Twice::keyed(&along), || {
-            api.posts.publish(draft.clone(), along.clone())
-        })
-        .await?;
-    let post = accepted
-        .reply
-        .post
-        .as_ref()
-        .ok_or_else(|| Problem::new(&problem::INTERNAL, "the post is gone already"))?;
+    let accepted =
+        api.write(Service::Posts, &context, Twice::keyed(&along), || api.posts.publish(draft.clone(), along.clone())).await?;
+    let post = accepted.reply.post.as_ref().ok_or_else(|| Problem::new(&problem::INTERNAL, "the post is gone already"))?;
     let author = api.author_of(&context, post).await?;
     let item = api.post_item(post, author.as_deref());
-    let headers = [
-        (header::LOCATION, super::location(post.id)),
-        (
-            SEARCH_TOKEN,
-            api.search_token(&super::written(&accepted, post.id)),
-        ),
-    ];
+    let headers =
+        [(header::LOCATION, super::location(post.id)), (SEARCH_TOKEN, api.search_token(&super::written(&accepted, post.id)))];
     // Nobody has liked it yet: a retry after somebody did gets the first answer again.
-    let answer = render::answer(
-        StatusCode::CREATED,
-        item.json(Some(false)),
-        Some(item.stamp.etag(Some(false))),
-    );
+    let answer = render::answer(StatusCode::CREATED, item.json(Some(false)), Some(item.stamp.etag(Some(false))));
     Ok((headers, answer).into_response())
 }

@@ -40,14 +40,8 @@ pub(crate) async fn handle(
     let (id, by, moderator) = (PostId(id), UserId(user.sub), is_moderator(&user));
     let along = along(&context, None);
     let accepted = api
-        .write(Service::Posts, &context, Twice::Unsafe, || {
-            api.posts
-                .delete(id, by, moderator, if_match.version(), along.clone())
-        })
+        .write(Service::Posts, &context, Twice::Unsafe, || api.posts.delete(id, by, moderator, if_match.version(), along.clone()))
         .await?;
-    let token = [(
-        SEARCH_TOKEN,
-        api.search_token(&super::written(&accepted, id)),
-    )];
+    let token = [(SEARCH_TOKEN, api.search_token(&super::written(&accepted, id)))];
     Ok((StatusCode::NO_CONTENT, token).into_response())
 }

@@ -40,12 +40,7 @@ impl PostChanges {
         let body = fields.take_if("body", self.body.as_deref().map(Body::parse));
         let tags = fields.take_if("tags", self.tags.as_deref().map(Tags::parse));
         fields.check()?;
-        Ok(Changes {
-            title,
-            body,
-            tags,
-            if_version: if_match.version(),
-        })
+        Ok(Changes { title, body, tags, if_version: if_match.version() })
     }
 }
 
@@ -82,27 +77,13 @@ pub(crate) async fn handle(
     let changes = body.changes(if_match)?;
     let (along, at) = (along(&context, None), now());
     let accepted = api
-        .write(Service::Posts, &context, Twice::Unsafe, || {
-            api.posts
-                .edit(id, editor, changes.clone(), at, along.clone())
-        })
+        .write(Service::Posts, &context, Twice::Unsafe, || api.posts.edit(id, editor, changes.clone(), at, along.clone()))
         .await?;
-    let post = accepted
-        .reply
-        .post
-        .as_ref()
-        .ok_or_else(super::no_such_post)?;
+    let post = accepted.reply.post.as_ref().ok_or_else(super::no_such_post)?;
     let author = api.author_of(&context, post).await?;
     let liked = api.liked_post(&context, Some(&user), post).await?;
     let item = api.post_item(post, author.as_deref());
-    let token = [(
-        SEARCH_TOKEN,
-        api.search_token(&super::written(&accepted, id)),
-    )];
-    let answer = render::answer(
-        StatusCode::OK,
-        item.json(liked),
-        Some(item.stamp.etag(liked)),
-    );
+    let token = [(SEARCH_TOKEN, api.search_token(&super::written(&accepted, id)))];
+    let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));
     Ok((token, answer).into_response())
 }

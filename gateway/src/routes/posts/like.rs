@@ -56,10 +56,6 @@ async fn like(
     on: bool,
 ) -> Result<StatusCode, Problem> {
     let along = along(&context, None);
-    api.write(Service::Posts, &context, Twice::Safe, || {
-        api.posts
-            .like(PostId(id), UserId(user.sub), on, along.clone())
-    })
-    .await?;
+    api.write(Service::Posts, &context, Twice::Safe, || api.posts.like(PostId(id), UserId(user.sub), on, along.clone())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -58,20 +58,14 @@ pub(crate) async fn handle(
     MaybeUser(user): MaybeUser,
     Query(asked): Query<ListQuery>,
 ) -> Result<Response, Problem> {
-    let tag = asked
-        .tag
-        .as_deref()
-        .map(|tag| Tag::parse(tag).map_err(|invalid| bad_query("tag", invalid)));
+    let tag = asked.tag.as_deref().map(|tag| Tag::parse(tag).map_err(|invalid| bad_query("tag", invalid)));
     let tag = tag.transpose()?;
     let list = match asked.author.as_deref() {
         None => Some(List { author: None, tag }),
         Some(name) => {
             let name = Username::parse(name).map_err(|invalid| bad_query("author", invalid))?;
             let author = api.user_id(&context, &name).await?;
-            author.map(|author| List {
-                author: Some(author),
-                tag,
-            })
+            author.map(|author| List { author: Some(author), tag })
         }
     };
     let Some(list) = list else {
@@ -79,15 +73,7 @@ pub(crate) async fn handle(
         return Ok(render::list(std::iter::empty(), None));
     };
     let sort = asked.sort.unwrap_or_default();
-    api.posts_of(
-        &context,
-        user.as_deref(),
-        &list,
-        sort,
-        page_size(asked.limit),
-        asked.cursor.as_deref(),
-    )
-    .await
+    api.posts_of(&context, user.as_deref(), &list, sort, page_size(asked.limit), asked.cursor.as_deref()).await
 }
 
 /// A page of an author's posts, the newest first.
@@ -99,12 +85,8 @@ pub(crate) async fn by_author(
     limit: usize,
     cursor: Option<&str>,
 ) -> Result<Response, Problem> {
-    let list = List {
-        author: Some(author),
-        tag: None,
-    };
-    api.posts_of(context, user, &list, Sort::New, limit, cursor)
-        .await
+    let list = List { author: Some(author), tag: None };
+    api.posts_of(context, user, &list, Sort::New, limit, cursor).await
 }
 
 /// What a list is narrowed to.
@@ -117,10 +99,7 @@ struct List {
 impl List {
     /// Names the list and its parameters: a cursor of one opens in no other.
     fn scope(&self, sort: Sort) -> String {
-        let author = self
-            .author
-            .map(|author| author.to_string())
-            .unwrap_or_default();
+        let author = self.author.map(|author| author.to_string()).unwrap_or_default();
         let tag = self.tag.as_ref().map_or("", Tag::as_str);
         format!("posts {sort:?} {author} {tag}")
     }
@@ -137,27 +116,15 @@ impl Api {
         cursor: Option<&str>,
     ) -> Result<Response, Problem> {
         let scope = list.scope(sort);
-        let after: Option<Key> = cursor
-            .map(|cursor| self.cursors.open(&scope, cursor))
-            .transpose()?;
+        let after: Option<Key> = cursor.map(|cursor| self.cursors.open(&scope, cursor)).transpose()?;
         let page = match (list.author, &list.tag) {
-            (None, None) => {
-                self.posts_page(context, sort, &Filter::All, after, limit)
-                    .await?
-            }
+            (None, None) => self.posts_page(context, sort, &Filter::All, after, limit).await?,
             (None, Some(tag)) => {
                 let filter = Filter::Tag(tag.as_str().to_owned());
-                self.posts_page(context, sort, &filter, after, limit)
-                    .await?
+                self.posts_page(context, sort, &filter, after, limit).await?
             }
-            (Some(author), None) => {
-                self.posts_page(context, sort, &Filter::Author(author), after, limit)
-                    .await?
-            }
-            (Some(author), Some(tag)) => {
-                self.tagged_posts_of(context, sort, author, tag, after, limit)
-                    .await?
-            }
+            (Some(author), None) => self.posts_page(context, sort, &Filter::Author(author), after, limit).await?,
+            (Some(author), Some(tag)) => self.tagged_posts_of(context, sort, author, tag, after, limit).await?,
         };
         let next = page.next.map(|key| self.cursors.seal(&scope, &key));
         self.post_list(context, user, &page.items, next).await
@@ -171,10 +138,7 @@ impl Api {
         after: Option<Key>,
         limit: usize,
     ) -> Result<Page<Post, Key>, Problem> {
-        self.read(Service::Posts, context, |deadline| {
-            self.posts.list(sort, filter, after, limit, deadline)
-        })
-        .await
+        self.read(Service::Posts, context, |deadline| self.posts.list(sort, filter, after, limit, deadline)).await
     }
 
     /// An author's posts are few: they are looked through for the tag. After a long way without enough of them the page
@@ -190,14 +154,8 @@ impl Api {
     ) -> Result<Page<Post, Key>, Problem> {
         let mut items: Vec<Post> = Vec::new();
         for _ in 0..STEPS_MAX {
-            let step = self
-                .posts_page(context, sort, &Filter::Author(author), after, STEP)
-                .await?;
-            items.extend(
-                step.items
-                    .into_iter()
-                    .filter(|post| post.tags.contains(tag.as_str())),
-            );
+            let step = self.posts_page(context, sort, &Filter::Author(author), after, STEP).await?;
+            items.extend(step.items.into_iter().filter(|post| post.tags.contains(tag.as_str())));
             if items.len() > limit {
                 items.truncate(limit);
                 let next = items.last().map(|post| sort.key(post));

@@ -117,8 +117,7 @@ fn stamp(post: &Post, author: Option<&Author>) -> Stamp {
 impl Api {
     /// A post as JSON.
     pub(crate) fn post_item(&self, post: &Post, author: Option<&Author>) -> Arc<Item> {
-        self.post_items
-            .get(post.id, stamp(post, author), || PostView::of(post, author))
+        self.post_items.get(post.id, stamp(post, author), || PostView::of(post, author))
     }
 
     /// A post that has to exist.
@@ -126,29 +125,16 @@ impl Api {
         // In most cases it is in memory, where no breaker need be asked.
         let post = match self.posts.runtime().read_loaded(id.0, |post| post.cloned()) {
             Some(Ok(post)) => post,
-            _ => {
-                self.read(Service::Posts, context, |deadline| {
-                    self.posts.get(id, deadline)
-                })
-                .await?
-            }
+            _ => self.read(Service::Posts, context, |deadline| self.posts.get(id, deadline)).await?,
         };
         post.ok_or_else(no_such_post)
     }
 
     /// The author of one post, from memory if they are known there.
-    async fn author_of(
-        &self,
-        context: &Context,
-        post: &Post,
-    ) -> Result<Option<Arc<Author>>, Problem> {
+    async fn author_of(&self, context: &Context, post: &Post) -> Result<Option<Arc<Author>>, Problem> {
         match self.posts.runtime().service().authors.known(post.author) {
             Some(author) => Ok(Some(author).filter(|author| !author.deleted)),
-            None => Ok(self
-                .authors(Service::Posts, context, [post.author])
-                .await?
-                .get(post.author)
-                .cloned()),
+            None => Ok(self.authors(Service::Posts, context, [post.author]).await?.get(post.author).cloned()),
         }
     }
 
@@ -160,28 +146,17 @@ impl Api {
         posts: impl Iterator<Item = &'a Post>,
     ) -> Result<HashSet<PostId>, Problem> {
         // Nobody likes a post without likes.
-        let liked: Vec<PostId> = posts
-            .filter(|post| post.like_count > 0)
-            .map(|post| post.id)
-            .collect();
+        let liked: Vec<PostId> = posts.filter(|post| post.like_count > 0).map(|post| post.id).collect();
         if liked.is_empty() {
             return Ok(HashSet::new());
         }
-        self.read(Service::Posts, context, |_| self.posts.liked(user, &liked))
-            .await
+        self.read(Service::Posts, context, |_| self.posts.liked(user, &liked)).await
     }
 
     /// Whether a post is liked by who asks; none: nobody in particular asks.
-    async fn liked_post(
-        &self,
-        context: &Context,
-        user: Option<&Claims>,
-        post: &Post,
-    ) -> Result<Option<bool>, Problem> {
+    async fn liked_post(&self, context: &Context, user: Option<&Claims>, post: &Post) -> Result<Option<bool>, Problem> {
         let Some(user) = user else { return Ok(None) };
-        let liked = self
-            .liked_posts(context, UserId(user.sub), std::iter::once(post))
-            .await?;
+        let liked = self.liked_posts(context, UserId(user.sub), std::iter::once(post)).await?;
         Ok(Some(liked.contains(&post.id)))
     }
 
@@ -195,50 +170,23 @@ impl Api {
     ) -> Result<Response, Problem> {
         let authors = self.post_authors(context, posts).await?;
         let liked = match user {
-            Some(user) => Some(
-                self.liked_posts(context, UserId(user.sub), posts.iter())
-                    .await?,
-            ),
+            Some(user) => Some(self.liked_posts(context, UserId(user.sub), posts.iter()).await?),
             None => None,
         };
-        let items: Vec<Arc<Item>> = posts
-            .iter()
-            .map(|post| self.post_item(post, authors.get(post.author).map(Arc::as_ref)))
-            .collect();
-        let mine = posts
-            .iter()
-            .map(|post| liked.as_ref().map(|liked| liked.contains(&post.id)));
-        Ok(render::list(
-            items.iter().map(Arc::as_ref).zip(mine),
-            next.as_deref(),
-        ))
+        let items: Vec<Arc<Item>> =
+            posts.iter().map(|post| self.post_item(post, authors.get(post.author).map(Arc::as_ref))).collect();
+        let mine = posts.iter().map(|post| liked.as_ref().map(|liked| liked.contains(&post.id)));
+        Ok(render::list(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
     }
 
-    pub(crate) async fn post_authors(
-        &self,
-        context: &Context,
-        posts: &[Post],
-    ) -> Result<Known, Problem> {
-        self.authors(
-            Service::Posts,
-            context,
-            posts.iter().map(|post| post.author),
-        )
-        .await
+    pub(crate) async fn post_authors(&self, context: &Context, posts: &[Post]) -> Result<Known, Problem> {
+        self.authors(Service::Posts, context, posts.iter().map(|post| post.author)).await
     }
 }
 
 /// What names a write to a post for search.
-fn written(
-    accepted: &rookery_actors::runtime::Accepted<rookery_actors::posts::Reply>,
-    id: PostId,
-) -> SearchToken {
-    SearchToken {
-        topic: Topic::Posts,
-        shard: accepted.shard,
-        seq: accepted.seq,
-        key: id.0,
-    }
+fn written(accepted: &rookery_actors::runtime::Accepted<rookery_actors::posts::Reply>, id: PostId) -> SearchToken {
+    SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key: id.0 }
 }
 
 fn location(id: PostId) -> HeaderValue {

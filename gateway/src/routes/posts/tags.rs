@@ -52,15 +52,7 @@ pub(crate) async fn handle(
     Query(asked): Query<TagsQuery>,
 ) -> Result<Json<TagList>, Problem> {
     let limit = page_size(asked.limit);
-    let tags = api
-        .read(Service::Posts, &context, |_| api.posts.tags(limit))
-        .await?;
-    let items = tags
-        .into_iter()
-        .map(|(tag, post_count)| TagView { tag, post_count })
-        .collect();
-    Ok(Json(TagList {
-        items,
-        next_cursor: None,
-    }))
+    let tags = api.read(Service::Posts, &context, |_| api.posts.tags(limit)).await?;
+    let items = tags.into_iter().map(|(tag, post_count)| TagView { tag, post_count }).collect();
+    Ok(Json(TagList { items, next_cursor: None }))
 }

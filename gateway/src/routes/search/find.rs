@@ -99,10 +99,7 @@ pub(crate) async fn handle(
     let search = match author {
         None => search,
         Some(name) => match api.user_id(&context, &name).await? {
-            Some(id) => Search {
-                author: Some(id.0),
-                ..search
-            },
+            Some(id) => Search { author: Some(id.0), ..search },
             None => return Ok(Json(SearchResult::nothing())),
         },
     };
@@ -122,16 +119,7 @@ pub(crate) async fn handle(
 impl SearchQuery {
     /// Names the search and its filters: a cursor of one opens in no other.
     fn scope(&self) -> String {
-        let Self {
-            q,
-            kinds,
-            author,
-            tag,
-            from,
-            to,
-            sort,
-            ..
-        } = self;
+        let Self { q, kinds, author, tag, from, to, sort, .. } = self;
         format!("search {:?}", (q, kinds, author, tag, from, to, sort))
     }
 
@@ -140,22 +128,11 @@ impl SearchQuery {
         let wrong = |detail: String| Problem::new(&problem::INVALID_QUERY, detail);
         let query = Words::parse(&self.q).map_err(|error| wrong(format!("q: {error}")))?;
         let tag = self.tag.as_deref().map(Tag::parse).transpose();
-        let after: Option<Cursor> = self
-            .cursor
-            .as_deref()
-            .map(|cursor| cursors.open(scope, cursor))
-            .transpose()?;
+        let after: Option<Cursor> = self.cursor.as_deref().map(|cursor| cursors.open(scope, cursor)).transpose()?;
         Ok(Search {
             query,
-            kinds: self
-                .kinds
-                .as_deref()
-                .map(kinds)
-                .transpose()?
-                .unwrap_or_default(),
-            tag: tag
-                .map_err(|invalid| bad_query("tag", invalid))?
-                .map(|tag| tag.as_str().to_owned()),
+            kinds: self.kinds.as_deref().map(kinds).transpose()?.unwrap_or_default(),
+            tag: tag.map_err(|invalid| bad_query("tag", invalid))?.map(|tag| tag.as_str().to_owned()),
             from: self.from,
             to: self.to,
             sort: self.sort.unwrap_or_default(),
@@ -168,13 +145,7 @@ impl SearchQuery {
 
 impl SearchResult {
     fn nothing() -> Self {
-        Self {
-            items: Vec::new(),
-            total: 0,
-            took_ms: 0,
-            partial: false,
-            next_cursor: None,
-        }
+        Self { items: Vec::new(), total: 0, took_ms: 0, partial: false, next_cursor: None }
     }
 }
 
@@ -183,10 +154,7 @@ fn kinds(text: &str) -> Result<Vec<Kind>, Problem> {
         "posts" => Ok(Kind::Post),
         "users" => Ok(Kind::User),
         "comments" => Ok(Kind::Comment),
-        _ => Err(Problem::new(
-            &problem::INVALID_QUERY,
-            "type may be posts, users and comments, comma-separated",
-        )),
+        _ => Err(Problem::new(&problem::INVALID_QUERY, "type may be posts, users and comments, comma-separated")),
     };
     text.split(',').map(kind).collect()
 }
@@ -204,11 +172,7 @@ impl Api {
         Ok(())
     }
 
-    async fn find(
-        &self,
-        context: &Context,
-        search: Search,
-    ) -> Result<rookery_actors::search::Answer, Problem> {
+    async fn find(&self, context: &Context, search: Search) -> Result<rookery_actors::search::Answer, Problem> {
         let deadline = context.deadline.min(Instant::now() + SEARCH_TIME_MAX);
         let called = self.services.call(
             Service::Search,
@@ -219,10 +183,9 @@ impl Api {
                 async move {
                     match asked.await {
                         // The client's, not the index's fault.
-                        Err(SearchError::Cursor) => Ok(Err(Problem::new(
-                            &problem::INVALID_CURSOR,
-                            "the cursor is of another order",
-                        ))),
+                        Err(SearchError::Cursor) => {
+                            Ok(Err(Problem::new(&problem::INVALID_CURSOR, "the cursor is of another order")))
+                        }
                         Err(error) => Err(error),
                         Ok(answer) => Ok(Ok(answer)),
                     }
@@ -244,22 +207,15 @@ mod tests {
 
     fn asked(query: &str) -> Result<Search, Problem> {
         let uri = format!("/search?{query}").parse().unwrap();
-        let axum::extract::Query(asked) =
-            axum::extract::Query::<SearchQuery>::try_from_uri(&uri).unwrap();
+        let axum::extract::Query(asked) = axum::extract::Query::<SearchQuery>::try_from_uri(&uri).unwrap();
         asked.search(&Cursors::new(&[7; 32]), &asked.scope())
     }
 
     #[test]
     fn the_filters_of_the_contract_are_understood() {
-        let search = asked(
-            "q=engine&type=posts,comments&tag=rust&from=2026-01-01T00:00:00Z&sort=new&limit=5",
-        )
-        .unwrap();
+        let search = asked("q=engine&type=posts,comments&tag=rust&from=2026-01-01T00:00:00Z&sort=new&limit=5").unwrap();
         assert_eq!(search.kinds, [Kind::Post, Kind::Comment]);
-        assert_eq!(
-            (search.tag.as_deref(), search.sort, search.limit),
-            (Some("rust"), Sort::New, 5)
-        );
+        assert_eq!((search.tag.as_deref(), search.sort, search.limit), (Some("rust"), Sort::New, 5));
     }
 
     #[test]
@@ -270,10 +226,7 @@ mod tests {
 
     #[test]
     fn an_unknown_type_is_a_400() {
-        assert_eq!(
-            asked("q=a&type=posts,tags").unwrap_err().kind,
-            &problem::INVALID_QUERY
-        );
+        assert_eq!(asked("q=a&type=posts,tags").unwrap_err().kind, &problem::INVALID_QUERY);
     }
 
     #[test]
@@ -290,24 +243,11 @@ mod tests {
             limit: None,
             cursor: None,
         };
-        let place = Cursor {
-            sort: Sort::New,
-            key: 1,
-            id: uuid::Uuid::nil(),
-        };
+        let place = Cursor { sort: Sort::New, key: 1, id: uuid::Uuid::nil() };
         let cursor = Some(cursors.seal(&of("a").scope(), &place));
-        let other = SearchQuery {
-            cursor: cursor.clone(),
-            ..of("b")
-        };
-        assert_eq!(
-            other.search(&cursors, &other.scope()).unwrap_err().kind,
-            &problem::INVALID_CURSOR
-        );
+        let other = SearchQuery { cursor: cursor.clone(), ..of("b") };
+        assert_eq!(other.search(&cursors, &other.scope()).unwrap_err().kind, &problem::INVALID_CURSOR);
         let same = SearchQuery { cursor, ..of("a") };
-        assert_eq!(
-            same.search(&cursors, &same.scope()).unwrap().after,
-            Some(place)
-        );
+        assert_eq!(same.search(&cursors, &same.scope()).unwrap().after, Some(place));
     }
 }

@@ -47,45 +47,22 @@ pub(crate) struct FoundView {
 #[schema(as = FoundSummary)]
 pub(crate) enum Summary {
     /// Of a post.
-    Post {
-        author: Option<AuthorName>,
-        excerpt: String,
-        tags: Vec<String>,
-        like_count: i64,
-        comment_count: i64,
-    },
+    Post { author: Option<AuthorName>, excerpt: String, tags: Vec<String>, like_count: i64, comment_count: i64 },
     /// Of a comment.
-    Comment {
-        post_id: Uuid,
-        author: Option<AuthorName>,
-        excerpt: String,
-        like_count: i64,
-        reply_count: i64,
-    },
+    Comment { post_id: Uuid, author: Option<AuthorName>, excerpt: String, like_count: i64, reply_count: i64 },
     /// Of a user.
-    User {
-        username: String,
-        display_name: String,
-        avatar_url: Option<String>,
-        excerpt: String,
-    },
+    User { username: String, display_name: String, avatar_url: Option<String>, excerpt: String },
 }
 
 impl Api {
     /// Hits as they are shown.
-    pub(crate) async fn found(
-        &self,
-        context: &Context,
-        hits: Vec<Hit>,
-    ) -> Result<Vec<FoundView>, Problem> {
+    pub(crate) async fn found(&self, context: &Context, hits: Vec<Hit>) -> Result<Vec<FoundView>, Problem> {
         let of = |kind: Kind| hits.iter().filter(move |hit| hit.kind == kind);
         let (posts, comments, users) = try_join3(
             self.found_posts(context, of(Kind::Post).map(|hit| PostId(hit.id)).collect()),
             self.found_comments(
                 context,
-                of(Kind::Comment)
-                    .filter_map(|hit| Some((PostId(hit.summary.post_id?), CommentId(hit.id))))
-                    .collect(),
+                of(Kind::Comment).filter_map(|hit| Some((PostId(hit.summary.post_id?), CommentId(hit.id)))).collect(),
             ),
             self.found_users(context, of(Kind::User).map(|hit| UserId(hit.id)).collect()),
         )
@@ -95,32 +72,14 @@ impl Api {
                 Kind::Post => {
                     let post = posts.things.get(&hit.id)?;
                     let author = name(posts.authors.get(post.author).map(AsRef::as_ref));
-                    (
-                        Some(post.title.as_str().to_owned()),
-                        of_post(post, author, hit.summary.excerpt),
-                    )
+                    (Some(post.title.as_str().to_owned()), of_post(post, author, hit.summary.excerpt))
                 }
                 Kind::Comment => {
-                    let comment = comments
-                        .things
-                        .get(&hit.id)
-                        .filter(|comment| !comment.deleted)?;
-                    let author = comment
-                        .author
-                        .and_then(|author| comments.authors.get(author));
-                    (
-                        None,
-                        of_comment(
-                            comment,
-                            name(author.map(AsRef::as_ref)),
-                            hit.summary.excerpt,
-                        ),
-                    )
+                    let comment = comments.things.get(&hit.id).filter(|comment| !comment.deleted)?;
+                    let author = comment.author.and_then(|author| comments.authors.get(author));
+                    (None, of_comment(comment, name(author.map(AsRef::as_ref)), hit.summary.excerpt))
                 }
-                Kind::User => (
-                    None,
-                    of_user(users.things.get(&hit.id)?, hit.summary.excerpt),
-                ),
+                Kind::User => (None, of_user(users.things.get(&hit.id)?, hit.summary.excerpt)),
             };
             Some(FoundView {
                 kind: hit.kind,
@@ -135,75 +94,36 @@ impl Api {
         Ok(hits.into_iter().filter_map(show).collect())
     }
 
-    async fn found_posts(
-        &self,
-        context: &Context,
-        ids: Vec<PostId>,
-    ) -> Result<Things<Post>, Problem> {
+    async fn found_posts(&self, context: &Context, ids: Vec<PostId>) -> Result<Things<Post>, Problem> {
         if ids.is_empty() {
             return Ok(Things::default());
         }
-        let posts = self
-            .read(Service::Posts, context, |deadline| {
-                self.posts.get_many(ids.iter().copied(), deadline)
-            })
-            .await?;
+        let posts = self.read(Service::Posts, context, |deadline| self.posts.get_many(ids.iter().copied(), deadline)).await?;
         let authors = self.post_authors(context, &posts).await?;
         let things = posts.into_iter().map(|post| (post.id.0, post)).collect();
         Ok(Things { things, authors })
     }
 
-    async fn found_comments(
-        &self,
-        context: &Context,
-        ids: Vec<(PostId, CommentId)>,
-    ) -> Result<Things<Comment>, Problem> {
+    async fn found_comments(&self, context: &Context, ids: Vec<(PostId, CommentId)>) -> Result<Things<Comment>, Problem> {
         if ids.is_empty() {
             return Ok(Things::default());
         }
         let comments = join_all(ids.iter().map(|(post, comment)| {
-            self.read(Service::Comments, context, |deadline| {
-                self.comments.get(*post, *comment, deadline)
-            })
+            self.read(Service::Comments, context, |deadline| self.comments.get(*post, *comment, deadline))
         }));
-        let comments: Vec<Option<Comment>> =
-            comments.await.into_iter().collect::<Result<_, _>>()?;
+        let comments: Vec<Option<Comment>> = comments.await.into_iter().collect::<Result<_, _>>()?;
         let comments: Vec<Comment> = comments.into_iter().flatten().collect();
-        let authors = self
-            .authors(
-                Service::Comments,
-                context,
-                comments.iter().filter_map(|comment| comment.author),
-            )
-            .await?;
-        let things = comments
-            .into_iter()
-            .map(|comment| (comment.id.0, comment))
-            .collect();
+        let authors = self.authors(Service::Comments, context, comments.iter().filter_map(|comment| comment.author)).await?;
+        let things = comments.into_iter().map(|comment| (comment.id.0, comment)).collect();
         Ok(Things { things, authors })
     }
 
-    async fn found_users(
-        &self,
-        context: &Context,
-        ids: Vec<UserId>,
-    ) -> Result<Things<Profile>, Problem> {
-        let profiles = join_all(ids.iter().map(|id| {
-            self.read(Service::Users, context, |deadline| {
-                self.users.get(*id, deadline)
-            })
-        }));
-        let profiles: Vec<Option<Profile>> =
-            profiles.await.into_iter().collect::<Result<_, _>>()?;
-        let things = profiles
-            .into_iter()
-            .flatten()
-            .map(|profile| (profile.id.0, profile))
-            .collect();
-        Ok(Things {
-            things,
-            authors: Known::default(),
-        })
+    async fn found_users(&self, context: &Context, ids: Vec<UserId>) -> Result<Things<Profile>, Problem> {
+        let profiles =
+            join_all(ids.iter().map(|id| self.read(Service::Users, context, |deadline| self.users.get(*id, deadline))));
+        let profiles: Vec<Option<Profile>> = profiles.await.into_iter().collect::<Result<_, _>>()?;
+        let things = profiles.into_iter().flatten().map(|profile| (profile.id.0, profile)).collect();
+        Ok(Things { things, authors: Known::default() })
     }
 }
 
@@ -215,10 +135,7 @@ struct Things<T> {
 
 impl<T> Default for Things<T> {
     fn default() -> Self {
-        Self {
-            things: HashMap::new(),
-            authors: Known::default(),
-        }
+        Self { things: HashMap::new(), authors: Known::default() }
     }
 }
 
@@ -230,12 +147,7 @@ fn of_post(post: &Post, author: Option<AuthorName>, excerpt: String) -> Summary 
     Summary::Post {
         author,
         excerpt,
-        tags: post
-            .tags
-            .as_slice()
-            .iter()
-            .map(|tag| tag.as_str().to_owned())
-            .collect(),
+        tags: post.tags.as_slice().iter().map(|tag| tag.as_str().to_owned()).collect(),
         like_count: post.like_count,
         comment_count: post.comment_count,
     }
@@ -255,10 +167,7 @@ fn of_user(profile: &Profile, excerpt: String) -> Summary {
     Summary::User {
         username: profile.username.as_str().to_owned(),
         display_name: profile.display_name.as_str().to_owned(),
-        avatar_url: profile
-            .avatar_url
-            .as_ref()
-            .map(|url| url.as_str().to_owned()),
+        avatar_url: profile.avatar_url.as_ref().map(|url| url.as_str().to_owned()),
         excerpt,
     }
 }

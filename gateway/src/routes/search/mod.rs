@@ -10,7 +10,5 @@ use utoipa_axum::routes;
 use super::SharedApi;
 
 pub(super) fn routes() -> OpenApiRouter<SharedApi> {
-    OpenApiRouter::new()
-        .routes(routes!(find::handle))
-        .routes(routes!(suggest::handle))
+    OpenApiRouter::new().routes(routes!(find::handle)).routes(routes!(suggest::handle))
 }

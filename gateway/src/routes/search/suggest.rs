@@ -62,18 +62,7 @@ pub(crate) async fn handle(
     }
     let suggested = api.search.suggest(&asked.q, page_size(asked.limit));
     let suggested = tokio::time::timeout_at(context.deadline.into(), suggested).await;
-    let suggested = suggested.map_err(|_| {
-        Problem::new(
-            &problem::DEADLINE,
-            "the search service did not answer in time",
-        )
-    })?;
-    let items = suggested
-        .into_iter()
-        .map(|one| SuggestionView {
-            text: one.text,
-            kind: one.kind,
-        })
-        .collect();
+    let suggested = suggested.map_err(|_| Problem::new(&problem::DEADLINE, "the search service did not answer in time"))?;
+    let items = suggested.into_iter().map(|one| SuggestionView { text: one.text, kind: one.kind }).collect();
     Ok(Json(Suggestions { items }))
 }

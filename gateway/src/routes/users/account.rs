@@ -31,12 +31,8 @@ pub(crate) async fn handle(
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let account = api
-        .read(Service::Users, &context, |deadline| {
-            api.users.account(UserId(user.sub), deadline)
-        })
+        .read(Service::Users, &context, |deadline| api.users.account(UserId(user.sub), deadline))
         .await?
         .ok_or_else(no_such_user)?;
-    Ok(single(&have, account_etag(&account), || {
-        json(&UserView::own(&account))
-    }))
+    Ok(single(&have, account_etag(&account), || json(&UserView::own(&account))))
 }

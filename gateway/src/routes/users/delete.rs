@@ -50,20 +50,13 @@ pub(crate) async fn handle(
 ) -> Result<Response, Problem> {
     let id = UserId(user.sub);
     let password = Password::parse(body.password).map_err(|_| Rejection::WrongCredentials)?;
-    let account = api
-        .read(Service::Users, &context, |deadline| {
-            api.users.account(id, deadline)
-        })
-        .await?;
+    let account = api.read(Service::Users, &context, |deadline| api.users.account(id, deadline)).await?;
     let version = account.ok_or(Rejection::NotFound)?.profile.version;
     if_match.check(version.unsigned_abs())?;
     let sessions = api.session_ids(&context, id).await?;
     let along = along(&context, None);
-    let accepted = api
-        .write(Service::Users, &context, Twice::Unsafe, || {
-            api.users.delete(id, password.again(), along.clone())
-        })
-        .await?;
+    let accepted =
+        api.write(Service::Users, &context, Twice::Unsafe, || api.users.delete(id, password.again(), along.clone())).await?;
     revoke(&context, sessions.into_iter().chain([SessionId(user.sid)]));
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, id)))];
     Ok((StatusCode::NO_CONTENT, token).into_response())

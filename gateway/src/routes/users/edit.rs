@@ -37,23 +37,12 @@ pub(crate) struct ProfileChanges {
 impl ProfileChanges {
     fn changes(&self, if_match: IfMatch) -> Result<Changes, Problem> {
         let mut fields = Fields::default();
-        let display_name = fields.take_if(
-            "display_name",
-            self.display_name.as_deref().map(DisplayName::parse),
-        );
+        let display_name = fields.take_if("display_name", self.display_name.as_deref().map(DisplayName::parse));
         let bio = fields.take_if("bio", self.bio.as_deref().map(Bio::parse));
-        let avatar_url = self
-            .avatar_url
-            .as_ref()
-            .map(|url| url.as_deref().map(AvatarUrl::parse).transpose());
+        let avatar_url = self.avatar_url.as_ref().map(|url| url.as_deref().map(AvatarUrl::parse).transpose());
         let avatar_url = fields.take_if("avatar_url", avatar_url);
         fields.check()?;
-        Ok(Changes {
-            display_name,
-            bio,
-            avatar_url,
-            if_version: if_match.version(),
-        })
+        Ok(Changes { display_name, bio, avatar_url, if_version: if_match.version() })
     }
 }
 
@@ -84,18 +73,11 @@ pub(crate) async fn handle(
     let id = UserId(user.sub);
     let changes = body.changes(if_match)?;
     let along = along(&context, None);
-    let accepted = api
-        .write(Service::Users, &context, Twice::Unsafe, || {
-            api.users.edit(id, changes.clone(), along.clone())
-        })
-        .await?;
+    let accepted =
+        api.write(Service::Users, &context, Twice::Unsafe, || api.users.edit(id, changes.clone(), along.clone())).await?;
     let account = &accepted.reply;
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, id)))];
-    let answer = answer(
-        StatusCode::OK,
-        json(&UserView::own(account)),
-        Some(account_etag(account)),
-    );
+    let answer = answer(StatusCode::OK, json(&UserView::own(account)), Some(account_etag(account)));
     Ok((token, answer).into_response())
 }
 
@@ -104,10 +86,7 @@ mod tests {
     use super::*;
 
     fn changes(body: &str) -> Changes {
-        serde_json::from_str::<ProfileChanges>(body)
-            .unwrap()
-            .changes(IfMatch::Any)
-            .unwrap()
+        serde_json::from_str::<ProfileChanges>(body).unwrap().changes(IfMatch::Any).unwrap()
     }
 
     #[test]

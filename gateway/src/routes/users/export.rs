@@ -57,40 +57,18 @@ pub(crate) async fn handle(
     CurrentUser(user): CurrentUser,
 ) -> Result<Response, Problem> {
     let id = UserId(user.sub);
-    let data = api
-        .write(Service::Users, &context, Twice::Safe, || {
-            api.users.personal_data(id, context.deadline.into())
-        })
-        .await?;
-    let PersonalData {
-        account,
-        sessions,
-        following,
-    } = data;
+    let data = api.write(Service::Users, &context, Twice::Safe, || api.users.personal_data(id, context.deadline.into())).await?;
+    let PersonalData { account, sessions, following } = data;
     let name = &account.profile.username;
     let copy = ExportView {
         user: UserView::own(&account),
         updated_at: account.profile.updated_at,
-        sessions: sessions
-            .into_iter()
-            .map(|session| SessionView::of(session, user.sid))
-            .collect(),
-        following: following
-            .into_iter()
-            .map(|edge| FollowedView {
-                user_id: edge.user.0,
-                since: edge.at,
-            })
-            .collect(),
+        sessions: sessions.into_iter().map(|session| SessionView::of(session, user.sid)).collect(),
+        following: following.into_iter().map(|edge| FollowedView { user_id: edge.user.0, since: edge.at }).collect(),
         posts_url: format!("/api/v1/users/{name}/posts"),
         comments_url: format!("/api/v1/users/{name}/comments"),
     };
-    let headers = [
-        (
-            header::CONTENT_DISPOSITION,
-            "attachment; filename=\"rookery-export.json\"",
-        ),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
+    let headers =
+        [(header::CONTENT_DISPOSITION, "attachment; filename=\"rookery-export.json\""), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer(StatusCode::OK, json(&copy), None)).into_response())
 }

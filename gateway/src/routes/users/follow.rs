@@ -63,9 +63,6 @@ async fn follow(
 ) -> Result<StatusCode, Problem> {
     let name = username(&name)?;
     let along = along(&context, None);
-    api.write(Service::Users, &context, Twice::Safe, || {
-        api.users.follow(UserId(user.sub), &name, on, along.clone())
-    })
-    .await?;
+    api.write(Service::Users, &context, Twice::Safe, || api.users.follow(UserId(user.sub), &name, on, along.clone())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -31,7 +31,5 @@ pub(crate) async fn handle(
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let profile = api.profile(&context, &name).await?;
-    Ok(single(&have, profile_etag(&profile), || {
-        json(&UserView::of(&profile))
-    }))
+    Ok(single(&have, profile_etag(&profile), || json(&UserView::of(&profile))))
 }

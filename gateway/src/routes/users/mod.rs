@@ -108,12 +108,7 @@ impl<'a> UserView<'a> {
 
 /// What the answer about a profile depends on besides its version.
 fn counts(profile: &Profile) -> [i64; 4] {
-    [
-        profile.post_count,
-        profile.comment_count,
-        profile.follower_count,
-        profile.following_count,
-    ]
+    [profile.post_count, profile.comment_count, profile.follower_count, profile.following_count]
 }
 
 fn profile_etag(profile: &Profile) -> HeaderValue {
@@ -122,26 +117,16 @@ fn profile_etag(profile: &Profile) -> HeaderValue {
 
 fn account_etag(account: &Account) -> HeaderValue {
     // Roles change without the profile's version; an address never does.
-    let roles = account
-        .roles
-        .iter()
-        .fold(0, |set, role| set | 1 << (*role as i64));
+    let roles = account.roles.iter().fold(0, |set, role| set | 1 << (*role as i64));
     let [posts, comments, followers, following] = counts(&account.profile);
-    etag(
-        account.profile.version,
-        &[posts, comments, followers, following, roles],
-    )
+    etag(account.profile.version, &[posts, comments, followers, following, roles])
 }
 
 impl Api {
     /// The user of a name in a path.
     pub(crate) async fn profile(&self, context: &Context, name: &str) -> Result<Profile, Problem> {
         let name = username(name)?;
-        let found = self
-            .read(Service::Users, context, |deadline| {
-                self.users.by_username(&name, deadline)
-            })
-            .await?;
+        let found = self.read(Service::Users, context, |deadline| self.users.by_username(&name, deadline)).await?;
         found.ok_or_else(no_such_user)
     }
 }
@@ -157,10 +142,5 @@ fn no_such_user() -> Problem {
 
 /// What names a write to a user for search.
 fn written<T>(accepted: &Accepted<T>, user: UserId) -> SearchToken {
-    SearchToken {
-        topic: Topic::Users,
-        shard: accepted.shard,
-        seq: accepted.seq,
-        key: user.0,
-    }
+    SearchToken { topic: Topic::Users, shard: accepted.shard, seq: accepted.seq, key: user.0 }
 }

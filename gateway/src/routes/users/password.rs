@@ -50,18 +50,13 @@ pub(crate) async fn handle(
     let new = fields.take("new_password", Password::parse(body.new_password));
     fields.check()?;
     let new = new.expect("fields without errors have values");
-    let current =
-        Password::parse(body.current_password).map_err(|_| Rejection::WrongCredentials)?;
+    let current = Password::parse(body.current_password).map_err(|_| Rejection::WrongCredentials)?;
     let sessions = api.session_ids(&context, id).await?;
     let along = along(&context, None);
     api.write(Service::Users, &context, Twice::Unsafe, || {
-        api.users
-            .change_password(id, current.again(), new.again(), Some(this), along.clone())
+        api.users.change_password(id, current.again(), new.again(), Some(this), along.clone())
     })
     .await?;
-    revoke(
-        &context,
-        sessions.into_iter().filter(|session| *session != this),
-    );
+    revoke(&context, sessions.into_iter().filter(|session| *session != this));
     Ok(StatusCode::NO_CONTENT)
 }

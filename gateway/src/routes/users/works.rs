@@ -29,15 +29,7 @@ pub(crate) async fn posts(
     Query(asked): Query<PageQuery>,
 ) -> Result<Response, Problem> {
     let author = api.profile(&context, &name).await?.id;
-    by_author(
-        &api,
-        &context,
-        user.as_deref(),
-        author,
-        asked.size(),
-        asked.cursor.as_deref(),
-    )
-    .await
+    by_author(&api, &context, user.as_deref(), author, asked.size(), asked.cursor.as_deref()).await
 }
 
 /// List a user's comments
@@ -60,12 +52,7 @@ pub(crate) async fn comments(
     let author = api.profile(&context, &name).await?.id;
     let scope = format!("comments by {author}");
     let after: Option<CommentId> = asked.after(&api.cursors, &scope)?;
-    let page = api
-        .read(Service::Comments, &context, |_| {
-            api.comments.by_author(author, after, asked.size())
-        })
-        .await?;
+    let page = api.read(Service::Comments, &context, |_| api.comments.by_author(author, after, asked.size())).await?;
     let next = page.next.map(|id| api.cursors.seal(&scope, &id));
-    api.comment_list(&context, user.as_deref(), &page.items, next)
-        .await
+    api.comment_list(&context, user.as_deref(), &page.items, next).await
 }

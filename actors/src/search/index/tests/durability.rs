@@ -13,10 +13,7 @@ fn deleted_documents_vanish() {
 #[test]
 fn a_newer_version_replaces_the_older() {
     let mut index = given([post(1, "", "rust")]);
-    index.index([Document {
-        version: 2,
-        ..post(1, "", "tokio")
-    }]);
+    index.index([Document { version: 2, ..post(1, "", "tokio") }]);
     assert_eq!(index.find("rust"), []);
     assert_eq!(index.find("tokio"), [1]);
 }
@@ -24,18 +21,9 @@ fn a_newer_version_replaces_the_older() {
 #[test]
 fn within_a_batch_the_newest_version_wins() {
     let index = given([
-        Document {
-            version: 2,
-            ..post(1, "", "second")
-        },
-        Document {
-            version: 3,
-            ..post(1, "", "third")
-        },
-        Document {
-            version: 1,
-            ..post(1, "", "first")
-        },
+        Document { version: 2, ..post(1, "", "second") },
+        Document { version: 3, ..post(1, "", "third") },
+        Document { version: 1, ..post(1, "", "first") },
     ]);
     assert_eq!(index.find("third first second"), [1]);
     assert_eq!(index.hits("").items[0].version, 3);
@@ -44,19 +32,10 @@ fn within_a_batch_the_newest_version_wins() {
 #[test]
 fn an_older_version_never_overwrites_a_newer_one() {
     let mut index = partition();
-    index.apply([Document {
-        version: 5,
-        ..post(1, "", "new")
-    }]);
-    index.apply([Document {
-        version: 4,
-        ..post(1, "", "old")
-    }]);
+    index.apply([Document { version: 5, ..post(1, "", "new") }]);
+    index.apply([Document { version: 4, ..post(1, "", "old") }]);
     index.index([]);
-    index.index([Document {
-        version: 4,
-        ..post(1, "", "old")
-    }]);
+    index.index([Document { version: 4, ..post(1, "", "old") }]);
     assert_eq!(index.hits("").items[0].version, 5);
 }
 
@@ -131,10 +110,7 @@ fn a_reset_serves_the_old_documents_until_the_new_ones_are_committed() {
 /// What the documents table no longer has is older than what the index has; the rebuild must take it all the same.
 #[test]
 fn a_reset_forgets_versions_too() {
-    let mut index = given([Document {
-        version: 9,
-        ..post(1, "", "old")
-    }]);
+    let mut index = given([Document { version: 9, ..post(1, "", "old") }]);
     index.partition.reset().unwrap();
     index.index([post(1, "", "new")]);
     assert_eq!(index.find("new"), [1]);
@@ -156,28 +132,14 @@ fn a_reset_that_was_never_committed_leaves_everything_as_it_was() {
 fn after_an_io_error_a_recovered_partition_resumes_from_its_last_commit() {
     let mut index = given([post(1, "", "rust")]);
     let committed = index.position();
-    let (here, away) = (
-        index.dir.path().to_owned(),
-        index.dir.path().with_extension("away"),
-    );
+    let (here, away) = (index.dir.path().to_owned(), index.dir.path().with_extension("away"));
     fs::rename(&here, &away).unwrap();
     let failed = index
         .partition
         .apply(&[(2, post(2, "", "rust"))])
-        .and_then(|()| {
-            index.partition.commit(Position {
-                applied_seq: 2,
-                ..Position::default()
-            })
-        });
-    assert!(
-        matches!(failed, Err(PartitionError::Write(_))),
-        "{failed:?}"
-    );
-    assert!(matches!(
-        index.partition.apply(&[]),
-        Err(PartitionError::Failed)
-    ));
+        .and_then(|()| index.partition.commit(Position { applied_seq: 2, ..Position::default() }));
+    assert!(matches!(failed, Err(PartitionError::Write(_))), "{failed:?}");
+    assert!(matches!(index.partition.apply(&[]), Err(PartitionError::Failed)));
     fs::rename(&away, &here).unwrap();
     assert_eq!(index.partition.recover().unwrap(), &committed);
     assert_eq!(index.find("rust"), [1]);
@@ -200,20 +162,11 @@ fn damage(dir: &TempDir, suffix: &str, content: &[u8]) {
 
 #[test]
 fn a_damaged_folder_is_built_anew() {
-    for (suffix, content) in [
-        ("meta.json", &b"{"[..]),
-        (".store", b"x"),
-        (".idx", b""),
-        (".managed.json", b"["),
-    ] {
+    for (suffix, content) in [("meta.json", &b"{"[..]), (".store", b"x"), (".idx", b""), (".managed.json", b"[")] {
         let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
         partition.close().unwrap();
         damage(&dir, suffix, content);
-        let mut index = Fixture {
-            partition: open(&dir),
-            dir,
-            seq: 0,
-        };
+        let mut index = Fixture { partition: open(&dir), dir, seq: 0 };
         assert_eq!(index.partition.position(), &Position::default(), "{suffix}");
         index.index([post(1, "", "rust")]);
         assert_eq!(index.reopen().find("rust"), [1], "{suffix}");
@@ -225,9 +178,7 @@ fn an_index_of_another_format_is_built_anew() {
     let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
     partition.close().unwrap();
     let meta = dir.path().join("meta.json");
-    let newer = fs::read_to_string(&meta)
-        .unwrap()
-        .replace(r#"{\"format\":1"#, r#"{\"format\":999"#);
+    let newer = fs::read_to_string(&meta).unwrap().replace(r#"{\"format\":1"#, r#"{\"format\":999"#);
     fs::write(&meta, newer).unwrap();
     let partition = open(&dir);
     assert_eq!(partition.position(), &Position::default());
@@ -244,10 +195,7 @@ fn an_index_with_other_fields_is_built_anew() {
 #[test]
 fn a_folder_in_use_is_refused_and_left_as_it_is() {
     let index = given([post(1, "", "rust")]);
-    let impatient = Settings {
-        lock_wait: Duration::from_millis(20),
-        ..Settings::default()
-    };
+    let impatient = Settings { lock_wait: Duration::from_millis(20), ..Settings::default() };
     let second = Partition::open(index.dir.path(), impatient);
     assert!(matches!(second, Err(PartitionError::Locked { .. })));
     assert_eq!(index.find("rust"), [1]);
@@ -259,13 +207,5 @@ fn a_folder_is_taken_over_as_soon_as_its_owner_lets_go() {
     let path = index.dir.path().to_owned();
     let waiting = std::thread::spawn(move || Partition::open(&path, Settings::default()).unwrap());
     index.partition.close().unwrap();
-    assert_eq!(
-        waiting
-            .join()
-            .unwrap()
-            .search(&search("rust"))
-            .unwrap()
-            .total,
-        1
-    );
+    assert_eq!(waiting.join().unwrap().search(&search("rust")).unwrap().total, 1);
 }

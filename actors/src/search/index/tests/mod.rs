@@ -20,11 +20,7 @@ struct Fixture {
 fn partition() -> Fixture {
     let dir = TempDir::new().unwrap();
     let partition = open(&dir);
-    Fixture {
-        dir,
-        partition,
-        seq: 0,
-    }
+    Fixture { dir, partition, seq: 0 }
 }
 
 /// A partition in which these documents can be found.
@@ -57,10 +53,7 @@ impl Fixture {
     }
 
     fn position(&self) -> Position {
-        Position {
-            applied_seq: self.seq,
-            sources: [("posts/17".to_owned(), 10 * self.seq)].into(),
-        }
+        Position { applied_seq: self.seq, sources: [("posts/17".to_owned(), 10 * self.seq)].into() }
     }
 
     fn hits(&self, query: &str) -> Hits {
@@ -88,10 +81,7 @@ impl Fixture {
 }
 
 fn search(query: &str) -> Search {
-    Search {
-        query: Query::parse(query).unwrap(),
-        ..Search::default()
-    }
+    Search { query: Query::parse(query).unwrap(), ..Search::default() }
 }
 
 fn ids(hits: &Hits) -> Vec<u128> {
@@ -115,25 +105,14 @@ fn post(id: u128, title: &str, body: &str) -> Document {
 }
 
 fn user(id: u128, username: &str, display_name: &str) -> Document {
-    Document {
-        kind: Kind::User,
-        ..post(id, &format!("{username} {display_name}"), "")
-    }
+    Document { kind: Kind::User, ..post(id, &format!("{username} {display_name}"), "") }
 }
 
 fn comment(id: u128, body: &str) -> Document {
-    Document {
-        kind: Kind::Comment,
-        title: None,
-        ..post(id, "", body)
-    }
+    Document { kind: Kind::Comment, title: None, ..post(id, "", body) }
 }
 
 /// The document, gone.
 fn deleted(document: Document) -> Document {
-    Document {
-        deleted: true,
-        version: document.version + 1,
-        ..document
-    }
+    Document { deleted: true, version: document.version + 1, ..document }
 }

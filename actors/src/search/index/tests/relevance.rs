@@ -2,10 +2,7 @@ use super::*;
 
 #[test]
 fn a_title_beats_a_body() {
-    let index = given([
-        post(1, "Gardens", "rust on the fence"),
-        post(2, "Rust", "a language of the fence"),
-    ]);
+    let index = given([post(1, "Gardens", "rust on the fence"), post(2, "Rust", "a language of the fence")]);
     assert_eq!(index.find("rust"), [2, 1]);
 }
 
@@ -28,11 +25,7 @@ fn another_form_of_a_word_matches() {
 
 #[test]
 fn the_exact_form_comes_first() {
-    let index = given([
-        post(1, "", "we run it"),
-        post(2, "", "we running it"),
-        post(3, "", "we runs it"),
-    ]);
+    let index = given([post(1, "", "we run it"), post(2, "", "we running it"), post(3, "", "we runs it")]);
     assert_eq!(index.find("running")[0], 2);
 }
 
@@ -45,17 +38,10 @@ fn accents_do_not_matter_on_either_side() {
 
 #[test]
 fn a_typo_finds_what_was_meant() {
-    let index = given([
-        post(1, "", "a question of supervision"),
-        post(2, "", "a database"),
-    ]);
+    let index = given([post(1, "", "a question of supervision"), post(2, "", "a database")]);
     assert_eq!(index.find("quesiton"), [1], "two neighbours swapped");
     assert_eq!(index.find("databse"), [2], "one letter missing");
-    assert_eq!(
-        index.find("zupervizion"),
-        [1],
-        "two letters wrong in a long word"
-    );
+    assert_eq!(index.find("zupervizion"), [1], "two letters wrong in a long word");
 }
 
 #[test]
@@ -84,11 +70,7 @@ fn short_words_and_numbers_are_taken_at_their_word() {
 #[test]
 fn the_exact_word_ranks_above_a_similar_one() {
     let index = given([
-        post(
-            1,
-            "",
-            "a long text about many things in which once, somewhere, a rookery is named, and then no more",
-        ),
+        post(1, "", "a long text about many things in which once, somewhere, a rookery is named, and then no more"),
         post(2, "Cookery", "cookery, all about cookery"),
     ]);
     assert_eq!(index.find("rookery"), [1, 2]);
@@ -103,61 +85,39 @@ fn a_frequent_word_brings_no_similar_ones() {
 
 #[test]
 fn a_phrase_needs_its_words_side_by_side() {
-    let index = given([
-        post(1, "", "memory safety matters"),
-        post(2, "", "safety of memory"),
-        post(3, "", "memory, and safety"),
-    ]);
+    let index = given([post(1, "", "memory safety matters"), post(2, "", "safety of memory"), post(3, "", "memory, and safety")]);
     assert_eq!(index.find("\"memory safety\""), [1]);
 }
 
 #[test]
 fn a_phrase_beside_words_is_required_and_the_words_rank() {
-    let index = given([
-        post(1, "", "memory safety matters"),
-        post(2, "", "rust alone"),
-        post(3, "", "memory safety matters in rust"),
-    ]);
+    let index =
+        given([post(1, "", "memory safety matters"), post(2, "", "rust alone"), post(3, "", "memory safety matters in rust")]);
     assert_eq!(index.find("rust \"memory safety\""), [3, 1]);
 }
 
 #[test]
 fn an_excluded_word_excludes_all_its_forms() {
-    let index = given([
-        post(1, "", "rust compiles"),
-        post(2, "", "rust compiler and tokio"),
-        post(3, "", "rust"),
-    ]);
+    let index = given([post(1, "", "rust compiles"), post(2, "", "rust compiler and tokio"), post(3, "", "rust")]);
     assert_eq!(index.find_sorted("rust -tokio"), [1, 3]);
     assert_eq!(index.find_sorted("rust -compile"), [3]);
 }
 
 #[test]
 fn an_excluded_phrase_leaves_its_words_alone() {
-    let index = given([
-        post(1, "", "garbage collector"),
-        post(2, "", "collector of garbage"),
-    ]);
+    let index = given([post(1, "", "garbage collector"), post(2, "", "collector of garbage")]);
     assert_eq!(index.find("garbage -\"garbage collector\""), [2]);
 }
 
 #[test]
 fn exclusions_alone_leave_everything_else_newest_first() {
-    let index = given([
-        post(1, "", "rust"),
-        post(2, "", "tokio"),
-        post(3, "", "axum"),
-    ]);
+    let index = given([post(1, "", "rust"), post(2, "", "tokio"), post(3, "", "axum")]);
     assert_eq!(index.find("-tokio"), [3, 1]);
 }
 
 #[test]
 fn a_prefix_finds_words_that_begin_so() {
-    let index = given([
-        post(1, "", "tokenizer"),
-        post(2, "", "tokio"),
-        post(3, "", "stoked"),
-    ]);
+    let index = given([post(1, "", "tokenizer"), post(2, "", "tokio"), post(3, "", "stoked")]);
     assert_eq!(index.find_sorted("tok*"), [1, 2]);
     assert_eq!(index.find_sorted("TÓKEN*"), [1]);
 }
@@ -170,11 +130,7 @@ fn a_prefix_of_very_many_words_finds_all_of_them() {
 
 #[test]
 fn han_text_is_found_by_its_parts() {
-    let index = given([
-        post(1, "東京都の天気", ""),
-        post(2, "", "黒猫"),
-        post(3, "", "rust"),
-    ]);
+    let index = given([post(1, "東京都の天気", ""), post(2, "", "黒猫"), post(3, "", "rust")]);
     assert_eq!(index.find("東京"), [1]);
     assert_eq!(index.find("天気 京都")[0], 1);
     assert_eq!(index.find("猫"), [2], "one character, the last of its run");
@@ -191,10 +147,7 @@ fn a_very_long_word_is_found() {
 
 #[test]
 fn users_are_found_by_username_and_display_name() {
-    let index = given([
-        user(1, "ada_lovelace", "Augusta Ada King"),
-        user(2, "bob", "Bob"),
-    ]);
+    let index = given([user(1, "ada_lovelace", "Augusta Ada King"), user(2, "bob", "Bob")]);
     assert_eq!(index.find("ada_lovelace"), [1]);
     assert_eq!(index.find("lovelace"), [1]);
     assert_eq!(index.find("augusta"), [1]);
@@ -222,78 +175,28 @@ fn an_empty_query_finds_everything_newest_first() {
 #[test]
 fn filters_narrow_without_changing_the_score() {
     let ada = Uuid::from_u128(77);
-    let by_ada = |document| Document {
-        author: Some(ada),
-        author_name: Some("Ada".into()),
-        ..document
-    };
+    let by_ada = |document| Document { author: Some(ada), author_name: Some("Ada".into()), ..document };
     let index = given([
-        by_ada(Document {
-            tags: vec!["lang".into()],
-            ..post(1, "", "rust")
-        }),
+        by_ada(Document { tags: vec!["lang".into()], ..post(1, "", "rust") }),
         post(2, "", "rust"),
         by_ada(comment(3, "rust")),
         user(4, "rust", ""),
     ]);
     let find = |filter: Search| ids(&index.partition.search(&filter).unwrap());
-    assert_eq!(
-        find(Search {
-            kinds: vec![Kind::Comment],
-            ..search("rust")
-        }),
-        [3]
-    );
-    assert_eq!(
-        find(Search {
-            kinds: vec![Kind::Post],
-            author: Some(ada),
-            ..search("rust")
-        }),
-        [1]
-    );
-    assert_eq!(
-        find(Search {
-            author_name: Some("aDA".into()),
-            sort: Sort::New,
-            ..search("rust")
-        }),
-        [3, 1]
-    );
-    assert_eq!(
-        find(Search {
-            tag: Some("lang".into()),
-            ..search("")
-        }),
-        [1]
-    );
-    let filtered = index
-        .partition
-        .search(&Search {
-            tag: Some("lang".into()),
-            ..search("rust")
-        })
-        .unwrap();
+    assert_eq!(find(Search { kinds: vec![Kind::Comment], ..search("rust") }), [3]);
+    assert_eq!(find(Search { kinds: vec![Kind::Post], author: Some(ada), ..search("rust") }), [1]);
+    assert_eq!(find(Search { author_name: Some("aDA".into()), sort: Sort::New, ..search("rust") }), [3, 1]);
+    assert_eq!(find(Search { tag: Some("lang".into()), ..search("") }), [1]);
+    let filtered = index.partition.search(&Search { tag: Some("lang".into()), ..search("rust") }).unwrap();
     let all = index.hits("rust");
-    assert_eq!(
-        filtered.items[0].score,
-        all.items
-            .iter()
-            .find(|hit| hit.id.as_u128() == 1)
-            .unwrap()
-            .score
-    );
+    assert_eq!(filtered.items[0].score, all.items.iter().find(|hit| hit.id.as_u128() == 1).unwrap().score);
 }
 
 #[test]
 fn a_time_span_includes_its_beginning_and_excludes_its_end() {
     let index = given((1..=4).map(|id| post(id, "", "rust")));
     let at = |id| Some(post(id, "", "").created_at);
-    let span = Search {
-        from: at(2),
-        to: at(4),
-        ..search("rust")
-    };
+    let span = Search { from: at(2), to: at(4), ..search("rust") };
     assert_eq!(ids(&index.partition.search(&span).unwrap()), [3, 2]);
 }
 
@@ -316,31 +219,11 @@ fn pages_visit_each_hit_once_and_in_order() {
     let mut index = partition();
     // Several commits make several segments; equal texts make ties.
     for batch in 0..4 {
-        index.index((1..=6).map(|id| {
-            post(
-                batch * 6 + id,
-                "",
-                if id % 2 == 0 { "rust" } else { "rust and more" },
-            )
-        }));
+        index.index((1..=6).map(|id| post(batch * 6 + id, "", if id % 2 == 0 { "rust" } else { "rust and more" })));
     }
     for sort in [Sort::Relevance, Sort::New] {
-        let whole = index
-            .partition
-            .search(&Search {
-                sort,
-                limit: 100,
-                ..search("rust")
-            })
-            .unwrap();
-        let (paged, totals) = pages(
-            &index,
-            Search {
-                sort,
-                limit: 5,
-                ..search("rust")
-            },
-        );
+        let whole = index.partition.search(&Search { sort, limit: 100, ..search("rust") }).unwrap();
+        let (paged, totals) = pages(&index, Search { sort, limit: 5, ..search("rust") });
         assert_eq!(paged, ids(&whole));
         assert_eq!(paged.len(), 24);
         assert_eq!(totals, [24; 5]);
@@ -351,11 +234,7 @@ fn pages_visit_each_hit_once_and_in_order() {
 fn a_cursor_of_another_order_is_refused() {
     let index = given([post(1, "", "rust")]);
     let after = Some(index.hits("rust").items[0].cursor);
-    let result = index.partition.search(&Search {
-        after,
-        sort: Sort::New,
-        ..search("rust")
-    });
+    let result = index.partition.search(&Search { after, sort: Sort::New, ..search("rust") });
     assert!(matches!(result, Err(SearchError::Cursor)));
 }
 
@@ -364,15 +243,8 @@ fn highlights_show_what_matched_in_its_own_spelling() {
     let index = given([post(1, "The Café", "Databases <b> & cafés")]);
     let highlight = |query: &str| index.hits(query).items[0].highlight.clone();
     assert_eq!(highlight("cafe").title.unwrap(), "The <mark>Café</mark>");
-    assert_eq!(
-        highlight("cafe").body.unwrap(),
-        "Databases &lt;b&gt; &amp; <mark>cafés</mark>"
-    );
-    assert_eq!(
-        highlight("databse").body.unwrap(),
-        "<mark>Databases</mark> &lt;b&gt; &amp; cafés",
-        "misspelt"
-    );
+    assert_eq!(highlight("cafe").body.unwrap(), "Databases &lt;b&gt; &amp; <mark>cafés</mark>");
+    assert_eq!(highlight("databse").body.unwrap(), "<mark>Databases</mark> &lt;b&gt; &amp; cafés", "misspelt");
     assert_eq!(highlight("data*").title, None);
 }
 
@@ -387,10 +259,7 @@ fn a_hit_carries_its_summary() {
         ..post(1, "Rust", &"word ".repeat(100))
     };
     let hit = given([document.clone()]).hits("rust").items.remove(0);
-    assert_eq!(
-        (hit.kind, hit.version, hit.created_at),
-        (Kind::Post, 3, document.created_at)
-    );
+    assert_eq!((hit.kind, hit.version, hit.created_at), (Kind::Post, 3, document.created_at));
     assert_eq!(hit.summary.title.as_deref(), Some("Rust"));
     assert_eq!(hit.summary.author_name.as_deref(), Some("ada"));
     assert!(hit.summary.excerpt.len() <= 200);
@@ -398,35 +267,17 @@ fn a_hit_carries_its_summary() {
 
 #[test]
 fn suggestions_come_from_usernames_tags_and_titles() {
-    let index = given([
-        user(1, "rustacean", "Ferris"),
-        Document {
-            tags: vec!["rustlang".into()],
-            ..post(2, "Rusty nails", "rusting")
-        },
-    ]);
+    let index =
+        given([user(1, "rustacean", "Ferris"), Document { tags: vec!["rustlang".into()], ..post(2, "Rusty nails", "rusting") }]);
     let suggested = index.partition.suggest("Rus", 10).unwrap();
-    let texts: Vec<_> = suggested
-        .iter()
-        .map(|one| (one.text.as_str(), one.kind))
-        .collect();
-    assert_eq!(
-        texts,
-        [
-            ("rustacean", SuggestionKind::User),
-            ("rustlang", SuggestionKind::Tag),
-            ("rusty", SuggestionKind::Word),
-        ]
-    );
+    let texts: Vec<_> = suggested.iter().map(|one| (one.text.as_str(), one.kind)).collect();
+    assert_eq!(texts, [("rustacean", SuggestionKind::User), ("rustlang", SuggestionKind::Tag), ("rusty", SuggestionKind::Word),]);
 }
 
 #[test]
 fn the_last_of_several_words_is_completed() {
     let index = given([post(1, "Memory safety", "")]);
-    assert_eq!(
-        index.partition.suggest("Rust saf", 5).unwrap()[0].text,
-        "rust safety"
-    );
+    assert_eq!(index.partition.suggest("Rust saf", 5).unwrap()[0].text, "rust safety");
 }
 
 #[test]
@@ -434,44 +285,20 @@ fn a_deleted_account_is_not_suggested() {
     let ada = user(1, "ada", "Ada");
     let mut index = given([ada.clone(), user(2, "adam", "Adam")]);
     index.index([deleted(ada)]);
-    let texts: Vec<_> = index
-        .partition
-        .suggest("ad", 5)
-        .unwrap()
-        .into_iter()
-        .map(|one| one.text)
-        .collect();
+    let texts: Vec<_> = index.partition.suggest("ad", 5).unwrap().into_iter().map(|one| one.text).collect();
     assert!(!texts.contains(&"ada".to_owned()), "{texts:?}");
 }
 
 /// The longest queries of every shape are answered: the work is bounded and nothing panics.
 #[test]
 fn hostile_queries_are_answered() {
-    let index = given([
-        post(1, "rust", "東京 rust abc"),
-        comment(2, "\u{0} \u{301} ﷺ"),
-    ]);
+    let index = given([post(1, "rust", "東京 rust abc"), comment(2, "\u{0} \u{301} ﷺ")]);
     let repeated = |piece: &str| piece.repeat(512 / piece.len());
-    for query in [
-        "a* ",
-        "\"",
-        "-a ",
-        "-\"a b\" ",
-        "東",
-        "東 ",
-        "-東* ",
-        "ab-cd ",
-        "zzzzzzzzz",
-        "(",
-        "ﷺ",
-        "\u{0}",
-        "*-",
-        "\u{301}",
-    ] {
+    for query in
+        ["a* ", "\"", "-a ", "-\"a b\" ", "東", "東 ", "-東* ", "ab-cd ", "zzzzzzzzz", "(", "ﷺ", "\u{0}", "*-", "\u{301}"]
+    {
         index.hits(&repeated(query));
     }
-    let different: String = (0..170)
-        .map(|n| format!("{}* ", char::from(b'a' + n % 26)))
-        .collect();
+    let different: String = (0..170).map(|n| format!("{}* ", char::from(b'a' + n % 26))).collect();
     index.hits(&different);
 }

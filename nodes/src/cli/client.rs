@@ -1,0 +1,173 @@
+//! How a command reaches a running node: its admin socket, or its gateway with an administrator's token.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use reqwest::{Method, RequestBuilder, Response, header};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::admin::{
+    Refusal,
+    ndjson::{self, Lines},
+    socket,
+};
+
+/// Where a gateway mounts the admin routes.
+const MOUNT: &str = "/admin/v1";
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which node is meant.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    /// The one that runs with this data folder.
+    Local(PathBuf),
+    /// One behind a gateway.
+    Remote {
+        /// Of the gateway.
+        url: String,
+        /// An administrator's access token.
+        token: Option<String>,
+    },
+}
+
+/// A way to a running node.
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: String,
+    target: Target,
+}
+
+impl Client {
+    pub(super) fn new(target: Target) -> anyhow::Result<Self> {
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT_PATIENCE).no_proxy();
+        let (http, base) = match &target {
+            Target::Local(data) => (builder.unix_socket(socket::find(data)).build()?, "http://rookery".to_owned()),
+            Target::Remote { url, .. } => (builder.build()?, format!("{}{MOUNT}", url.trim_end_matches('/'))),
+        };
+        Ok(Self { http, base, target })
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> anyhow::Result<T> {
+        let url = match query_string(query)? {
+            query if query.is_empty() => path.to_owned(),
+            query => format!("{path}?{query}"),
+        };
+        let response = self.send(self.request(Method::GET, &url)).await?;
+        response.json().await.context("the node's answer is not what this version understands")
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(self.request(Method::POST, path)).await?;
+        response.json().await.context("the node's answer is not what this version understands")
+    }
+
+    /// Sends something that is answered with nothing but success.
+    pub(super) async fn tell(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        self.send(self.request(Method::POST, path).json(body)).await.map(drop)
+    }
+
+    /// Sends something that is answered with a value a line.
+    pub(super) async fn ask(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Answers> {
+        let response = self.send(self.request(Method::POST, path).json(body)).await?;
+        Ok(Answers(Lines::new(response.bytes_stream().boxed())))
+    }
+
+    /// Sends lines while they are made, and reads the answers while they come.
+    pub(super) async fn stream<S>(&self, path: &str, lines: S) -> anyhow::Result<Answers>
+    where
+        S: Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static,
+    {
+        let request = self.request(Method::POST, path).header(header::CONTENT_TYPE, ndjson::CONTENT_TYPE);
+        let response = self.send(request.body(reqwest::Body::wrap_stream(lines))).await?;
+        Ok(Answers(Lines::new(response.bytes_stream().boxed())))
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.target {
+            Target::Remote { token: Some(token), .. } => request.bearer_auth(token),
+            Target::Remote { token: None, .. } | Target::Local(_) => request,
+        }
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let hint = match (status.as_u16(), &self.target) {
+            (401, Target::Remote { .. }) => ": give an administrator's access token with --token",
+            (403, Target::Remote { .. }) => ": the token is not an administrator's; see `rookery admin grant`",
+            _ => "",
+        };
+        match response.json::<Refusal>().await {
+            Ok(refusal) => bail!("{}{hint}", refusal.detail),
+            Err(_) => bail!("the node answered {status}{hint}"),
+        }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        if !error.is_connect() {
+            return anyhow::Error::from(error).context("the connection to the node broke");
+        }
+        match &self.target {
+            Target::Local(data) => anyhow!(
+                "no node runs with the data folder {}: start one with `rookery up`, or say where one runs with --data-dir DIR or \
+                 --node URL",
+                data.display()
+            ),
+            Target::Remote { url, .. } => anyhow::Error::from(error).context(format!("no node answers at {url}")),
+        }
+    }
+}
+
+/// The pairs of a flat query, whose words need no escapes but the slash.
+fn query_string(query: &impl Serialize) -> anyhow::Result<String> {
+    let serde_json::Value::Object(pairs) = serde_json::to_value(query)? else {
+        return Ok(String::new());
+    };
+    let pair = |(key, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{key}={}", escaped(text)),
+        other => format!("{key}={other}"),
+    };
+    Ok(pairs.iter().map(pair).collect::<Vec<_>>().join("&"))
+}
+
+fn escaped(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
+/// The answers of a node, a value a line.
+pub(super) struct Answers(Lines<futures_util::stream::BoxStream<'static, reqwest::Result<Bytes>>>);
+
+impl Answers {
+    /// The next one; none: that was all.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+        match self.0.next().await.context("the node went away: start it and run the same command again")? {
+            Some(line) => {
+                serde_json::from_slice(&line).map(Some).context("the node's answer is not what this version understands")
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::dlt::Wanted;
+
+    #[test]
+    fn a_query_names_only_what_is_wanted() {
+        let wanted = Wanted { service: None, source: Some("posts/17".to_owned()), seq: Some(3) };
+        assert_eq!(query_string(&wanted).unwrap(), "seq=3&source=posts%2F17");
+        assert_eq!(query_string(&Wanted::default()).unwrap(), "");
+    }
+}

@@ -1,0 +1,421 @@
+//! `rookery import FILE`: lines in, items out, answers counted.
+
+use std::{
+    convert::Infallible,
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::Args;
+use flate2::read::MultiGzDecoder;
+use futures_util::stream;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::sync::mpsc;
+
+use super::{
+    Exit,
+    client::Client,
+    lines::{HELP, Reader},
+};
+use crate::admin::{
+    item::{Answer, Numbered, Outcome},
+    ndjson::{self, LINE_BYTES_MAX},
+};
+
+/// Bad lines that are shown; the rest is in the file.
+const SHOWN: u64 = 20;
+/// Lines that wait between the file, the connection and the tally.
+const QUEUE: usize = 1_024;
+/// Between two lines of progress where there is no terminal.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+
+/// Import users, posts and comments from JSON Lines.
+///
+/// Importing the same file again changes nothing, so an import that was interrupted, however, is simply run again. A bad
+/// line is reported with its number and counted; it never ends the import.
+#[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Import {
+    /// The file, plain or gzip; - is standard input.
+    file: PathBuf,
+    /// Fail (exit code 1) if there was a bad line.
+    #[arg(long)]
+    strict: bool,
+    /// Write the bad lines to this file, as JSON lines of `line` and `reason`. Without it, a file beside the import is
+    /// made when there are more than are shown.
+    #[arg(long, value_name = "FILE")]
+    errors: Option<PathBuf>,
+}
+
+impl Import {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<Exit> {
+        let began = Instant::now();
+        let read = Arc::new(AtomicU64::new(0));
+        let (source, size) = open(&self.file, Arc::clone(&read))?;
+        let (items, to_send) = mpsc::channel(QUEUE);
+        let (bad, mut bad_lines) = mpsc::channel(QUEUE);
+        let reader = tokio::task::spawn_blocking(move || read_lines(source, &items, &bad));
+
+        let mut answers = client.stream("/import", body(to_send)).await?;
+        let mut tally = Tally::new(&self, size, read);
+        let mut answered = false;
+        let mut all_read = false;
+        while !(answered && all_read) {
+            tokio::select! {
+                answer = answers.next::<Answer>(), if !answered => match answer? {
+                    Some(answer) => tally.answer(answer)?,
+                    None => answered = true,
+                },
+                line = bad_lines.recv(), if !all_read => match line {
+                    Some((line, reason)) => tally.bad(line, &reason)?,
+                    None => all_read = true,
+                },
+            }
+        }
+        let unread = reader.await?;
+        tally.finish(began.elapsed(), self.strict, unread)
+    }
+}
+
+/// The file, unpacked if it is gzip, and its size in bytes; `read` counts what was read of it, packed.
+fn open(path: &Path, read: Arc<AtomicU64>) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
+    let (input, size): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
+        (Box::new(io::stdin()), None)
+    } else {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let metadata = file.metadata()?;
+        anyhow::ensure!(!metadata.is_dir(), "{} is a folder", path.display());
+        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+    };
+    let mut counted = BufReader::with_capacity(1 << 16, Counted { input, read });
+    // The first two bytes say it; a name may lie.
+    let gzip = counted.fill_buf().with_context(|| format!("cannot read {}", path.display()))?.starts_with(&[0x1f, 0x8b]);
+    let unpacked: Box<dyn BufRead + Send> =
+        if gzip { Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(counted))) } else { Box::new(counted) };
+    Ok((unpacked, size))
+}
+
+struct Counted<R> {
+    input: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+type Bad = (u64, String);
+
+/// Reads to the end of the file, or of whoever listens. The error, if the file could not be read to its end.
+fn read_lines(mut source: Box<dyn BufRead + Send>, items: &mpsc::Sender<Numbered>, bad: &mpsc::Sender<Bad>) -> Option<Bad> {
+    let mut reader = Reader::default();
+    let mut buffer = Vec::new();
+    for line in 1.. {
+        let parsed = match next_line(&mut source, &mut buffer) {
+            Ok(None) => return None,
+            Ok(Some(())) => reader.read(&buffer),
+            Err(LineError::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
+            Err(LineError::Io(error)) => return Some((line, error.to_string())),
+        };
+        let listened = match parsed {
+            Ok(None) => true,
+            Ok(Some(item)) => items.blocking_send(Numbered { line, item }).is_ok(),
+            Err(reason) => bad.blocking_send((line, reason)).is_ok(),
+        };
+        if !listened {
+            return None;
+        }
+    }
+    None
+}
+
+enum LineError {
+    TooLong,
+    Io(io::Error),
+}
+
+/// The next line, in bounded memory: of one that is too long only the end is looked for.
+fn next_line(source: &mut impl BufRead, buffer: &mut Vec<u8>) -> Result<Option<()>, LineError> {
+    buffer.clear();
+    let max = LINE_BYTES_MAX as u64;
+    let count = source.by_ref().take(max).read_until(b'\n', buffer).map_err(LineError::Io)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    if buffer.last() == Some(&b'\n') || (count as u64) < max {
+        return Ok(Some(()));
+    }
+    loop {
+        buffer.clear();
+        let count = source.by_ref().take(max).read_until(b'\n', buffer).map_err(LineError::Io)?;
+        if count == 0 || buffer.last() == Some(&b'\n') {
+            return Err(LineError::TooLong);
+        }
+    }
+}
+
+/// What waits goes in one chunk.
+fn body(items: mpsc::Receiver<Numbered>) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+    stream::unfold(items, |mut items| async move {
+        let mut waiting = Vec::new();
+        if items.recv_many(&mut waiting, QUEUE).await == 0 {
+            return None;
+        }
+        let chunk: Vec<u8> = waiting.iter().flat_map(ndjson::line).collect();
+        Some((Ok(Bytes::from(chunk)), items))
+    })
+}
+
+/// What became of the lines so far.
+struct Tally {
+    imported: u64,
+    present: u64,
+    bad: u64,
+    failed: u64,
+    /// Why the node ended the import, if it did.
+    ended: Option<String>,
+    errors: Errors,
+    progress: Progress,
+}
+
+impl Tally {
+    fn new(import: &Import, size: Option<u64>, read: Arc<AtomicU64>) -> Self {
+        let errors = Errors { path: import.errors.clone(), beside: beside(&import.file), kept: Vec::new(), file: None };
+        Self { imported: 0, present: 0, bad: 0, failed: 0, ended: None, errors, progress: Progress::new(size, read) }
+    }
+
+    fn answer(&mut self, answer: Answer) -> anyhow::Result<()> {
+        match (answer.line, answer.outcome) {
+            (_, Outcome::Imported) => self.imported += 1,
+            (_, Outcome::Present) => self.present += 1,
+            (Some(line), Outcome::Refused { reason }) => self.bad(line, &reason)?,
+            (Some(line), Outcome::Failed { reason }) => {
+                self.failed += 1;
+                self.report(line, &format!("not imported, though it could be: {reason}"))?;
+            }
+            (None, Outcome::Refused { reason } | Outcome::Failed { reason }) => self.ended = Some(reason),
+        }
+        self.progress.show(self.imported, self.present, self.bad + self.failed);
+        Ok(())
+    }
+
+    fn bad(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+        self.bad += 1;
+        self.report(line, reason)
+    }
+
+    fn report(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+        if self.bad + self.failed <= SHOWN {
+            self.progress.say(&format!("line {line}: {reason}"));
+        }
+        self.errors.add(line, reason)
+    }
+
+    fn finish(mut self, took: Duration, strict: bool, unread: Option<Bad>) -> anyhow::Result<Exit> {
+        self.progress.end();
+        let Self { imported, present, bad, failed, .. } = self;
+        let seconds = took.as_secs_f64();
+        let rate = (imported + present) as f64 / seconds.max(0.001);
+        println!("imported       {}", grouped(imported));
+        println!("already there  {}", grouped(present));
+        println!("bad lines      {}", grouped(bad));
+        if failed > 0 {
+            println!("failed         {}", grouped(failed));
+        }
+        println!("in {seconds:.1} s, {}/s", grouped(rate.round() as u64));
+        if let Some(path) = self.errors.finish()? {
+            println!("all bad lines and their reasons: {}", path.display());
+        }
+        if let Some((line, reason)) = unread {
+            anyhow::bail!("the file cannot be read from line {line} on: {reason}; what stands before it is imported");
+        }
+        if let Some(reason) = self.ended {
+            anyhow::bail!("the node ended the import: {reason}");
+        }
+        if failed > 0 {
+            anyhow::bail!("{} lines could not be imported now: run the same command again", grouped(failed));
+        }
+        Ok(if strict && bad > 0 { Exit::Failed } else { Exit::Done })
+    }
+}
+
+/// The bad lines: kept until it is known whether there are more than are shown, then in a file.
+struct Errors {
+    path: Option<PathBuf>,
+    beside: PathBuf,
+    kept: Vec<u8>,
+    file: Option<(PathBuf, BufWriter<File>)>,
+}
+
+impl Errors {
+    fn add(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+        let entry = ndjson::line(&serde_json::json!({ "line": line, "reason": reason }));
+        match &mut self.file {
+            Some((path, file)) => file.write_all(&entry).with_context(|| format!("cannot write {}", path.display())),
+            None => {
+                self.kept.extend(entry);
+                let lines = self.kept.iter().filter(|byte| **byte == b'\n').count() as u64;
+                if lines > SHOWN || self.path.is_some() { self.begin() } else { Ok(()) }
+            }
+        }
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let path = self.path.clone().unwrap_or_else(|| self.beside.clone());
+        let cannot = || format!("cannot write the bad lines to {}: name another file with --errors FILE", path.display());
+        let mut file = BufWriter::new(File::create(&path).with_context(cannot)?);
+        file.write_all(&self.kept).with_context(cannot)?;
+        self.kept.clear();
+        self.file = Some((path, file));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> anyhow::Result<Option<PathBuf>> {
+        // A file that was asked for is there, also when it has nothing to say.
+        if self.path.is_some() && self.file.is_none() {
+            self.begin()?;
+        }
+        let Some((path, mut file)) = self.file.take() else {
+            return Ok(None);
+        };
+        file.flush().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(path))
+    }
+}
+
+/// `posts.jsonl.gz` → `posts.jsonl.gz.errors` in the working folder: that of the file may be read-only.
+fn beside(file: &Path) -> PathBuf {
+    let name = file.file_name().filter(|name| *name != "-").unwrap_or("import".as_ref());
+    let mut name = name.to_owned();
+    name.push(".errors");
+    name.into()
+}
+
+/// A bar in a terminal, a line now and then elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    terminal: bool,
+    read: Arc<AtomicU64>,
+    size: Option<u64>,
+    began: Instant,
+    reported: Instant,
+}
+
+impl Progress {
+    fn new(size: Option<u64>, read: Arc<AtomicU64>) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let (bar, template) = match size {
+            Some(size) => (ProgressBar::with_draw_target(Some(size), target), "{bar:30} {percent:>3}%  {msg}  {eta} left"),
+            None => (ProgressBar::with_draw_target(None, target), "{spinner} {msg}"),
+        };
+        bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
+        Self { bar, terminal, read, size, began: Instant::now(), reported: Instant::now() }
+    }
+
+    fn show(&mut self, imported: u64, present: u64, bad: u64) {
+        let due = self.reported.elapsed() >= REPORT_EVERY;
+        if !self.terminal && !due {
+            return;
+        }
+        let rate = (imported + present) as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+        let state = format!(
+            "{} imported, {} there already, {} bad, {}/s",
+            grouped(imported),
+            grouped(present),
+            grouped(bad),
+            grouped(rate.round() as u64)
+        );
+        let read = self.read.load(Ordering::Relaxed);
+        if self.terminal {
+            self.bar.set_position(read);
+            self.bar.set_message(state);
+        } else {
+            let share = self.size.filter(|size| *size > 0).map(|size| format!("{:>3}%  ", 100 * read / size)).unwrap_or_default();
+            eprintln!("{share}{state}");
+        }
+        if due {
+            self.reported = Instant::now();
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// 19940 → 19,940
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let (head, tail) = digits.split_at(first);
+    let groups = tail.as_bytes().chunks(3).map(|group| str::from_utf8(group).expect("digits are ASCII"));
+    std::iter::once(head).filter(|head| !head.is_empty()).chain(groups).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &[u8]) -> Vec<Result<Vec<u8>, ()>> {
+        let mut source = text;
+        let (mut buffer, mut lines) = (Vec::new(), Vec::new());
+        loop {
+            match next_line(&mut source, &mut buffer) {
+                Ok(None) => return lines,
+                Ok(Some(())) => lines.push(Ok(buffer.clone())),
+                Err(LineError::TooLong) => lines.push(Err(())),
+                Err(LineError::Io(error)) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_costs_only_itself() {
+        let long = vec![b'x'; 3 * LINE_BYTES_MAX + 7];
+        let text = [b"a\n".as_slice(), &long, b"\nb"].concat();
+        assert_eq!(lines(&text), [Ok(b"a\n".to_vec()), Err(()), Ok(b"b".to_vec())]);
+    }
+
+    #[test]
+    fn a_gzip_file_is_known_by_its_first_bytes() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(b"hello").unwrap();
+        let packed = packer.finish().unwrap();
+        file.write_all(&packed).unwrap();
+        let read = Arc::new(AtomicU64::new(0));
+        let (mut source, size) = open(file.path(), Arc::clone(&read)).unwrap();
+        let mut text = String::new();
+        source.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), size), ("hello", Some(packed.len() as u64)));
+        assert_eq!(read.load(Ordering::Relaxed), packed.len() as u64);
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!([0, 12, 999, 1_000, 19_940, 1_234_567].map(grouped), ["0", "12", "999", "1,000", "19,940", "1,234,567"]);
+    }
+
+    #[test]
+    fn the_file_of_bad_lines_is_named_after_the_import() {
+        assert_eq!(beside(Path::new("/data/posts.jsonl.gz")), Path::new("posts.jsonl.gz.errors"));
+        assert_eq!(beside(Path::new("-")), Path::new("import.errors"));
+    }
+}
