@@ -49,5 +49,6 @@ CREATE TABLE dead_letter (
     payload  text,
     reason   text        NOT NULL,
     at       timestamptz NOT NULL DEFAULT now(),
+    relayed  bool        NOT NULL DEFAULT false,  -- Kafka has it
     PRIMARY KEY (shard, source, seq)
 );

@@ -63,5 +63,6 @@ CREATE TABLE dead_letter (
     payload  text,
     reason   text        NOT NULL,
     at       timestamptz NOT NULL DEFAULT now(),
+    relayed  bool        NOT NULL DEFAULT false,         -- whether Kafka's dead-letter topic has it; without Kafka, never
     PRIMARY KEY (shard, source, seq)
 );

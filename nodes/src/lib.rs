@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod cli;
 pub mod config;
 pub mod event_log;
+pub mod kafka;
 pub mod migrate;
 pub mod node;
 pub mod ownership;

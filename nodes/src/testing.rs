@@ -1,6 +1,7 @@
 //! What the tests of every crate of the workspace share: a real Postgres, and new databases in it.
 
 mod node;
+mod kafka;
 mod service;
 
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::OnceCell;
 
 pub use self::node::TestNode;
+pub use self::kafka::{TestKafka, TestKafkaError};
 pub use self::service::{LEASE, TestService};
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};

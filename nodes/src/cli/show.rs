@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use super::import::grouped;
 use crate::admin::{keys::Key, services::Letter, status::Status};
 
 /// Nodes, services and what is behind.
@@ -20,7 +19,7 @@ pub(super) fn status(status: &Status) -> String {
             node.roles.join(", ")
         );
     }
-    let _ = writeln!(text, "service   shards    epochs  records     lag  entities    memory  database   dead");
+    let _ = writeln!(text, "service     shards  epochs  records     lag entities  memory database  dead");
     for service in &status.services {
         let epochs = status.shards.iter().filter(|shard| shard.service == service.service).map(|shard| shard.epoch);
         let epochs = match (epochs.clone().min(), epochs.max()) {
@@ -31,13 +30,13 @@ pub(super) fn status(status: &Status) -> String {
         let database = service.database_ms.map_or_else(|| "down".to_owned(), |ms| format!("{ms:.1} ms"));
         let _ = writeln!(
             text,
-            "{:<9} {:>7} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>6}{}",
+            "{:<8} {:>9} {:>7} {:>8} {:>7} {:>8} {:>7} {:>8} {:>5}{}",
             service.service,
             format!("{}/{}", service.shards_owned, service.shards),
             epochs,
             service.head,
             optional(service.lag),
-            grouped(service.entities as u64),
+            service.entities.to_string(),
             size(service.bytes),
             database,
             optional(service.dead_letters),
@@ -88,9 +87,9 @@ fn duration(seconds: u64) -> String {
 }
 
 fn size(bytes: usize) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
+    #[expect(clippy::cast_precision_loss, reason = "no digit after the point is shown")]
     let mebibytes = bytes as f64 / f64::from(1 << 20);
-    format!("{mebibytes:.1} MiB")
+    format!("{mebibytes:.0} MiB")
 }
 
 #[cfg(test)]

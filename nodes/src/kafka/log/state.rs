@@ -1,0 +1,393 @@
+//! Pure. What a reader of a topic knows: who asks for what, what was read for them, and what to read next.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use rookery_actors::{
+    event::{Fetched, LogError, Record, Source, Topic},
+    ids::{Seq, ShardId},
+};
+
+use crate::kafka::sequence::{Ahead, Marks, Offered, Sequence};
+
+/// Records read and not yet fetched, per partition, in bytes: beyond it the partition rests.
+const KEPT_BYTES_MAX: usize = 512 << 10;
+/// A shard whose records nobody has come for since makes room for those that somebody waits for.
+const LEFT_AFTER: Duration = Duration::from_secs(2);
+/// A shard that nobody has asked for since is not read any more; longer than any wait of a fetch.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
+
+/// The partitions of a topic that somebody reads.
+pub(super) struct State {
+    topic: Topic,
+    count: u16,
+    gap_patience: Duration,
+    partitions: BTreeMap<u16, Partition>,
+}
+
+#[derive(Default)]
+struct Partition {
+    lines: BTreeMap<ShardId, Line>,
+    /// Outlive the lines: who comes back need not read from the beginning.
+    marks: HashMap<ShardId, Marks>,
+    /// The offset that is read next; none while it is not assigned.
+    next: Option<i64>,
+    /// Where reading must begin anew.
+    restart: Option<Start>,
+    /// This pass began at the first record that Kafka still has.
+    complete: bool,
+    /// When the end of the partition was last reached.
+    ended: Option<Instant>,
+    paused: bool,
+}
+
+struct Line {
+    sequence: Sequence,
+    asked: Instant,
+    alarmed: bool,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Start {
+    /// At the first record that Kafka still has.
+    Beginning,
+    /// At this offset.
+    At(i64),
+}
+
+/// What the thread that reads must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Read the partition from there.
+    Read { partition: u16, start: Start },
+    /// Stop fetching for a while.
+    Pause { partition: u16 },
+    /// Go on fetching.
+    Resume { partition: u16 },
+    /// Nobody reads it any more.
+    Leave { partition: u16 },
+}
+
+impl State {
+    pub(super) fn new(topic: Topic, count: u16, gap_patience: Duration) -> Self {
+        Self { topic, count, gap_patience, partitions: BTreeMap::new() }
+    }
+
+    /// What follows the positions, as far as it was read.
+    ///
+    /// # Errors
+    /// [`LogError::OutOfRange`], if a shard's next record is gone and nobody else has news.
+    pub(super) fn look(
+        &mut self,
+        positions: &[(ShardId, Seq)],
+        bytes_max: usize,
+        now: Instant,
+    ) -> Result<Vec<Fetched>, LogError> {
+        for (shard, position) in positions {
+            self.partitions.entry(shard.0 % self.count).or_default().seek(*shard, *position, now);
+        }
+        let lines = || positions.iter().filter_map(|(shard, _)| Some((*shard, self.line(*shard)?)));
+        let ready = lines().filter(|(_, line)| line.sequence.has_news()).count();
+        let share = (bytes_max / ready.max(1)).max(1);
+        let fetched: Vec<Fetched> = lines()
+            .filter(|(_, line)| line.sequence.has_news())
+            .map(|(shard, line)| Fetched { shard, records: line.sequence.peek(share) })
+            .collect();
+        if !fetched.is_empty() {
+            return Ok(fetched);
+        }
+        positions.iter().try_for_each(|(shard, position)| self.check(*shard, *position, now))?;
+        Ok(fetched)
+    }
+
+    /// A message was read: whether it is news to somebody.
+    pub(super) fn offer(&mut self, partition: u16, offset: i64, read: Option<(ShardId, Record)>, now: Instant) -> bool {
+        let Some(partition) = self.partitions.get_mut(&partition) else {
+            return false;
+        };
+        partition.next = Some(offset + 1);
+        let Some((shard, record)) = read else {
+            return false;
+        };
+        let Some(line) = partition.lines.get_mut(&shard) else {
+            return false;
+        };
+        let seq = record.seq;
+        match line.sequence.offer(record, now) {
+            Offered::Taken => {
+                line.alarmed = false;
+                partition.marks.entry(shard).or_default().note(seq, offset);
+                true
+            }
+            Offered::Known | Offered::Early => false,
+        }
+    }
+
+    /// The end of a partition was reached.
+    pub(super) fn ended(&mut self, partition: u16, now: Instant) {
+        if let Some(partition) = self.partitions.get_mut(&partition) {
+            partition.ended = Some(now);
+        }
+    }
+
+    /// What has to be done now; what was said is taken as done.
+    pub(super) fn orders(&mut self, now: Instant) -> Vec<Order> {
+        let mut orders = Vec::new();
+        self.partitions.retain(|number, state| {
+            let partition = *number;
+            state.lines.retain(|_, line| now.duration_since(line.asked) < FORGOTTEN_AFTER);
+            if state.lines.is_empty() {
+                orders.push(Order::Leave { partition });
+                return false;
+            }
+            if let Some(start) = state.restart.take() {
+                state.begin(start);
+                orders.push(Order::Read { partition, start });
+                return true;
+            }
+            let kept = state.kept();
+            if !state.paused && kept > KEPT_BYTES_MAX {
+                state.paused = true;
+                orders.push(Order::Pause { partition });
+            } else if state.paused && kept > KEPT_BYTES_MAX / 2 {
+                state.make_room(now);
+            } else if state.paused {
+                state.paused = false;
+                orders.push(Order::Resume { partition });
+            }
+            true
+        });
+        orders
+    }
+
+    /// An order could not be carried out, or the client was replaced: read on from where we are.
+    pub(super) fn failed(&mut self, partition: u16) {
+        if let Some(partition) = self.partitions.get_mut(&partition) {
+            let next = match partition.next {
+                None | Some(0) => Start::Beginning,
+                Some(next) => Start::At(next),
+            };
+            partition.restart = Some(partition.restart.map_or(next, |restart| restart.min(next)));
+        }
+    }
+
+    /// As [`Self::failed`], for all of them.
+    pub(super) fn failed_all(&mut self) {
+        let all: Vec<u16> = self.partitions.keys().copied().collect();
+        all.into_iter().for_each(|partition| self.failed(partition));
+    }
+
+    fn line(&self, shard: ShardId) -> Option<&Line> {
+        self.partitions.get(&(shard.0 % self.count))?.lines.get(&shard)
+    }
+
+    /// Whether a hole before a shard's next record lasts, although we have read to the end since it was seen.
+    fn check(&mut self, shard: ShardId, position: Seq, now: Instant) -> Result<(), LogError> {
+        let Some(partition) = self.partitions.get_mut(&(shard.0 % self.count)) else {
+            return Ok(());
+        };
+        let Some(line) = partition.lines.get_mut(&shard) else {
+            return Ok(());
+        };
+        let Some(Ahead { since, floor, head }) = line.sequence.ahead() else {
+            return Ok(());
+        };
+        let read_on = partition.ended.is_some_and(|ended| ended >= since);
+        if !read_on || now.duration_since(since) < self.gap_patience {
+            return Ok(());
+        }
+        let source_shard = Source { topic: self.topic, shard };
+        if !line.alarmed {
+            line.alarmed = true;
+            metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name()).increment(1);
+            tracing::error!(
+                source = %source_shard, position, kafka.floor = floor, kafka.head = head,
+                "records of {source_shard} after {position} are missing in Kafka, which goes on with {floor}"
+            );
+        }
+        if partition.complete {
+            return Err(LogError::OutOfRange { source_shard, position, floor, head });
+        }
+        // A hint may have led past them: once more from the very beginning, before anybody despairs.
+        partition.marks.remove(&shard);
+        partition.restart = Some(Start::Beginning);
+        Ok(())
+    }
+}
+
+impl Partition {
+    fn seek(&mut self, shard: ShardId, position: Seq, now: Instant) {
+        let again = match self.lines.get_mut(&shard) {
+            Some(line) => {
+                line.asked = now;
+                line.sequence.seek(position)
+            }
+            None => {
+                let sequence = Sequence::after(position);
+                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false });
+                true
+            }
+        };
+        if !again {
+            return;
+        }
+        let start = self.marks.get(&shard).and_then(|marks| marks.start(position)).map_or(Start::Beginning, Start::At);
+        // Never forward: the neighbours in the partition need what lies between.
+        let reading = self.restart.or(self.next.map(Start::At));
+        let already_there = self.restart.is_none() && self.complete && self.next == Some(0);
+        if !already_there && reading.is_none_or(|reading| start < reading) {
+            self.restart = Some(start);
+        }
+    }
+
+    fn begin(&mut self, start: Start) {
+        self.next = Some(match start {
+            Start::Beginning => 0,
+            Start::At(offset) => offset,
+        });
+        self.complete = start == Start::Beginning;
+        self.ended = None;
+        self.paused = false;
+        self.lines.values_mut().for_each(|line| line.sequence.forget_ahead());
+    }
+
+    fn kept(&self) -> usize {
+        self.lines.values().map(|line| line.sequence.bytes()).sum()
+    }
+
+    /// Lets go of shards that went elsewhere, if others wait.
+    fn make_room(&mut self, now: Instant) {
+        if self.lines.values().all(|line| line.sequence.has_news()) {
+            return;
+        }
+        self.lines.retain(|_, line| !line.sequence.has_news() || now.duration_since(line.asked) < LEFT_AFTER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const A: ShardId = ShardId(0);
+    const B: ShardId = ShardId(2);
+
+    fn state() -> State {
+        State::new(Topic::Posts, 2, PATIENCE)
+    }
+
+    fn record(seq: Seq, bytes: usize) -> Record {
+        let payload = Some("x".repeat(bytes).into());
+        Record { seq, epoch: 1, key: Uuid::nil(), kind: "x".into(), payload, traceparent: None, at: Timestamp::UNIX_EPOCH }
+    }
+
+    fn fetch(state: &mut State, positions: &[(ShardId, Seq)], now: Instant) -> Vec<(ShardId, Vec<Seq>)> {
+        let seqs = |records: &[Arc<Record>]| records.iter().map(|record| record.seq).collect();
+        let fetched = state.look(positions, usize::MAX, now).unwrap();
+        fetched.iter().map(|fetched| (fetched.shard, seqs(&fetched.records))).collect()
+    }
+
+    const FROM_THE_START: Order = Order::Read { partition: 0, start: Start::Beginning };
+
+    #[test]
+    fn a_new_reader_begins_at_the_beginning_and_a_second_shard_does_not_disturb_it() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0), (B, 0)], now);
+        assert_eq!(state.orders(now), [FROM_THE_START]);
+        fetch(&mut state, &[(A, 0), (B, 0)], now);
+        assert_eq!(state.orders(now), []);
+    }
+
+    #[test]
+    fn a_rewind_begins_at_a_hint_and_spares_the_neighbour_repetitions() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0), (B, 0)], now);
+        state.orders(now);
+        for seq in 1..=600 {
+            state.offer(0, 2 * seq, Some((A, record(seq, 1))), now);
+            state.offer(0, 2 * seq + 1, Some((B, record(seq, 1))), now);
+        }
+        fetch(&mut state, &[(A, 600), (B, 600)], now);
+        fetch(&mut state, &[(A, 300), (B, 600)], now);
+        // 257 was the last place that was remembered before 300.
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(515) }]);
+        for seq in 257..=302 {
+            state.offer(0, 2 * seq + 1, Some((B, record(seq, 1))), now);
+            state.offer(0, 2 * seq, Some((A, record(seq, 1))), now);
+        }
+        assert_eq!(fetch(&mut state, &[(A, 300), (B, 600)], now), [(A, vec![301, 302])]);
+    }
+
+    #[test]
+    fn a_full_partition_rests_until_half_of_it_was_fetched() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0)], now);
+        state.orders(now);
+        for seq in 1..=9 {
+            state.offer(0, seq, Some((A, record(seq, 64 << 10))), now);
+        }
+        assert_eq!(state.orders(now), [Order::Pause { partition: 0 }]);
+        fetch(&mut state, &[(A, 3)], now);
+        assert_eq!(state.orders(now), []);
+        fetch(&mut state, &[(A, 8)], now);
+        assert_eq!(state.orders(now), [Order::Resume { partition: 0 }]);
+    }
+
+    #[test]
+    fn a_shard_that_went_elsewhere_does_not_hold_up_its_neighbour() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0), (B, 0)], now);
+        state.orders(now);
+        for seq in 1..=9 {
+            state.offer(0, seq, Some((A, record(seq, 64 << 10))), now);
+        }
+        assert_eq!(state.orders(now), [Order::Pause { partition: 0 }]);
+        let later = now + LEFT_AFTER;
+        fetch(&mut state, &[(B, 0)], later);
+        state.orders(later);
+        assert_eq!(state.orders(later), [Order::Resume { partition: 0 }]);
+    }
+
+    #[test]
+    fn a_hole_that_lasts_after_a_whole_pass_is_out_of_range() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 4)], now);
+        state.orders(now);
+        state.offer(0, 100, Some((A, record(50, 1))), now);
+        state.ended(0, now);
+        assert_eq!(fetch(&mut state, &[(A, 4)], now + PATIENCE / 2), []);
+        let error = state.look(&[(A, 4)], 1, now + PATIENCE).unwrap_err();
+        assert!(matches!(error, LogError::OutOfRange { position: 4, floor: 50, head: 50, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_hole_after_a_hint_is_looked_for_from_the_beginning_first() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0)], now);
+        state.orders(now);
+        state.offer(0, 7, Some((A, record(1, 1))), now);
+        fetch(&mut state, &[(A, 1)], now);
+        state.failed(0);
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(8) }]);
+        state.offer(0, 9, Some((A, record(3, 1))), now);
+        state.ended(0, now);
+        fetch(&mut state, &[(A, 1)], now + PATIENCE);
+        assert_eq!(state.orders(now), [FROM_THE_START]);
+    }
+
+    #[test]
+    fn a_partition_that_nobody_asks_for_is_left() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0)], now);
+        state.orders(now);
+        assert_eq!(state.orders(now + FORGOTTEN_AFTER), [Order::Leave { partition: 0 }]);
+    }
+}

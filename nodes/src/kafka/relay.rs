@@ -1,0 +1,434 @@
+//! The relay: a service's outbox on its way to Kafka, shard by shard, in order, at least once (rule 17).
+
+mod line;
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use metrics::{counter, gauge, histogram};
+use rdkafka::{
+    ClientContext, Statistics,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::{KafkaError, KafkaResult},
+    producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer},
+};
+use rookery_actors::{
+    entity::Failure,
+    event::{Record, Topic},
+    ids::{Seq, ShardId},
+    runtime::Database,
+};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use self::line::Line;
+use super::{
+    client::{Reports, client_config},
+    message,
+};
+use crate::{config::Kafka, event_log::LogSource};
+
+/// Records that a relay has under way at most, all shards together.
+const IN_FLIGHT_RECORDS_MAX: usize = 10_000;
+/// The same in bytes of payload.
+const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// Taken from one shard before the next has its turn, in bytes.
+const TURN_BYTES: usize = 256 << 10;
+/// Between two notes of how far Kafka has the log; a restart sends at most this much again.
+const NOTE_EVERY: Duration = Duration::from_millis(100);
+/// Shards come and go without a batch: the relay looks around at least this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Before a failed producer is replaced, or a database that does not answer is asked again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Longest time that the client tries to deliver a record: a broker that restarts is back long before.
+const DELIVERY_TIMEOUT_MS: &str = "30000";
+
+/// A service's outbox on its way to Kafka.
+pub struct Relay {
+    kafka: Kafka,
+    topic: Topic,
+    source: Arc<dyn LogSource>,
+    database: Database,
+    progress: Arc<Progress>,
+}
+
+/// A relay at work; dropped, it stops. What was not noted yet is sent again by whoever goes on.
+pub struct RunningRelay {
+    task: JoinHandle<()>,
+}
+
+impl RunningRelay {
+    /// Ends it and waits for its end.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for RunningRelay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a producer is of no use any more.
+#[derive(Debug, thiserror::Error)]
+enum Interruption {
+    #[error("a record of {service} shard {shard} was not delivered")]
+    Undelivered {
+        service: &'static str,
+        shard: ShardId,
+        #[source]
+        error: KafkaError,
+    },
+    #[error("a record was not taken")]
+    Refused(#[source] KafkaError),
+    #[error("the service has stopped")]
+    SourceGone,
+}
+
+impl Relay {
+    /// Starts to relay the shards that `source` serves, whichever those are, from where `database` says Kafka has them.
+    ///
+    /// The topic must be there: see [`super::topics::ensure`].
+    pub fn start(kafka: Kafka, topic: Topic, source: Arc<dyn LogSource>, database: Database) -> RunningRelay {
+        let relay = Self { kafka, topic, source, database, progress: Arc::default() };
+        RunningRelay { task: tokio::spawn(relay.run()) }
+    }
+
+    async fn run(self) {
+        let noting = note_progress(self.topic, self.database.clone(), Arc::clone(&self.progress));
+        tokio::select! {
+            () = self.relay() => {}
+            () = noting => {}
+        }
+    }
+
+    async fn relay(&self) {
+        let mut lines = HashMap::new();
+        loop {
+            let (producer, mut reports) = match Producer::new(&self.kafka, self.topic) {
+                Ok(made) => made,
+                Err(error) => {
+                    tracing::error!(%error, "no Kafka producer can be made of this configuration");
+                    sleep(LOOK_EVERY).await;
+                    continue;
+                }
+            };
+            let interruption = self.publish(&producer, &mut reports, &mut lines).await;
+            if matches!(interruption, Interruption::SourceGone) {
+                return;
+            }
+            counter!("rookery_relay_interruptions_total", "topic" => self.topic.kafka_name()).increment(1);
+            let error = anyhow::Error::from(interruption);
+            tracing::warn!(
+                kafka.topic = self.topic.kafka_name(),
+                error = format!("{error:#}"),
+                "delivery failed, sending again what is not confirmed"
+            );
+            // With the producer goes all that it has queued or in flight; only then may the same records go out again.
+            producer.purge().await;
+            lines.values_mut().for_each(Line::rewind);
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Sends until something goes wrong.
+    async fn publish(
+        &self,
+        producer: &Producer,
+        reports: &mut UnboundedReceiver<Report>,
+        lines: &mut HashMap<ShardId, Line>,
+    ) -> Interruption {
+        let mut batches = self.source.batches();
+        let mut window = Window::default();
+        loop {
+            batches.mark_unchanged();
+            let surveyed = self.survey(lines).await;
+            // What left with its shard is not in flight here any more.
+            window.recount(lines);
+            let sent = match self.send(producer, lines, &mut window).await {
+                Ok(sent) => sent,
+                Err(error) => return Interruption::Refused(error),
+            };
+            let patience = if surveyed { LOOK_EVERY } else { RETRY_AFTER };
+            let report = if sent > 0 && window.is_open() {
+                reports.try_recv().ok()
+            } else {
+                tokio::select! {
+                    report = reports.recv() => report,
+                    changed = batches.changed(), if window.is_open() => {
+                        if changed.is_err() {
+                            return Interruption::SourceGone;
+                        }
+                        None
+                    }
+                    () = sleep(patience) => None,
+                }
+            };
+            let mut next = report;
+            while let Some(report) = next {
+                if let Err(interruption) = self.take(report, lines, &mut window) {
+                    return interruption;
+                }
+                next = reports.try_recv().ok();
+            }
+        }
+    }
+
+    /// Looks which shards are ours and finds the place of new ones; whether all of them were found.
+    async fn survey(&self, lines: &mut HashMap<ShardId, Line>) -> bool {
+        let owned = self.source.owned();
+        let lag: i64 = owned.iter().filter_map(|(shard, _, head)| Some(head - lines.get(shard)?.confirmed())).sum();
+        gauge!("rookery_relay_lag_records", "topic" => self.topic.kafka_name()).set(lag as f64);
+        if lines.len() > owned.len() || owned.iter().any(|(shard, ..)| !lines.contains_key(shard)) {
+            let ours: HashMap<ShardId, Seq> = owned.iter().map(|(shard, _, head)| (*shard, *head)).collect();
+            lines.retain(|shard, _| ours.contains_key(shard));
+            let new: Vec<ShardId> = ours.keys().copied().filter(|shard| !lines.contains_key(shard)).collect();
+            let places = match self.places(&new).await {
+                Ok(places) => places,
+                Err(error) => {
+                    tracing::debug!(kafka.topic = self.topic.kafka_name(), %error, "cannot read yet how far Kafka has the log");
+                    return false;
+                }
+            };
+            lines.extend(new.into_iter().map(|shard| (shard, Line::after(places.get(&shard).copied().unwrap_or(0)))));
+        }
+        true
+    }
+
+    async fn places(&self, shards: &[ShardId]) -> Result<HashMap<ShardId, Seq>, Failure> {
+        let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
+        let client = self.database.get().await?;
+        let rows = client.query("SELECT shard, seq FROM relayed WHERE shard = ANY($1)", &[&ids]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1))).collect())
+    }
+
+    /// Sends a turn of every shard that is behind, as far as the window allows; how many records.
+    async fn send(&self, producer: &Producer, lines: &mut HashMap<ShardId, Line>, window: &mut Window) -> KafkaResult<usize> {
+        let mut sent = 0;
+        let head = |shard: ShardId| self.source.head(shard).unwrap_or(0);
+        let mut behind: Vec<ShardId> =
+            lines.iter().filter(|(shard, line)| head(**shard) > line.sent()).map(|(shard, _)| *shard).collect();
+        // Who has least under way goes first, so that nobody waits for ever behind a busy neighbour.
+        behind.sort_unstable_by_key(|shard| lines[shard].in_flight());
+        for shard in behind {
+            if !window.is_open() {
+                break;
+            }
+            let line = lines.get_mut(&shard).expect("it was just here");
+            let records = match self.source.log_after(shard, line.sent(), TURN_BYTES).await {
+                Ok(records) => records,
+                // Not ours any more, or the database rests: the next look tells.
+                Err(failure) => {
+                    tracing::debug!(shard.id = %shard, %failure, "cannot read an outbox now");
+                    continue;
+                }
+            };
+            for record in records {
+                producer.send(&self.kafka, self.topic, shard, &record)?;
+                line.send(record.seq, record.weight());
+                window.add(record.weight());
+                sent += 1;
+            }
+        }
+        Ok(sent)
+    }
+
+    fn take(&self, report: Report, lines: &mut HashMap<ShardId, Line>, window: &mut Window) -> Result<(), Interruption> {
+        let Report { shard, seq, at, result } = report;
+        let topic = self.topic.kafka_name();
+        result.map_err(|error| Interruption::Undelivered { service: self.topic.service(), shard, error })?;
+        // A shard that left has no line, and what its records became is its new owner's concern.
+        if let Some(bytes) = lines.get_mut(&shard).and_then(|line| line.confirm(seq)) {
+            window.remove(bytes);
+            self.progress.reached(shard, seq);
+            counter!("rookery_relay_records_total", "topic" => topic).increment(1);
+            let age = Timestamp::now().duration_since(at);
+            histogram!("rookery_relay_delay_seconds", "topic" => topic).record(age.as_secs_f64().max(0.0));
+        }
+        Ok(())
+    }
+}
+
+/// What is in flight, all shards together.
+#[derive(Default)]
+struct Window {
+    records: usize,
+    bytes: usize,
+}
+
+impl Window {
+    fn is_open(&self) -> bool {
+        self.records < IN_FLIGHT_RECORDS_MAX && self.bytes < IN_FLIGHT_BYTES_MAX
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.records += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn recount(&mut self, lines: &HashMap<ShardId, Line>) {
+        (self.records, self.bytes) =
+            lines.values().map(Line::in_flight).fold((0, 0), |(records, bytes), line| (records + line.0, bytes + line.1));
+    }
+}
+
+/// What became of a record.
+struct Report {
+    shard: ShardId,
+    seq: Seq,
+    at: Timestamp,
+    result: Result<(), KafkaError>,
+}
+
+/// What travels with a record through the client.
+struct Ticket {
+    shard: ShardId,
+    seq: Seq,
+    at: Timestamp,
+}
+
+/// An idempotent producer with its reports. Reports of a producer that was replaced go nowhere.
+struct Producer {
+    inner: Option<ThreadedProducer<Courier>>,
+}
+
+struct Courier {
+    reports: UnboundedSender<Report>,
+    telemetry: Reports,
+}
+
+impl ClientContext for Courier {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.telemetry.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.telemetry.stats(statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.telemetry.error(error, reason);
+    }
+}
+
+impl ProducerContext for Courier {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let result = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
+        let Ticket { shard, seq, at } = *ticket;
+        // Nobody listens once the producer is being replaced.
+        let _ = self.reports.send(Report { shard, seq, at, result });
+    }
+}
+
+impl Producer {
+    fn new(kafka: &Kafka, topic: Topic) -> KafkaResult<(Self, UnboundedReceiver<Report>)> {
+        let name = format!("relay-{}", topic.service());
+        let mut config = client_config(kafka, &name);
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            // A commit is a batch already; a millisecond joins what its shards send.
+            .set("linger.ms", "1")
+            .set("compression.type", "lz4")
+            .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
+        let (sender, reports) = unbounded_channel();
+        let courier = Courier { reports: sender, telemetry: Reports::of(&name) };
+        let inner = ThreadedProducer::from_config_and_context(&config, courier)?;
+        Ok((Self { inner: Some(inner) }, reports))
+    }
+
+    fn send(&self, kafka: &Kafka, topic: Topic, shard: ShardId, record: &Record) -> KafkaResult<()> {
+        let producer = self.inner.as_ref().expect("a producer sends before it is purged");
+        let key = record.key.to_string();
+        let ticket = Box::new(Ticket { shard, seq: record.seq, at: record.at });
+        let mut message = BaseRecord::<str, str, _>::with_opaque_to(topic.kafka_name(), ticket)
+            .partition(i32::from(shard.0 % kafka.partitions))
+            .key(&key)
+            .timestamp(record.at.as_millisecond())
+            .headers(message::headers(topic, shard, record));
+        message.payload = record.payload.as_deref();
+        producer.send(message).map_err(|(error, _)| error)
+    }
+
+    /// Drops what is queued and in flight, and waits until nothing of it can reach the network any more.
+    async fn purge(mut self) {
+        let inner = self.inner.take();
+        // It joins a thread and waits for the last reports: not on a thread of the runtime.
+        let _ = tokio::task::spawn_blocking(move || drop(inner)).await;
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            std::thread::spawn(move || drop(inner));
+        }
+    }
+}
+
+/// How far Kafka has the log, where the database does not know it yet.
+#[derive(Default)]
+struct Progress {
+    unnoted: Mutex<HashMap<ShardId, Seq>>,
+}
+
+impl Progress {
+    fn reached(&self, shard: ShardId, seq: Seq) {
+        let mut unnoted = self.unnoted.lock().expect("no panic under this lock");
+        let reached = unnoted.entry(shard).or_insert(seq);
+        *reached = (*reached).max(seq);
+    }
+
+    fn take(&self) -> HashMap<ShardId, Seq> {
+        mem::take(&mut self.unnoted.lock().expect("no panic under this lock"))
+    }
+}
+
+async fn note_progress(topic: Topic, database: Database, progress: Arc<Progress>) {
+    loop {
+        sleep(NOTE_EVERY).await;
+        let reached = progress.take();
+        if reached.is_empty() {
+            continue;
+        }
+        let noted = timeout(Duration::from_secs(5), note(&database, &reached)).await;
+        if let Ok(Ok(())) = noted {
+            continue;
+        }
+        tracing::debug!(kafka.topic = topic.kafka_name(), "cannot note yet how far Kafka has the log");
+        reached.into_iter().for_each(|(shard, seq)| progress.reached(shard, seq));
+    }
+}
+
+/// Only forward: a former owner that still confirms must not take back what the new one noted.
+async fn note(database: &Database, reached: &HashMap<ShardId, Seq>) -> Result<(), Failure> {
+    let mut reached: Vec<(ShardId, Seq)> = reached.iter().map(|(shard, seq)| (*shard, *seq)).collect();
+    reached.sort_unstable();
+    let (shards, seqs): (Vec<i16>, Vec<Seq>) = reached.iter().map(|(shard, seq)| (shard.as_i16(), *seq)).unzip();
+    let client = database.get().await?;
+    client
+        .execute(
+            "INSERT INTO relayed (shard, seq) SELECT shard, seq FROM UNNEST($1::int2[], $2::int8[]) AS r(shard, seq) ORDER BY shard
+             ON CONFLICT (shard) DO UPDATE SET seq = excluded.seq WHERE relayed.seq < excluded.seq",
+            &[&shards, &seqs],
+        )
+        .await?;
+    Ok(())
+}

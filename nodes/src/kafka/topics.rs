@@ -1,0 +1,145 @@
+//! The topics: made once, checked at every start.
+
+use std::time::Duration;
+
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    config::FromClientConfigAndContext,
+    error::{KafkaError, RDKafkaErrorCode},
+};
+use rookery_actors::event::Topic;
+use tokio::time::{Instant, sleep};
+
+use super::client::{Reports, client_config};
+use crate::config::Kafka;
+
+/// Longest wait for an answer of the cluster.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks for a topic that was just made.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Why the topics cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicsError {
+    /// The cluster did not answer, or said no.
+    #[error("the Kafka cluster does not answer")]
+    Kafka(#[from] KafkaError),
+    /// A topic could not be made.
+    #[error("the topic {topic} could not be made: {code}")]
+    Refused {
+        /// Which.
+        topic: String,
+        /// What the broker says.
+        code: RDKafkaErrorCode,
+    },
+    /// A shard's events would change their partition, and with it lose their order.
+    #[error(
+        "the topic {topic} has {found} partitions, the configuration says {configured}: the number is fixed with the topic, set it back"
+    )]
+    Partitions {
+        /// Which.
+        topic: String,
+        /// What the cluster says.
+        found: usize,
+        /// What the configuration says.
+        configured: u16,
+    },
+    /// Compaction keeps the last record of a key only, and that makes gaps.
+    #[error("the topic {topic} is compacted (cleanup.policy={policy}), which tears gaps into the log: set cleanup.policy=delete")]
+    Compacted {
+        /// Which.
+        topic: String,
+        /// What the cluster says.
+        policy: String,
+    },
+}
+
+/// The dead-letter topic beside a topic.
+pub fn dead_letters(topic: Topic) -> String {
+    format!("{}.dlt", topic.kafka_name())
+}
+
+/// Makes the topics that are missing and checks those that are there.
+///
+/// # Errors
+/// [`TopicsError`]; what was made stays.
+pub async fn ensure(kafka: &Kafka) -> Result<(), TopicsError> {
+    let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
+    let names: Vec<String> =
+        Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect();
+    create(&admin, kafka, &names).await?;
+    let admin = check_partitions(admin, kafka, names.clone()).await?;
+    check_policies(&admin, &names).await
+}
+
+async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<(), TopicsError> {
+    let retention_ms = kafka.retention.as_millis().to_string();
+    let topics: Vec<NewTopic<'_>> = names
+        .iter()
+        .map(|name| {
+            NewTopic::new(name, i32::from(kafka.partitions), TopicReplication::Fixed(i32::from(kafka.replication_factor)))
+                .set("cleanup.policy", "delete")
+                .set("retention.ms", &retention_ms)
+        })
+        .collect();
+    for created in admin.create_topics(&topics, &options()).await? {
+        match created {
+            Ok(topic) => tracing::info!(kafka.topic = topic, "made the topic {topic}"),
+            // The usual case; nodes that start together race for it as well.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(TopicsError::Refused { topic, code }),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until every broker that we ask knows the topics, then counts their partitions.
+async fn check_partitions(
+    admin: AdminClient<Reports>,
+    kafka: &Kafka,
+    names: Vec<String>,
+) -> Result<AdminClient<Reports>, TopicsError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut admin = admin;
+    for topic in names {
+        let found = loop {
+            let name = topic.clone();
+            let asked = tokio::task::spawn_blocking(move || {
+                let metadata = admin.inner().fetch_metadata(Some(&name), PATIENCE);
+                let found = metadata.map(|all| all.topics().first().map_or(0, |topic| topic.partitions().len()));
+                (admin, found)
+            });
+            let (client, found) = asked.await.expect("asking does not panic");
+            admin = client;
+            match found {
+                Ok(0) if Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Ok(found) => break found,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if found != usize::from(kafka.partitions) {
+            return Err(TopicsError::Partitions { topic, found, configured: kafka.partitions });
+        }
+    }
+    Ok(admin)
+}
+
+async fn check_policies(admin: &AdminClient<Reports>, names: &[String]) -> Result<(), TopicsError> {
+    let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let answers = admin.describe_configs(&resources, &options()).await?;
+    for (topic, answer) in names.iter().zip(answers) {
+        // Who may not read configurations on a managed cluster may still run: the check is a courtesy.
+        let Ok(config) = answer else { continue };
+        let Some(policy) = config.get("cleanup.policy").and_then(|entry| entry.value.clone()) else {
+            continue;
+        };
+        if policy != "delete" {
+            return Err(TopicsError::Compacted { topic: topic.clone(), policy });
+        }
+    }
+    Ok(())
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
+}

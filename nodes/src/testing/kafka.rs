@@ -1,0 +1,298 @@
+//! A real Apache Kafka for tests: one broker (KRaft) on loopback, from the jars that Maven Central holds.
+
+use std::{
+    env, fs, io,
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::config;
+
+/// The broker's jars as Maven reads them.
+const POM: &str = include_str!("kafka.pom.xml");
+/// A slow machine takes this long to start a broker while other tests run.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker with a data folder of its own. It ends with the value, or with the test process, however that ends.
+#[derive(Debug)]
+pub struct TestKafka {
+    folder: TempDir,
+    jars: PathBuf,
+    port: u16,
+    broker: Option<Child>,
+    // Held: the pipe that tells it of our end.
+    _cleaner: Child,
+}
+
+/// Why there is no broker.
+#[derive(Debug, thiserror::Error)]
+pub enum TestKafkaError {
+    /// Something that a broker needs is not on this machine.
+    #[error("{0} is missing: install a Java 17 runtime and Maven (apt-get install openjdk-17-jre-headless maven)")]
+    Missing(&'static str),
+    /// Maven could not fetch the jars.
+    #[error("Maven could not fetch the broker's jars: {0}")]
+    Jars(String),
+    /// The broker ended, or did not answer in time; its last words.
+    #[error("the broker did not start: {0}")]
+    Broker(String),
+    /// A file or process could not be made.
+    #[error("the broker could not be prepared")]
+    Io(#[from] io::Error),
+}
+
+impl TestKafka {
+    /// A running broker; `None` where a machine cannot have one, after saying so. Blocks its thread for some seconds.
+    ///
+    /// # Panics
+    /// With `CI` set, if there is no broker: CI must not pass by skipping. If a broker that could start did not.
+    pub fn start_or_skip(test: &str) -> Option<TestKafka> {
+        let required = env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
+        match Self::start() {
+            Ok(kafka) => Some(kafka),
+            Err(error @ (TestKafkaError::Missing(_) | TestKafkaError::Jars(_))) if !required => {
+                eprintln!("SKIPPED {test}: no Kafka broker: {error}");
+                None
+            }
+            Err(error) => panic!("{test} needs a Kafka broker: {:#}", anyhow::Error::from(error)),
+        }
+    }
+
+    /// Starts a broker on an empty data folder.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn start() -> Result<TestKafka, TestKafkaError> {
+        let jars = jars()?;
+        let folder = tempfile::Builder::new().prefix("rookery-kafka-").tempdir()?;
+        let cleaner = end_with_us(folder.path())?;
+        // Free now; taken by somebody else before the broker binds it, the start fails and says so.
+        let (broker, controller) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+        let (port, controller_port) = (broker.local_addr()?.port(), controller.local_addr()?.port());
+        drop((broker, controller));
+        fs::write(folder.path().join("server.properties"), properties(folder.path(), port, controller_port))?;
+        fs::write(folder.path().join("log4j2.properties"), LOG4J)?;
+        let mut kafka = TestKafka { folder, jars, port, broker: None, _cleaner: cleaner };
+        kafka.format()?;
+        kafka.launch()?;
+        Ok(kafka)
+    }
+
+    /// The `[kafka]` section for this broker.
+    pub fn config(&self, partitions: u16) -> config::Kafka {
+        let broker = format!("127.0.0.1:{}", self.port).parse().expect("an address is a broker");
+        config::Kafka { brokers: vec![broker], partitions, ..config::Kafka::default() }
+    }
+
+    /// Ends the broker as a power cut would: `kill -9`.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn kill(&mut self) {
+        let mut broker = self.broker.take().expect("the broker runs");
+        broker.kill().expect("the broker is our child");
+        broker.wait().expect("the broker is our child");
+    }
+
+    /// Ends the broker in order.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn stop(&mut self) {
+        use nix::{sys::signal, unistd::Pid};
+
+        let mut broker = self.broker.take().expect("the broker runs");
+        signal::kill(Pid::from_raw(broker.id().cast_signed()), signal::Signal::SIGTERM).expect("the broker is our child");
+        broker.wait().expect("the broker is our child");
+    }
+
+    /// Starts the broker again, on the same port and data. Blocks its thread until it answers.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn restart(&mut self) -> Result<(), TestKafkaError> {
+        self.launch()
+    }
+
+    /// Deletes everything that the stopped broker held, as if it were a new one.
+    ///
+    /// # Errors
+    /// If the folder cannot be deleted or formatted.
+    ///
+    /// # Panics
+    /// If it runs.
+    pub fn wipe(&mut self) -> Result<(), TestKafkaError> {
+        assert!(self.broker.is_none(), "the broker is stopped first");
+        fs::remove_dir_all(self.folder.path().join("data"))?;
+        self.format()
+    }
+
+    fn format(&self) -> Result<(), TestKafkaError> {
+        let id = self.java().args(["kafka.tools.StorageTool", "random-uuid"]).output()?;
+        let id = String::from_utf8_lossy(&id.stdout).lines().last().unwrap_or_default().trim().to_owned();
+        let properties = self.folder.path().join("server.properties");
+        let formatted = self.java().args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"]).arg(properties).output()?;
+        if formatted.status.success() {
+            return Ok(());
+        }
+        Err(TestKafkaError::Broker(String::from_utf8_lossy(&formatted.stderr).into_owned()))
+    }
+
+    fn launch(&mut self) -> Result<(), TestKafkaError> {
+        let log = self.folder.path().join("broker.log");
+        let output = fs::File::create(&log)?;
+        let mut broker = self
+            .java()
+            .arg("kafka.Kafka")
+            .arg(self.folder.path().join("server.properties"))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            // A Ctrl-C is for us; the cleaner follows.
+            .process_group(0)
+            .spawn()?;
+        fs::write(self.folder.path().join("pid"), broker.id().to_string())?;
+        let began = Instant::now();
+        loop {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            if said.contains("Kafka Server started") {
+                self.broker = Some(broker);
+                return Ok(());
+            }
+            if broker.try_wait()?.is_some() || began.elapsed() > START_PATIENCE {
+                let _ = broker.kill();
+                broker.wait()?;
+                let last: Vec<&str> = said.lines().rev().take(20).collect();
+                return Err(TestKafkaError::Broker(last.into_iter().rev().collect::<Vec<_>>().join("\n")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn java(&self) -> Command {
+        let mut log4j = std::ffi::OsString::from("-Dlog4j2.configurationFile=");
+        log4j.push(self.folder.path().join("log4j2.properties"));
+        let mut command = Command::new("java");
+        // A broker for a test is small and short-lived: the first compiler and one collector thread start it fastest.
+        command.args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(self.jars.join("*")).arg(log4j);
+        command
+    }
+}
+
+impl Drop for TestKafka {
+    fn drop(&mut self) {
+        if self.broker.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// The folder with the jars; fetched once per machine, and complete as soon as it is there.
+fn jars() -> Result<PathBuf, TestKafkaError> {
+    for tool in ["java", "mvn"] {
+        let version = if tool == "java" { "-version" } else { "--version" };
+        let cached = cache().join(VERSION);
+        if tool == "mvn" && cached.is_dir() {
+            continue;
+        }
+        let found = Command::new(tool).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !found.is_ok_and(|status| status.success()) {
+            return Err(TestKafkaError::Missing(tool));
+        }
+    }
+    fetch(&cache())
+}
+
+const VERSION: &str = "4.1.0";
+
+fn fetch(cache: &Path) -> Result<PathBuf, TestKafkaError> {
+    let target = cache.join(VERSION);
+    if target.is_dir() {
+        return Ok(target);
+    }
+    fs::create_dir_all(cache)?;
+    // Several test processes may fetch at once; whoever is done first names the folder, the others drop theirs.
+    let folder = tempfile::Builder::new().prefix("fetching-").tempdir_in(cache)?;
+    let (pom, jars) = (folder.path().join("pom.xml"), folder.path().join("jars"));
+    fs::write(&pom, POM)?;
+    let mut output = std::ffi::OsString::from("-DoutputDirectory=");
+    output.push(&jars);
+    let fetched = Command::new("mvn")
+        .args(["-q", "-B", "-f"])
+        .arg(&pom)
+        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .arg(output)
+        .output()?;
+    if !fetched.status.success() {
+        return Err(TestKafkaError::Jars(String::from_utf8_lossy(&fetched.stdout).trim().to_owned()));
+    }
+    match fs::rename(&jars, &target) {
+        Err(error) if !target.is_dir() => Err(error.into()),
+        _ => Ok(target),
+    }
+}
+
+fn cache() -> PathBuf {
+    let home = env::var_os("HOME").map_or_else(env::temp_dir, PathBuf::from);
+    let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    cache.join("rookery").join("kafka-jars")
+}
+
+/// After `kill -9` nothing of ours runs, so a shell waits at the end of a pipe which the kernel closes when we are gone.
+fn end_with_us(folder: &Path) -> io::Result<Child> {
+    Command::new("sh")
+        .arg("-c")
+        .arg(
+            r#"read -r _
+               pid=$(cat "$1/pid" 2>/dev/null)
+               # The number may be somebody else's by now: only a process that names our folder is ours.
+               if [ -n "$pid" ] && tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null | grep -qF "$1"; then kill -9 "$pid"; fi
+               rm -rf "$1""#,
+        )
+        .arg("rookery-kafka-cleaner")
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+}
+
+fn properties(folder: &Path, port: u16, controller_port: u16) -> String {
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+",
+        folder.join("data").display()
+    )
+}
+
+const LOG4J: &str = "rootLogger.level = WARN
+rootLogger.appenderRef.out.ref = out
+logger.server.name = kafka.server.KafkaRaftServer
+logger.server.level = INFO
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d %p %c{1}: %m%n
+";
