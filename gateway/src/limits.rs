@@ -74,25 +74,15 @@ pub struct Allowance {
 impl Allowance {
     /// The time in which a spent burst is whole again, in seconds.
     fn window_s(self) -> u32 {
-        (self.burst.get().saturating_mul(60))
-            .div_ceil(self.per_minute.get())
-            .max(1)
+        (self.burst.get().saturating_mul(60)).div_ceil(self.per_minute.get()).max(1)
     }
 }
 
 impl Default for Quotas {
     fn default() -> Self {
         let positive = |n| NonZeroU32::new(n).expect("the defaults are positive");
-        let allow = |per_minute, burst| Allowance {
-            per_minute: positive(per_minute),
-            burst: positive(burst),
-        };
-        Self {
-            read: allow(1200, 200),
-            write: allow(120, 30),
-            auth: allow(20, 10),
-            search: allow(240, 40),
-        }
+        let allow = |per_minute, burst| Allowance { per_minute: positive(per_minute), burst: positive(burst) };
+        Self { read: allow(1200, 200), write: allow(120, 30), auth: allow(20, 10), search: allow(240, 40) }
     }
 }
 

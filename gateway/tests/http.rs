@@ -264,10 +264,7 @@ async fn the_key_set_is_published() {
 #[tokio::test]
 async fn a_quota_is_announced_and_its_end_is_a_problem() {
     let mut config = GatewayConfig::default();
-    config.quotas.read = Allowance {
-        per_minute: 6.try_into().unwrap(),
-        burst: 1.try_into().unwrap(),
-    };
+    config.quotas.read = Allowance { per_minute: 6.try_into().unwrap(), burst: 1.try_into().unwrap() };
     let edge = Edged::with(config, Status::Ok).await;
     let first = edge.get("/api/v1/hello").await;
     assert_eq!(first.headers()["ratelimit-policy"], "\"read\";q=1;w=10");

@@ -1,7 +1,7 @@
 //! What the tests of every crate of the workspace share: a real Postgres, and new databases in it.
 
-mod node;
 mod kafka;
+mod node;
 mod service;
 
 use std::io;
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
-pub use self::node::TestNode;
 pub use self::kafka::{TestKafka, TestKafkaError};
+pub use self::node::TestNode;
 pub use self::service::{LEASE, TestService};
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};
