@@ -70,7 +70,10 @@ pub(crate) async fn resolve<S: Service>(
             placed.queued.finish(inner, Err(lost.clone()));
         }
     }
-    fold(inner, committed);
+    // A batch that is proved absent has not worked (rule 10).
+    if is_in {
+        fold(inner, committed);
+    }
     for granted in ours.values() {
         inner.shards[granted.shard.index()].resume(granted.epoch, granted.seq);
     }

@@ -142,11 +142,32 @@ async fn after_an_outage_longer_than_two_leases_writes_and_reads_go_on() {
     let proxy = Proxy::start(&config);
     let (service, posts) = node(&proxy.config(), "n1", SHORT_LEASE).await;
     let post = published(&posts, ShardId(2), "v1").await;
-    proxy.take_down();
+    let held = proxy.hold(BATCH);
     let patience = Context::within(Duration::from_millis(100));
-    assert!(posts.like(post.id, BOB, true, patience).await.is_err());
+    let like = tokio::spawn({
+        let posts = posts.clone();
+        async move { posts.like(post.id, BOB, true, patience).await }
+    });
+    let held = held.await;
+    proxy.take_down();
+    drop(held);
+    assert!(like.await.unwrap().is_err());
     eventually("commits have failed for two leases", async || !service.runtime.commits_work(SHORT_LEASE.ttl * 2)).await;
     proxy.heal();
     eventually("the node serves again", async || retitle(&posts, post.id, "v2").await.is_ok()).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_commits_do_not_work_stops_renewing_until_they_do() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = node(&proxy.config(), "n1", SHORT_LEASE).await;
+    proxy.always(BATCH, Fate::NeverArrives);
+    let write = publishing(&posts, ShardId(1), "late");
+    eventually("the lease has ended", async || !service.runtime.lease().is_valid()).await;
+    proxy.heal();
+    eventually("it renews again", async || service.runtime.lease().is_valid()).await;
+    assert!(write.await.unwrap().is_ok());
     service.stop().await;
 }
