@@ -23,6 +23,7 @@ fn publish() -> Command {
         body: Body::parse(&"It weaves algebraic patterns. ".repeat(20)).expect("a body"),
         tags: Tags::parse(&["engines", "history"]).expect("tags"),
         at: Timestamp::UNIX_EPOCH,
+        minted: true,
     }
 }
 

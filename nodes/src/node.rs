@@ -220,9 +220,7 @@ impl Node {
             bridge.bridge.stop();
         }
         self.events.stop().await;
-        for service in [self.search, self.comments, self.posts, self.users] {
-            service.stop().await;
-        }
+        tokio::join!(self.search.stop(), self.comments.stop(), self.posts.stop(), self.users.stop());
         self.faces.search.closed().await;
         for port in self.ports {
             port.abort();

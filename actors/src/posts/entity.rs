@@ -58,6 +58,8 @@ pub enum Command {
         tags: Tags,
         /// When.
         at: Timestamp,
+        /// The id was minted for this command, so that nothing can be there yet.
+        minted: bool,
     },
     /// Changes what is given.
     Edit {
@@ -150,7 +152,7 @@ impl Entity for Post {
     fn decide(state: Option<&Self>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
         match (command, state) {
             (Command::Publish { .. }, Some(_)) => Err(Rejection::Exists),
-            (Command::Publish { id, author, title, body, tags, at }, None) => Ok(vec![Event::Published(Post {
+            (Command::Publish { id, author, title, body, tags, at, .. }, None) => Ok(vec![Event::Published(Post {
                 id: *id,
                 author: *author,
                 title: title.clone(),
@@ -242,6 +244,7 @@ mod tests {
             body: Body::parse("Notes").unwrap(),
             tags: Tags::default(),
             at: Timestamp::UNIX_EPOCH,
+            minted: true,
         }
     }
 

@@ -95,7 +95,7 @@ impl Posts {
     pub async fn publish(&self, draft: Draft, context: Context) -> AskResult<PostService> {
         let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
         let id = PostId(mint(draft.at, self.runtime.shards(), shard));
-        self.publish_as(id, draft, context).await
+        self.begin(id, draft, true, context).await
     }
 
     /// Publishes a post under an id made by the caller: an import.
@@ -103,8 +103,12 @@ impl Posts {
     /// # Errors
     /// [`Rejection::Exists`] if it is there already.
     pub async fn publish_as(&self, id: PostId, draft: Draft, context: Context) -> AskResult<PostService> {
+        self.begin(id, draft, false, context).await
+    }
+
+    async fn begin(&self, id: PostId, draft: Draft, minted: bool, context: Context) -> AskResult<PostService> {
         let Draft { author, title, body, tags, at } = draft;
-        self.runtime.ask(id.0, Command::Publish { id, author, title, body, tags, at }, context).await
+        self.runtime.ask(id.0, Command::Publish { id, author, title, body, tags, at, minted }, context).await
     }
 
     /// Edits a post.

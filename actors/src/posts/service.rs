@@ -157,7 +157,7 @@ impl Service for PostService {
     }
 
     fn creates(command: &Command) -> bool {
-        matches!(command, Command::Publish { .. })
+        matches!(command, Command::Publish { minted: true, .. })
     }
 
     fn write(&self, _: ShardId, id: Uuid, state: Option<&Post>, events: &[Event], unit: &mut Unit<Self>) {

@@ -58,6 +58,7 @@ where
             if self.ended {
                 self.searched = 0;
                 let rest = self.buffer.split().freeze();
+                self.searched = 0;
                 return Ok((!rest.is_empty()).then_some(rest));
             }
             let chunk = self.body.next().await;
