@@ -30,8 +30,7 @@ fn deadline() -> Instant {
 }
 
 fn config(data: &Path) -> Config {
-    let mut config = Config::default();
-    config.data_dir = data.to_owned();
+    let mut config = Config { data_dir: data.to_owned(), ..Config::default() };
     let free = "127.0.0.1:0".parse().unwrap();
     config.gateway.listen = free;
     for service in
