@@ -1,7 +1,7 @@
 //! The HTTP edge of Rookery: everything between a socket and a service's face.
 //!
 //! A request passes the server (time and size limits of connections), the chain (id, trace, identity, limits, deadline,
-//! headers, metrics, log), perhaps CORS and compression, then its route. [`build`] puts these together, [`Gateway`] runs
+//! headers, metrics, log), perhaps CORS and compression, then its route. [`build()`] puts these together, [`Gateway`] runs
 //! them as a supervised actor.
 
 pub mod actor;
