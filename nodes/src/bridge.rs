@@ -5,6 +5,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, join_all};
+use jiff::Timestamp;
 use rookery_actors::{
     entity::Failure,
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
@@ -59,6 +60,14 @@ pub struct Bridge<S: Service> {
     noted: Vec<(ShardId, Seq)>,
 }
 
+/// The moment up to which everything that was committed is in what was fetched.
+fn up_to(fetched: &[Fetched]) -> Instant {
+    let last = fetched.iter().filter_map(|fetched| fetched.records.last()).map(|record| record.at).min();
+    let age = last.map(|at| Timestamp::now().duration_since(at)).and_then(|age| Duration::try_from(age).ok());
+    let now = Instant::now();
+    now.checked_sub(age.unwrap_or_default()).unwrap_or(now)
+}
+
 /// A bridge at work.
 pub struct RunningBridge {
     task: JoinHandle<()>,
@@ -66,7 +75,7 @@ pub struct RunningBridge {
 }
 
 impl RunningBridge {
-    /// When the bridge last knew that nothing was left to apply.
+    /// Up to when everything that was committed has been applied, as far as the bridge knows.
     pub fn caught_up_at(&self) -> Instant {
         *self.lag.borrow()
     }
@@ -99,7 +108,9 @@ impl<S: Service> Bridge<S> {
             match self.log.fetch(self.topic, &self.positions, FETCH_BYTES, FETCH_WAIT).await {
                 Ok(fetched) if fetched.is_empty() => drop(caught_up.send_replace(Instant::now())),
                 Ok(fetched) => {
+                    let applied_up_to = up_to(&fetched);
                     self.carry(fetched).await;
+                    caught_up.send_replace(applied_up_to);
                     sleep(LINGER).await;
                 }
                 Err(error @ LogError::OutOfRange { .. }) => {
