@@ -3,7 +3,13 @@
 //! Posts and comments store author ids alone. The names lie in a table of their own beside them, one row per user,
 //! in the user's shard of that service; this is the node's cache of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
@@ -76,6 +82,7 @@ impl From<&Author> for AuthorRow {
 
 /// The node's cache of author names, bounded by bytes.
 pub struct Authors {
+    generation: AtomicU64,
     cache: Cache<UserId, Arc<Author>>,
 }
 
@@ -92,7 +99,7 @@ impl Authors {
             let texts = author.username.len() + author.display_name.len() + author.avatar_url.as_ref().map_or(0, String::len);
             u32::try_from(texts + 200).unwrap_or(u32::MAX)
         };
-        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+        Self { generation: AtomicU64::new(0), cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
     /// Takes note of a newer version; an older one changes nothing.
@@ -103,6 +110,13 @@ impl Authors {
             Some(known) if known.value().version >= author.version => moka::ops::compute::Op::Nop,
             _ => moka::ops::compute::Op::Put(author),
         });
+        // After the name: who reads the number first and the name then may keep too little, never too much.
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Grows with whatever is learnt about any author.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// The author if the node knows them; asks nobody.

@@ -253,6 +253,13 @@ impl Comments {
         self.runtime.ask(post.0, Command::Import { comments }, context).await
     }
 
+    /// What a page of a thread depends on besides its place: the thread's committed state and what is known of authors.
+    /// None: the thread is not loaded.
+    pub fn stamp(&self, post: PostId) -> Option<(u64, u64)> {
+        let authors = self.runtime.service().authors.generation();
+        Some((self.runtime.revision(post.0)?, authors))
+    }
+
     /// A comment or its tombstone.
     ///
     /// # Errors

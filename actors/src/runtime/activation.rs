@@ -94,6 +94,14 @@ pub(crate) fn read_loaded<S: Service, T>(
     Some(take(inner, shard, epoch, &cell, view))
 }
 
+/// The number of an entity's committed state, if it is loaded and may be read here.
+pub(crate) fn revision<S: Service>(inner: &Inner<S>, id: Uuid) -> Option<u64> {
+    let shard = inner.shard(id);
+    let epoch = serving(inner, shard).ok()?;
+    let cell = shard.cell(id).filter(|cell| *cell.ready.borrow() == Readiness::Ready)?;
+    take(inner, shard, epoch, &cell, |_| cell.revision()).ok()
+}
+
 /// Takes the value, *then* checks lease and shard (rule 8): a check before it could be stale by the time of the value.
 fn take<S: Service, T>(
     inner: &Inner<S>,

@@ -149,6 +149,7 @@ impl<S: Service> EntityActor<S> {
             let published = shard.end_load(cell.id, || {
                 if failure.is_none() {
                     *cell.state.write().expect("nobody has used the state before it is ready") = loaded;
+                    cell.revised();
                     cell.ready.send_replace(Readiness::Ready);
                 }
             });

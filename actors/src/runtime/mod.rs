@@ -269,6 +269,11 @@ impl<S: Service> Runtime<S> {
         activation::read_loaded(&self.inner, id, view)
     }
 
+    /// The number of an entity's committed state, if it is loaded: what was made from a state holds as long as its number.
+    pub fn revision(&self, id: Uuid) -> Option<u64> {
+        activation::revision(&self.inner, id)
+    }
+
     /// Waits until everything of this shard that is now on its way to the database is also in memory, so that
     /// a read that used SQL can answer (rule 9).
     pub async fn settled(&self, shard: ShardId) {

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, RwLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -73,6 +73,10 @@ pub(crate) struct InFlight {
     loading: HashMap<Uuid, bool>,
 }
 
+/// Numbers every committed state of every entity of this process, so that no two ever share one: whoever keeps something
+/// that was made from a state knows by its number whether it still holds, also after the entity was away.
+static REVISIONS: AtomicU64 = AtomicU64::new(1);
+
 /// One loaded entity: its committed state and its actor.
 pub(crate) struct Cell<S: Service> {
     pub(crate) id: Uuid,
@@ -82,6 +86,7 @@ pub(crate) struct Cell<S: Service> {
     pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
     pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) used_s: AtomicU32,
+    revision: AtomicU64,
     weight: AtomicUsize,
     /// Out of the map, and off the books: what its actor still finishes weighs nothing any more.
     gone: AtomicBool,
@@ -103,6 +108,7 @@ impl<S: Service> Cell<S> {
             actor: OnceLock::new(),
             ready: watch::Sender::new(ready),
             used_s: AtomicU32::new(0),
+            revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
             weight: AtomicUsize::new(super::memory::ACTOR_BYTES),
             gone: AtomicBool::new(false),
         }
@@ -110,6 +116,16 @@ impl<S: Service> Cell<S> {
 
     pub(crate) fn weight(&self) -> usize {
         self.weight.load(Ordering::Relaxed)
+    }
+
+    /// The number of its committed state.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Numbers a new state; while it is locked for writing.
+    pub(crate) fn revised(&self) {
+        self.revision.store(REVISIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
     }
 
     /// Notes a new weight; the one before, unless the cell is off the books.
@@ -134,6 +150,7 @@ impl<S: Service> Cell<S> {
         for event in events {
             S::Entity::evolve(&mut state, event);
         }
+        self.revised();
         service.committed(shard, self.id, state.as_ref(), events);
     }
 }

@@ -15,8 +15,12 @@ use crate::{
     runtime::Runtime,
 };
 
-/// Between two commits of an index: half of what a write may take until it is found, in the median.
+/// Between two commits of an index that has little to do: a write is found soon.
 const COMMIT_EVERY: Duration = Duration::from_millis(150);
+/// The same under load. A commit makes a segment, and many small ones cost more than their documents: to write, to merge.
+const COMMIT_EVERY_BUSY: Duration = Duration::from_millis(450);
+/// Documents in one commit from which on an index is busy.
+const BUSY: usize = 50;
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 
@@ -117,8 +121,9 @@ impl Follower {
             let began = Instant::now();
             match self.step().await {
                 Ok(Step::More) => continue,
-                Ok(Step::CaughtUp) => {
-                    tokio::time::sleep_until(began + COMMIT_EVERY).await;
+                Ok(Step::CaughtUp { documents }) => {
+                    let pause = if documents < BUSY { COMMIT_EVERY } else { COMMIT_EVERY_BUSY };
+                    tokio::time::sleep_until(began + pause).await;
                     // A tick even without news: the shard may have opened, or the stop may have come.
                     let news = async {
                         tokio::select! {
@@ -143,18 +148,19 @@ impl Follower {
     async fn step(&mut self) -> Result<Step, FollowError> {
         // First how far the shard has come, then its documents: so they contain all that the positions promise.
         let Some((head, positions)) = self.runtime.reached(self.shard) else {
-            return Ok(Step::CaughtUp);
+            return Ok(Step::CaughtUp { documents: 0 });
         };
         if let Some(number) = self.rebuilds.wanted() {
             self.rebuild(head, &positions).await?;
             self.visible.publish(positions);
             self.rebuilds.done(number);
-            return Ok(Step::CaughtUp);
+            return Ok(Step::CaughtUp { documents: 0 });
         }
         let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
         let applied = Seq::try_from(applied).unwrap_or(Seq::MAX);
         let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
-        let more = documents.len() as i64 >= DOCUMENTS_MAX;
+        let count = documents.len();
+        let more = count as i64 >= DOCUMENTS_MAX;
         if !documents.is_empty() {
             let last = documents.last().map_or(0, |(seq, _)| *seq);
             let applied_seq = if more { last } else { last.max(head.unsigned_abs()) };
@@ -163,7 +169,7 @@ impl Follower {
         if !more {
             self.visible.publish(positions);
         }
-        Ok(if more { Step::More } else { Step::CaughtUp })
+        Ok(if more { Step::More } else { Step::CaughtUp { documents: count } })
     }
 
     async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
@@ -245,5 +251,6 @@ fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
 enum Step {
     /// There are more documents than one commit takes.
     More,
-    CaughtUp,
+    /// The index contains everything; how much of it came with this step.
+    CaughtUp { documents: usize },
 }

@@ -29,7 +29,7 @@ use rookery_actors::users::names::Username;
 use rookery_actors::users::{Role, Users};
 use utoipa_axum::router::OpenApiRouter;
 
-use self::render::{Items, Whole};
+use self::render::{Items, Pages, Whole};
 use crate::auth::Claims;
 use crate::call::{Service, Services};
 use crate::context::Context;
@@ -51,6 +51,7 @@ pub struct Api {
     pub(crate) post_items: Items<PostId>,
     pub(crate) post_wholes: Cache<PostId, Arc<Whole>>,
     pub(crate) comment_items: Items<CommentId>,
+    pub(crate) comment_pages: Pages,
 }
 
 /// What a node gives the routes.
@@ -90,6 +91,7 @@ impl Api {
             post_items: Items::new(RENDERED_BYTES_MAX),
             post_wholes: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build(),
             comment_items: Items::new(RENDERED_BYTES_MAX),
+            comment_pages: Pages::new(RENDERED_BYTES_MAX),
         }
     }
 }

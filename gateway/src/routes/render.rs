@@ -109,6 +109,34 @@ impl<K: Hash + Eq + Send + Sync + 'static> Items<K> {
     }
 }
 
+/// Whole pages that were rendered before, for whoever asks without a token.
+pub(crate) struct Pages {
+    cache: Cache<String, Arc<RenderedPage>>,
+}
+
+struct RenderedPage {
+    stamp: (u64, u64),
+    json: Bytes,
+}
+
+impl Pages {
+    /// A cache of at most about `bytes_max`.
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        let weigh = |key: &String, page: &Arc<RenderedPage>| u32::try_from(key.len() + page.json.len() + 200).unwrap_or(u32::MAX);
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+    }
+
+    /// The page as it was rendered, if what it was made of is still what it was.
+    pub(crate) fn get(&self, key: &str, stamp: (u64, u64)) -> Option<Bytes> {
+        self.cache.get(key).filter(|page| page.stamp == stamp).map(|page| page.json.clone())
+    }
+
+    /// Keeps a page.
+    pub(crate) fn put(&self, key: String, stamp: (u64, u64), json: Bytes) {
+        self.cache.insert(key, Arc::new(RenderedPage { stamp, json }));
+    }
+}
+
 /// A single resource that was rendered before, with what was rendered into it and its entity tag.
 #[derive(Debug)]
 pub(crate) struct Whole {
@@ -143,8 +171,13 @@ impl Whole {
     }
 }
 
-/// A list: `{"items": […], "next_cursor": …}`.
+/// A list as an answer.
 pub(crate) fn list<'a>(items: impl ExactSizeIterator<Item = (&'a Item, Option<bool>)> + Clone, next: Option<&str>) -> Response {
+    answer(StatusCode::OK, list_json(items, next), None)
+}
+
+/// A list: `{"items": […], "next_cursor": …}`.
+pub(crate) fn list_json<'a>(items: impl ExactSizeIterator<Item = (&'a Item, Option<bool>)> + Clone, next: Option<&str>) -> Bytes {
     let length: usize = items.clone().map(|(item, _)| item.len() + 16).sum();
     let mut json = Vec::with_capacity(length + 64 + next.map_or(0, str::len));
     json.extend_from_slice(br#"{"items":["#);
@@ -157,7 +190,7 @@ pub(crate) fn list<'a>(items: impl ExactSizeIterator<Item = (&'a Item, Option<bo
     json.extend_from_slice(br#"],"next_cursor":"#);
     serde_json::to_writer(&mut json, &next).expect("a cursor is text");
     json.push(b'}');
-    answer(StatusCode::OK, json.into(), None)
+    json.into()
 }
 
 /// A value as JSON.

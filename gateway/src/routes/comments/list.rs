@@ -1,6 +1,7 @@
 use std::num::NonZeroUsize;
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use rookery_actors::comments::{Order, Place, Scope};
 use rookery_actors::ids::{CommentId, PostId};
@@ -14,6 +15,7 @@ use crate::extract::{MaybeUser, Path, Query};
 use crate::problem::Problem;
 use crate::routes::SharedApi;
 use crate::routes::page::page_size;
+use crate::routes::render;
 
 /// Which part of the thread.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -68,10 +70,20 @@ pub(crate) async fn handle(
     // A thread knows only that its post is gone, not that it never was.
     api.post(&context, post).await?;
     let limit = NonZeroUsize::new(page_size(asked.limit)).expect("the limit is at least 1");
+    // What depends on nobody's likes is kept whole, as long as the thread and the authors are what they were.
+    let stamp = if user.is_none() { api.comments.stamp(post) } else { None };
+    let key = format!("{seal} {limit} {}", asked.cursor.as_deref().unwrap_or_default());
+    if let Some(json) = stamp.and_then(|stamp| api.comment_pages.get(&key, stamp)) {
+        return Ok(render::answer(StatusCode::OK, json, None));
+    }
     let page = api
         .read(Service::Comments, &context, |deadline| api.comments.page(&place, limit, deadline))
         .await?
         .ok_or_else(no_such_comment)?;
     let next = page.next.map(|place| api.cursors.seal(&seal, &place));
-    api.comment_list(&context, user.as_deref(), &page.items, next).await
+    let json = api.comment_list(&context, user.as_deref(), &page.items, next).await?;
+    if let Some(stamp) = stamp.filter(|stamp| api.comments.stamp(post) == Some(*stamp)) {
+        api.comment_pages.put(key, stamp, json.clone());
+    }
+    Ok(render::answer(StatusCode::OK, json, None))
 }

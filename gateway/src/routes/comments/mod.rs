@@ -10,7 +10,7 @@ mod list;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use axum::response::Response;
+use bytes::Bytes;
 use jiff::Timestamp;
 use rookery_actors::authors::Author;
 use rookery_actors::comments::{Comment, Reply};
@@ -137,14 +137,14 @@ impl Api {
         self.read(Service::Comments, context, |_| self.comments.liked(user, comments)).await.map(Some)
     }
 
-    /// A page of comments as an answer.
+    /// A page of comments as JSON.
     pub(crate) async fn comment_list(
         &self,
         context: &Context,
         user: Option<&Claims>,
         comments: &[Comment],
         next: Option<String>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Bytes, Problem> {
         let authors = comments.iter().filter_map(|comment| comment.author);
         let authors = self.authors(Service::Comments, context, authors).await?;
         let liked = self.liked_comments(context, user, comments).await?;
@@ -154,7 +154,7 @@ impl Api {
         };
         let items: Vec<Arc<Item>> = comments.iter().map(item).collect();
         let mine = comments.iter().map(|comment| liked.as_ref().map(|liked| liked.contains(&comment.id)));
-        Ok(render::list(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
+        Ok(render::list_json(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
     }
 }
 

@@ -1,4 +1,5 @@
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use rookery_actors::ids::CommentId;
 
@@ -10,6 +11,7 @@ use crate::routes::SharedApi;
 use crate::routes::comments::CommentList;
 use crate::routes::page::PageQuery;
 use crate::routes::posts::{PostList, by_author};
+use crate::routes::render;
 
 /// List a user's posts
 #[utoipa::path(
@@ -54,5 +56,6 @@ pub(crate) async fn comments(
     let after: Option<CommentId> = asked.after(&api.cursors, &scope)?;
     let page = api.read(Service::Comments, &context, |_| api.comments.by_author(author, after, asked.size())).await?;
     let next = page.next.map(|id| api.cursors.seal(&scope, &id));
-    api.comment_list(&context, user.as_deref(), &page.items, next).await
+    let json = api.comment_list(&context, user.as_deref(), &page.items, next).await?;
+    Ok(render::answer(StatusCode::OK, json, None))
 }
