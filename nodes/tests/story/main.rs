@@ -4,6 +4,7 @@ mod process;
 
 use std::{collections::HashSet, process::Command, time::Duration};
 
+use rookery::testing::TestKafka;
 use serde_json::{Value, json};
 
 use self::process::NodeProcess;
@@ -185,5 +186,35 @@ async fn the_private_postgres_may_die_and_comes_back() {
     })
     .await;
     assert_eq!(node.get(&format!("/api/v1/posts/{first}")).await["title"], "before");
+    node.stop().await;
+}
+
+/// Kafka carries the events; its broker dies in the middle, and what was written meanwhile arrives when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_carries_the_events_and_may_die_meanwhile() {
+    let started = tokio::task::spawn_blocking(|| TestKafka::start_or_skip("kafka_carries_the_events_and_may_die_meanwhile"));
+    let Some(mut broker) = started.await.unwrap() else { return };
+    let address = broker.config(4).brokers.iter().map(|broker| broker.as_str().to_owned()).collect::<Vec<_>>().join(",");
+    let folder = tempfile::tempdir().unwrap();
+    let kafka = [("ROOKERY__KAFKA__BROKERS", address.as_str()), ("ROOKERY__KAFKA__PARTITIONS", "4")];
+    let node = NodeProcess::start_with(folder.path(), &kafka).await;
+    let token = node.register("ada").await;
+    node.publish(&token, "before the break").await;
+    let found = async |node: &NodeProcess, text: &str| {
+        node.get(&format!("/api/v1/search?q={text}&type=posts")).await["total"] == json!(1)
+    };
+    node.until("the first post in the index", async |node| found(node, "before").await).await;
+
+    broker.kill();
+    let after = node.publish(&token, "after the break").await;
+    assert_eq!(node.get(&format!("/api/v1/posts/{after}")).await["title"], "after the break", "everything works but freshness");
+    assert_eq!(node.status("/readyz").await, 200, "a missing Kafka is degraded, not unready");
+    let broker = tokio::task::spawn_blocking(move || {
+        broker.restart().unwrap();
+        broker
+    });
+    let _broker = broker.await.unwrap();
+    node.until("the second post in the index", async |node| found(node, "after").await).await;
+    node.until("the author's count", async |node| node.get("/api/v1/users/ada").await["post_count"] == json!(2)).await;
     node.stop().await;
 }

@@ -31,10 +31,20 @@ pub(crate) fn command(data: &Path) -> Command {
 impl NodeProcess {
     /// Starts a node and waits until it says where it listens.
     pub(crate) async fn start(data: &Path) -> Self {
+        Self::start_with(data, &[]).await
+    }
+
+    /// The same with more in its environment.
+    pub(crate) async fn start_with(data: &Path, environment: &[(&str, &str)]) -> Self {
         let log = data.with_extension("log");
         let (out, err) = (data.with_extension("out"), std::fs::File::create(&log).unwrap());
-        let mut child =
-            command(data).stdout(std::fs::File::create(&out).unwrap()).stderr(err).stdin(Stdio::null()).spawn().unwrap();
+        let mut child = command(data)
+            .envs(environment.iter().copied())
+            .stdout(std::fs::File::create(&out).unwrap())
+            .stderr(err)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let began = Instant::now();
         let address = loop {
             let said = std::fs::read_to_string(&out).unwrap();
