@@ -1,6 +1,9 @@
 //! `rookery up` and `rookery node`: a node until it is told to stop.
 
-use std::net::SocketAddr;
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,7 +26,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
             () = node.failed() => true,
         };
         if !failed {
-            eprintln!("stopping; once more ends it at once");
+            say(io::stderr(), "stopping; once more ends it at once\n");
         }
         // A second signal does not wait for what the first one asked for; the data survive that too.
         tokio::select! {
@@ -43,16 +46,30 @@ pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
 fn greet(node: &Node) {
     let gateway = reachable(node.gateway);
     let services = &node.config.services;
-    println!("Rookery listens on http://{gateway}  (data in {})", node.data_dir().display());
-    println!(
-        "health: users {}, comments {}, posts {}, search {}",
-        services.users.listen, services.comments.listen, services.posts.listen, services.search.listen
+    say(
+        io::stdout(),
+        &format!(
+            "Rookery listens on http://{gateway}  (data in {data})
+health: users {users}, comments {comments}, posts {posts}, search {search}
+
+Try it:
+  curl -s http://{gateway}/api/v1/auth/register -H 'content-type: application/json' \\
+    -d '{{\"username\":\"ada\",\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'
+  curl -s http://{gateway}/api/v1/posts
+The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.
+",
+            data = node.data_dir().display(),
+            users = services.users.listen,
+            comments = services.comments.listen,
+            posts = services.posts.listen,
+            search = services.search.listen,
+        ),
     );
-    println!("\nTry it:");
-    println!("  curl -s http://{gateway}/api/v1/auth/register -H 'content-type: application/json' \\");
-    println!("    -d '{{\"username\":\"ada\",\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'");
-    println!("  curl -s http://{gateway}/api/v1/posts");
-    println!("The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.");
+}
+
+/// Tells whoever may be listening. `println!` panics when nobody is, and a node must outlive its terminal.
+fn say(mut to: impl Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
 }
 
 /// An address that a client on this machine can use.
