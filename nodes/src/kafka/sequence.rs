@@ -1,4 +1,4 @@
-//! Pure. One shard's records as they come out of a topic – twice, late, ahead – put in order for a reader.
+//! One shard's records as they come out of a topic – twice, late, ahead – put in order for a reader.
 
 use std::{
     collections::{BTreeMap, VecDeque},

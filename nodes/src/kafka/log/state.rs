@@ -1,4 +1,4 @@
-//! Pure. What a reader of a topic knows: who asks for what, what was read for them, and what to read next.
+//! What a reader of a topic knows: who asks for what, what was read for them, and what to read next.
 
 use std::{
     collections::{BTreeMap, HashMap},
