@@ -2,6 +2,8 @@
 //!
 //! Full state after the event, never an e-mail address. Adding a field is free, changing one is a v2.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -11,6 +13,11 @@ use crate::{
     posts::Post,
     users::Profile,
 };
+
+/// A record as it goes into the log.
+pub(crate) fn json(record: &impl Serialize) -> Arc<str> {
+    serde_json::to_string(record).expect("a record is plain data").into()
+}
 
 /// `user.created`, `user.updated`, `user.deleted`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -128,3 +128,8 @@ impl From<LoadError> for crate::entity::Failure {
         }
     }
 }
+
+/// A checked value as it was stored; what was stored is trusted.
+pub(crate) fn stored<T: DeserializeOwned>(value: impl Into<serde_json::Value>) -> Result<T, LoadError> {
+    serde_json::from_value(value.into()).map_err(|error| LoadError::Corrupt(error.to_string()))
+}

@@ -1,6 +1,6 @@
 //! How comments are stored, published and told about other services' events.
 
-use std::{collections::HashMap, pin::pin, sync::Arc};
+use std::{collections::HashMap, pin::pin};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
@@ -19,7 +19,7 @@ use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
     event::Topic,
     ids::{CommentId, PostId, ShardId, UserId},
-    records::{CommentRecord, LikeRecord},
+    records::{CommentRecord, LikeRecord, json},
     runtime::{NewRecord, Pooled, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{table, tables, text_params},
@@ -382,8 +382,4 @@ fn record(post_id: PostId, info: &Info, text: &Text) -> CommentRecord {
         version: i64::from(info.version),
         deleted: false,
     }
-}
-
-fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record).expect("a record is plain data").into()
 }

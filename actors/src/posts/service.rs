@@ -1,6 +1,6 @@
 //! How posts are stored, published and told about other services' events.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
     event::Topic,
     ids::{PostId, ShardId, UserId},
-    records::{CommentRecord, FollowRecord, LikeRecord, PostRecord},
+    records::{CommentRecord, FollowRecord, LikeRecord, PostRecord, json},
     runtime::{NewRecord, Pooled, Unit},
-    service::{Foreign, LoadError, Poison, Service},
+    service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
 
@@ -276,14 +276,12 @@ impl Service for PostService {
 }
 
 fn post(row: &Row) -> Result<Post, LoadError> {
-    let stored = |text: &str| serde_json::Value::String(text.to_owned());
-    let corrupt = |error: serde_json::Error| LoadError::Corrupt(error.to_string());
     Ok(Post {
         id: PostId(row.get(0)),
         author: UserId(row.get(1)),
-        title: serde_json::from_value(stored(row.get(2))).map_err(corrupt)?,
-        body: serde_json::from_value(stored(row.get(3))).map_err(corrupt)?,
-        tags: serde_json::from_value(row.get::<_, Vec<String>>(4).into()).map_err(corrupt)?,
+        title: stored(row.get::<_, &str>(2))?,
+        body: stored(row.get::<_, &str>(3))?,
+        tags: stored(row.get::<_, Vec<String>>(4))?,
         created_at: row.get(5),
         updated_at: row.get(6),
         version: row.get(7),
@@ -327,8 +325,4 @@ fn retag(unit: &mut Unit<PostService>, before: &Post, after: &Post) {
     for tag in after.tags.as_slice().iter().filter(|tag| !before.tags.contains(tag.as_str())) {
         unit.writes.tags.push(TagRow { tag: tag.as_str().to_owned(), post });
     }
-}
-
-fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record).expect("a record is plain data").into()
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
-pub use self::service::SearchService;
+pub use self::service::{SearchService, comment as comment_document, post as post_document, user as user_document};
 use self::{
     follower::{Follower, Rebuilds, Visible},
     index::{
@@ -201,28 +201,4 @@ impl SearchFace {
     pub fn document_count(&self) -> u64 {
         self.replicas.iter().map(|replica| replica.reader.document_count()).sum()
     }
-}
-
-/// The document of a user's export.
-///
-/// # Errors
-/// When a number is out of range.
-pub fn user_document(record: crate::records::UserRecord) -> Result<index::Document, Poison> {
-    service::user(record)
-}
-
-/// The document of a post's export.
-///
-/// # Errors
-/// When a number is out of range.
-pub fn post_document(record: crate::records::PostRecord) -> Result<index::Document, Poison> {
-    service::post(record)
-}
-
-/// The document of a comment's export.
-///
-/// # Errors
-/// When a number is out of range.
-pub fn comment_document(record: crate::records::CommentRecord) -> Result<index::Document, Poison> {
-    service::comment(record)
 }

@@ -155,7 +155,10 @@ fn version(number: i64) -> Result<u64, Poison> {
 }
 
 /// A user as a document: found by names and bio.
-pub(crate) fn user(record: UserRecord) -> Result<Document, Poison> {
+///
+/// # Errors
+/// When a number is out of range.
+pub fn user(record: UserRecord) -> Result<Document, Poison> {
     Ok(Document {
         kind: Kind::User,
         id: record.id.0,
@@ -172,7 +175,10 @@ pub(crate) fn user(record: UserRecord) -> Result<Document, Poison> {
 }
 
 /// A post as a document. Names stay out: they change, and are looked up when a hit is shown.
-pub(crate) fn post(record: PostRecord) -> Result<Document, Poison> {
+///
+/// # Errors
+/// When a number is out of range.
+pub fn post(record: PostRecord) -> Result<Document, Poison> {
     Ok(Document {
         kind: Kind::Post,
         id: record.id.0,
@@ -189,7 +195,10 @@ pub(crate) fn post(record: PostRecord) -> Result<Document, Poison> {
 }
 
 /// A comment as a document.
-pub(crate) fn comment(record: CommentRecord) -> Result<Document, Poison> {
+///
+/// # Errors
+/// When a number is out of range.
+pub fn comment(record: CommentRecord) -> Result<Document, Poison> {
     Ok(Document {
         kind: Kind::Comment,
         id: record.id.0,

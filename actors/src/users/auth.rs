@@ -8,7 +8,6 @@ use super::{
     Account, Asked, Command, Rejection, Reply, SessionData, User, Users, done, keyless,
     names::{Email, Username},
     password::{HasherError, Password, PasswordHash},
-    service::stored,
     session::Session,
     token::RefreshToken,
 };
@@ -16,6 +15,7 @@ use crate::{
     entity::{AskError, Failure},
     ids::{SessionId, UserId, mint},
     runtime::{Accepted, Context, now},
+    service::stored,
 };
 
 /// Who registers.

@@ -1,11 +1,11 @@
 //! How users are stored, published and told about other services' events.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use futures_util::future::try_join;
 use jiff::Timestamp;
 use moka::sync::Cache;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -19,9 +19,9 @@ use super::{
 use crate::{
     event::Topic,
     ids::{SessionId, ShardId, UserId},
-    records::{FollowRecord, SessionRecord, UserRecord},
+    records::{FollowRecord, SessionRecord, UserRecord, json},
     runtime::{NewRecord, Pooled, Unit},
-    service::{Foreign, LoadError, Poison, Service},
+    service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
 
@@ -444,9 +444,9 @@ fn user(row: &Row) -> Result<User, LoadError> {
     Ok(User {
         profile: Profile {
             id: UserId(row.get(0)),
-            username: stored(row.get(1))?,
-            display_name: stored(row.get(4))?,
-            bio: stored(row.get(5))?,
+            username: stored(row.get::<_, &str>(1))?,
+            display_name: stored(row.get::<_, &str>(4))?,
+            bio: stored(row.get::<_, &str>(5))?,
             avatar_url: row.get::<_, Option<&str>>(6).map(stored).transpose()?,
             version: row.get(8),
             created_at: row.get(9),
@@ -474,14 +474,4 @@ fn session(row: &Row) -> Result<Session, LoadError> {
         expires_at: row.get(6),
         user_agent: row.get(7),
     })
-}
-
-/// A checked text as it was stored; what was stored is trusted.
-pub(super) fn stored<T: DeserializeOwned>(text: &str) -> Result<T, LoadError> {
-    let value = serde_json::Value::String(text.to_owned());
-    serde_json::from_value(value).map_err(|error| LoadError::Corrupt(error.to_string()))
-}
-
-fn json(record: &impl Serialize) -> Arc<str> {
-    serde_json::to_string(record).expect("a record is plain data").into()
 }
