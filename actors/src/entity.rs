@@ -1,18 +1,18 @@
 //! Pure. What an entity is: rules that choose events and apply them, and nothing else.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The rules of one kind of entity.
 ///
 /// `decide` chooses, `evolve` applies; neither knows a clock, randomness or a database, so time and ids
 /// arrive inside the command. An entity that does not exist (yet, or any more) is `None`.
 pub trait Entity: Sized + Send + Sync + 'static {
-    /// What it can be asked to do.
-    type Command: Send + Sync + 'static;
+    /// What it can be asked to do, from another node too.
+    type Command: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What happened; its effect on memory and rows is derived from it.
     type Event: Clone + Send + Sync + 'static;
     /// A business no: a value, not an error.
-    type Rejection: Send + 'static;
+    type Rejection: Serialize + DeserializeOwned + Send + 'static;
     /// What `decide` must know beyond its memory, asked of SQL by key before it is called.
     type Facts: Default + Send + Sync + 'static;
 
@@ -29,9 +29,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
 /// What was asked cannot be answered, though the rules might have allowed it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Failure {
-    /// No live owner here, a database that does not answer, a lease that ran out. Nothing happened.
+    /// No live owner, a database that does not answer, a lease that ran out. Nothing happened.
     #[error("unavailable: {0}")]
     Unavailable(String),
+    /// The shard is not served here (any more): the way leads elsewhere. Nothing happened.
+    #[error("not served here: {0}")]
+    Moved(String),
     /// A bounded queue is full. Nothing happened.
     #[error("overloaded: {0}")]
     Overloaded(String),

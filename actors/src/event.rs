@@ -112,7 +112,7 @@ impl Record {
 }
 
 /// Records of one source, in order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fetched {
     /// The shard of the publishing service.
     pub shard: ShardId,
@@ -159,4 +159,9 @@ pub trait EventLog: Send + Sync + 'static {
         bytes_max: usize,
         wait: Duration,
     ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>>;
+
+    /// These shards in groups that are best asked for separately; all together unless the log is spread.
+    fn groups(&self, _: Topic, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
+        vec![shards]
+    }
 }

@@ -3,14 +3,15 @@
 use std::{collections::HashMap, future::Future, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::{
-    entity::Entity,
+    entity::{Entity, Failure},
     event::Record,
     ids::ShardId,
-    runtime::{Pooled, Unit},
+    runtime::{Pooled, Runtime, Unit},
     table::Tables,
 };
 
@@ -29,6 +30,10 @@ pub trait Service: Send + Sync + 'static + Sized {
     type Reply: Serialize + DeserializeOwned + Send + 'static;
     /// What a committed projection tells this node's read models, besides its effects on entities.
     type Note: Send + Sync + 'static;
+    /// What only the owner of a shard, or the holder of an index, can answer; asked from any node.
+    type Query: Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// Its answers.
+    type Answer: Serialize + DeserializeOwned + Send + 'static;
     /// What must be asked of SQL before a command can be decided.
     type Need: Send;
 
@@ -79,6 +84,13 @@ pub trait Service: Send + Sync + 'static + Sized {
 
     /// The ids whose shards a foreign record concerns; none: nobody here.
     fn concerns(&self, record: &Foreign<'_>) -> Result<Vec<Uuid>, Poison>;
+
+    /// Answers a query from what is served here; [`Failure::Moved`]: not (all of it) any more.
+    fn answer(
+        runtime: &Runtime<Self>,
+        query: &Self::Query,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
 
     /// Adds to `unit` what a foreign record means for the shard of `id`.
     fn project(&self, record: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison>;

@@ -2,15 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, FutureExt, join_all, select_all};
+use futures_util::future::{BoxFuture, FutureExt};
 use rookery_actors::{
     entity::Failure,
-    event::{EventLog, Fetched, LogError, Record, Source, Topic},
+    event::{EventLog, Fetched, LogError, Record, Topic},
     ids::{Epoch, Seq, ShardId},
     runtime::Runtime,
     service::Service,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 /// A service on this node as a publisher.
 pub trait LogSource: Send + Sync + 'static {
@@ -22,6 +22,16 @@ pub trait LogSource: Send + Sync + 'static {
     fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Arc<Record>>, Failure>>;
     /// Wakes whenever a batch was committed.
     fn batches(&self) -> watch::Receiver<u64>;
+    /// The records after these positions, wherever their shards are served.
+    fn fetch<'a>(
+        &'a self,
+        topic: Topic,
+        positions: &'a [(ShardId, Seq)],
+        bytes_max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>>;
+    /// These shards by who serves them now.
+    fn by_owner(&self, shards: Vec<ShardId>) -> Vec<Vec<ShardId>>;
 }
 
 impl<S: Service> LogSource for Runtime<S> {
@@ -40,9 +50,23 @@ impl<S: Service> LogSource for Runtime<S> {
     fn batches(&self) -> watch::Receiver<u64> {
         Runtime::batches(self)
     }
+
+    fn fetch<'a>(
+        &'a self,
+        topic: Topic,
+        positions: &'a [(ShardId, Seq)],
+        bytes_max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>> {
+        Runtime::fetch_log(self, topic, positions, bytes_max, wait).boxed()
+    }
+
+    fn by_owner(&self, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
+        Runtime::by_owner(self, shards)
+    }
 }
 
-/// The services of this node as one log.
+/// The services as one log, each read where its shards are served.
 pub struct EmbeddedLog {
     users: Arc<dyn LogSource>,
     posts: Arc<dyn LogSource>,
@@ -62,46 +86,6 @@ impl EmbeddedLog {
             Topic::Comments => &*self.comments,
         }
     }
-
-    async fn read(&self, topic: Topic, positions: &[(ShardId, Seq)], bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
-        let source = self.source(topic);
-        let unavailable = |failure: Failure| LogError::Unavailable { topic, reason: failure.to_string() };
-        let ahead = positions.iter().find_map(|(shard, position)| {
-            let head = source.head(*shard).filter(|head| head < position)?;
-            Some(LogError::OutOfRange { source_shard: Source { topic, shard: *shard }, position: *position, floor: 0, head })
-        });
-        // Somebody read what this log no longer has: it was restored from an older copy, say.
-        if let Some(ahead) = ahead {
-            return Err(ahead);
-        }
-        let behind: Vec<(ShardId, Seq)> = positions
-            .iter()
-            .copied()
-            .filter(|(shard, position)| source.head(*shard).is_some_and(|head| head > *position))
-            .collect();
-        if behind.is_empty() {
-            return Ok(Vec::new());
-        }
-        let share = (bytes_max / behind.len()).max(1);
-        let reads = behind.into_iter().map(|(shard, position)| async move {
-            let records = source.log_after(shard, position, share).await.map_err(unavailable)?;
-            // Trimming leaves holes; whoever stands before one would miss what was there (rule 5).
-            let gap = records.iter().zip(position + 1..).find(|(record, expected)| record.seq != *expected);
-            if let Some((record, _)) = gap {
-                let head = source.head(shard).unwrap_or(record.seq);
-                return Err(LogError::OutOfRange { source_shard: Source { topic, shard }, position, floor: record.seq, head });
-            }
-            Ok(Fetched { shard, records })
-        });
-        let mut fetched = Vec::new();
-        for read in join_all(reads).await {
-            let read: Fetched = read?;
-            if !read.records.is_empty() {
-                fetched.push(read);
-            }
-        }
-        Ok(fetched)
-    }
 }
 
 impl EventLog for EmbeddedLog {
@@ -112,23 +96,10 @@ impl EventLog for EmbeddedLog {
         bytes_max: usize,
         wait: Duration,
     ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>> {
-        async move {
-            let deadline = Instant::now() + wait;
-            let mut batches = self.source(topic).batches();
-            loop {
-                batches.mark_unchanged();
-                let fetched = self.read(topic, positions, bytes_max).await?;
-                if !fetched.is_empty() {
-                    return Ok(fetched);
-                }
-                let timeout = tokio::time::sleep_until(deadline).boxed();
-                let (news, ..) =
-                    select_all([timeout.map(|()| false).boxed(), batches.changed().map(|woken| woken.is_ok()).boxed()]).await;
-                if !news {
-                    return Ok(Vec::new());
-                }
-            }
-        }
-        .boxed()
+        self.source(topic).fetch(topic, positions, bytes_max, wait)
+    }
+
+    fn groups(&self, topic: Topic, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
+        self.source(topic).by_owner(shards)
     }
 }

@@ -243,8 +243,8 @@ async fn likes_count_once_per_user_and_survive_a_restart() {
     let (service, comments) = self::service(&config).await;
     let comment = comments.get(comment.post_id, comment.id, deadline()).await.unwrap().unwrap();
     assert_eq!(comment.like_count, 1);
-    assert!(comments.liked(BOB, std::slice::from_ref(&comment)).await.unwrap().contains(&comment.id));
-    assert!(comments.liked(ADA, &[comment]).await.unwrap().is_empty());
+    assert!(comments.liked(BOB, std::slice::from_ref(&comment), soon().deadline).await.unwrap().contains(&comment.id));
+    assert!(comments.liked(ADA, &[comment], soon().deadline).await.unwrap().is_empty());
     service.stop().await;
 }
 

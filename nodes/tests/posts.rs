@@ -116,7 +116,7 @@ async fn likes_count_once_per_user_and_survive_a_restart() {
     }
     posts.like(post.id, ADA, false, soon()).await.unwrap();
     assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().like_count, 1);
-    assert!(posts.liked(BOB, &[post.id]).await.unwrap().contains(&post.id));
+    assert!(posts.liked(BOB, &[post.id], soon().deadline).await.unwrap().contains(&post.id));
     service.stop().await;
     let (service, posts) = self::service(&config).await;
     assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().like_count, 1);

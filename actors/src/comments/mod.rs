@@ -1,6 +1,7 @@
 //! Comments: one thread per post.
 
 pub mod entity;
+mod here;
 pub mod rules;
 pub mod service;
 pub mod texts;
@@ -12,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -21,7 +23,7 @@ use uuid::Uuid;
 pub use self::{
     entity::{Command, Imported, Rejection, Thread},
     rules::CommentBody,
-    service::{CommentService, Reply},
+    service::{Answer, CommentService, Query, Reply},
     tree::Order,
 };
 use self::{
@@ -33,7 +35,7 @@ use crate::{
     entity::{AskError, Failure},
     ids::{CommentId, PostId, UserId, mint},
     records::CommentRecord,
-    runtime::{Accepted, AskResult, Context, Runtime},
+    runtime::{Accepted, AskResult, Context, Runtime, strange_answer},
 };
 
 /// The public face of the comments service.
@@ -116,7 +118,7 @@ pub struct Place {
 }
 
 /// A page of comments.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Page<P> {
     /// In the order of the walk. May be shorter than asked for when comments went meanwhile.
     pub items: Vec<Comment>,
@@ -265,8 +267,13 @@ impl Comments {
     /// # Errors
     /// When it cannot be read now.
     pub async fn get(&self, post: PostId, comment: CommentId, deadline: Instant) -> Result<Option<Comment>, Failure> {
-        let info = self.view(post, deadline, |thread| thread?.tree()?.get(comment.0)).await?;
-        Ok(self.complete_all(post, info.as_slice()).await?.pop())
+        match here::comment(&self.runtime, post, comment, deadline).await {
+            Err(Failure::Moved(_)) => match self.query(post, &Query::Comment(post, comment), deadline).await? {
+                Answer::Comment(comment) => Ok(comment),
+                _ => Err(strange_answer()),
+            },
+            comment => comment,
+        }
     }
 
     /// A page of a thread, in tree order: from memory, and what is written in the comments from there too unless it
@@ -277,37 +284,32 @@ impl Comments {
     /// # Errors
     /// When it cannot be read now.
     pub async fn page(&self, place: &Place, limit: NonZeroUsize, deadline: Instant) -> Result<Option<Page<Place>>, Failure> {
-        let Scope { post, parent, .. } = place.scope;
-        let query = place.query(limit);
-        let page = self
-            .view(post, deadline, |thread| {
-                let tree = thread?.tree()?;
-                parent.is_none_or(|parent| tree.get(parent.0).is_some()).then(|| tree.page(&query))
-            })
-            .await?;
-        let Some(page) = page else { return Ok(None) };
-        let items = self.complete_all(post, &page.comments).await?;
-        let next = page.next.map(|cursor| Place { scope: place.scope.clone(), after: Some(cursor) });
-        Ok(Some(Page { items, next }))
+        match here::page(&self.runtime, place, limit, deadline).await {
+            Err(Failure::Moved(_)) => match self.query(place.scope.post, &Query::Page(place.clone(), limit), deadline).await? {
+                Answer::Page(page) => Ok(page),
+                _ => Err(strange_answer()),
+            },
+            page => page,
+        }
     }
 
     /// Which of these comments a user likes.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn liked(&self, user: UserId, comments: &[Comment]) -> Result<HashSet<CommentId>, Failure> {
+    pub async fn liked(&self, user: UserId, comments: &[Comment], deadline: Instant) -> Result<HashSet<CommentId>, Failure> {
+        let mut threads: HashMap<PostId, Vec<CommentId>> = HashMap::new();
         // Nobody likes a comment without likes.
-        let likeable = || comments.iter().filter(|comment| comment.like_count > 0);
-        let ids: Vec<Uuid> = likeable().map(|comment| comment.id.0).collect();
-        if ids.is_empty() {
-            return Ok(HashSet::new());
+        for comment in comments.iter().filter(|comment| comment.like_count > 0) {
+            threads.entry(comment.post_id).or_default().push(comment.id);
         }
-        let rows = {
-            let client = self.runtime.database().get().await?;
-            client.query("SELECT comment FROM comment_like WHERE user_id = $1 AND comment = ANY($2)", &[&user.0, &ids]).await?
-        };
-        self.settle(likeable().map(|comment| comment.post_id)).await;
-        Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
+        let asked = threads.into_iter().map(async |(post, ids)| {
+            match self.query(post, &Query::Liked(user, post, ids), deadline).await? {
+                Answer::Liked(liked) => Ok(liked),
+                _ => Err(strange_answer()),
+            }
+        });
+        Ok(try_join_all(asked).await?.into_iter().flatten().collect())
     }
 
     /// A user's comments, the newest first, without those that are deleted or whose post is gone.
@@ -389,11 +391,8 @@ impl Comments {
         Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
     }
 
-    async fn view<T>(&self, post: PostId, deadline: Instant, view: impl Fn(Option<&Thread>) -> T) -> Result<T, Failure> {
-        match self.runtime.read_loaded(post.0, &view) {
-            Some(value) => value,
-            None => self.runtime.read(post.0, deadline, view).await,
-        }
+    async fn query(&self, post: PostId, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+        self.runtime.query(self.runtime.shard_of(post.0), query, deadline).await
     }
 
     /// A reply with the comment, also where the command changed nothing.
@@ -410,30 +409,7 @@ impl Comments {
         Ok(accepted)
     }
 
-    /// Puts what is written in these comments beside their skeletons.
-    async fn complete_all(&self, post: PostId, infos: &[Info]) -> Result<Vec<Comment>, Failure> {
-        let texts = &self.runtime.service().texts;
-        let known: Vec<Option<Arc<Written>>> = infos.iter().map(|info| texts.known(info)).collect();
-        let missing: Vec<Uuid> = infos.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(info, _)| info.id).collect();
-        let fetched = if missing.is_empty() {
-            HashMap::new()
-        } else {
-            let fetched = texts.fetch(self.runtime.database(), post, &missing).await?;
-            self.settle([post]).await;
-            fetched
-        };
-        let complete = |(info, known): (&Info, Option<Arc<Written>>)| match known {
-            Some(written) => Some(Comment::of(post, info, &written)),
-            // The table may be ahead of the skeleton that was read before: then it tells what the comment is by now,
-            // and one that has no row has gone meanwhile.
-            None => {
-                fetched.get(&info.id).map(|(version, written)| Comment::of(post, &Info { version: *version, ..*info }, written))
-            }
-        };
-        Ok(infos.iter().zip(known).filter_map(complete).collect())
-    }
-
-    /// What SQL saw committed must be in memory before we answer beside it (rule 9).
+    /// What SQL saw committed must be in memory before we answer beside it (rule 9), as far as it is our memory.
     async fn settle(&self, posts: impl IntoIterator<Item = PostId>) {
         let shards: HashSet<_> = posts.into_iter().map(|post| self.runtime.shard_of(post.0)).collect();
         for shard in shards {

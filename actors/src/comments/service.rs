@@ -1,26 +1,29 @@
 //! How comments are stored, published and told about other services' events.
 
-use std::{collections::HashMap, pin::pin};
+use std::{collections::HashMap, num::NonZeroUsize, pin::pin};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_postgres::{Client, Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Comment,
+    Comment, Page, Place,
     entity::{Command, Event, Facts, Rejection, Text, Thread},
+    here,
     rules::CommentBody,
     texts::{Texts, Written, written},
     tree::{self, Deletion, Info, Tree},
 };
 use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
+    entity::Failure,
     event::Topic,
     ids::{CommentId, PostId, ShardId, UserId},
     records::{CommentRecord, LikeRecord, json},
-    runtime::{NewRecord, Pooled, Unit},
+    runtime::{NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{table, tables, text_params},
 };
@@ -119,6 +122,28 @@ tables! {
     }
 }
 
+/// What the owner of a thread is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// A comment of a post.
+    Comment(PostId, CommentId),
+    /// A page from this place on.
+    Page(Place, NonZeroUsize),
+    /// Which of these comments of a post a user likes.
+    Liked(UserId, PostId, Vec<CommentId>),
+}
+
+/// What it answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The comment, if it is there.
+    Comment(Option<Comment>),
+    /// The page, if there is a thread below that place.
+    Page(Option<Page<Place>>),
+    /// Those of the comments that are liked.
+    Liked(Vec<CommentId>),
+}
+
 impl Service for CommentService {
     const NAME: &'static str = "comments";
     type Entity = Thread;
@@ -126,6 +151,8 @@ impl Service for CommentService {
     type Reply = Reply;
     type Need = Need;
     type Note = Author;
+    type Query = Query;
+    type Answer = Answer;
 
     /// The skeletons of these threads, without a byte of what is written in them.
     ///
@@ -308,6 +335,14 @@ impl Service for CommentService {
             }
             _ => vec![],
         })
+    }
+
+    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+        match query {
+            Query::Comment(post, comment) => here::comment(runtime, *post, *comment, deadline).await.map(Answer::Comment),
+            Query::Page(place, limit) => here::page(runtime, place, *limit, deadline).await.map(Answer::Page),
+            Query::Liked(user, post, comments) => here::liked(runtime, *user, *post, comments).await.map(Answer::Liked),
+        }
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
@@ -19,7 +18,7 @@ use uuid::Uuid;
 pub use self::{
     entity::{Command, Post, Rejection},
     lists::{Filter, Key, Sort},
-    service::{PostService, Reply},
+    service::{Answer, PostService, Query, Reply},
 };
 use self::{
     lists::{HEAD, Paged, TOP, page_sql},
@@ -30,7 +29,7 @@ use crate::{
     entity::Failure,
     ids::{PostId, UserId, mint},
     records::PostRecord,
-    runtime::{AskResult, Context, Runtime},
+    runtime::{AskResult, Context, Runtime, strange_answer},
 };
 
 /// The public face of the posts service.
@@ -155,10 +154,10 @@ impl Posts {
     /// # Errors
     /// When it cannot be read now.
     pub async fn get(&self, id: PostId, deadline: Instant) -> Result<Option<Post>, Failure> {
-        if let Some(post) = self.runtime.read_loaded(id.0, |post| post.cloned()) {
-            return post;
+        match here(&self.runtime, id, deadline).await {
+            Err(Failure::Moved(_)) => Ok(self.get_many([id], deadline).await?.pop()),
+            post => post,
         }
-        self.runtime.read(id.0, deadline, |post| post.cloned()).await
     }
 
     /// Posts by their ids, in that order; those that are gone are left out.
@@ -166,8 +165,16 @@ impl Posts {
     /// # Errors
     /// When one of them cannot be read now.
     pub async fn get_many(&self, ids: impl IntoIterator<Item = PostId>, deadline: Instant) -> Result<Vec<Post>, Failure> {
-        let posts = join_all(ids.into_iter().map(|id| self.get(id, deadline))).await;
-        posts.into_iter().filter_map(Result::transpose).collect()
+        let ids: Vec<PostId> = ids.into_iter().collect();
+        let answers = self.runtime.query_each(ids.clone(), |id| id.0, Query::Get, deadline).await?;
+        let mut posts: HashMap<PostId, Post> = HashMap::new();
+        for answer in answers {
+            match answer {
+                Answer::Posts(found) => posts.extend(found.into_iter().map(|post| (post.id, post))),
+                Answer::Liked(_) => return Err(strange_answer()),
+            }
+        }
+        Ok(ids.iter().filter_map(|id| posts.remove(id)).collect())
     }
 
     /// Which of these posts exist: in one question, without loading them.
@@ -236,17 +243,16 @@ impl Posts {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn liked(&self, user: UserId, posts: &[PostId]) -> Result<HashSet<PostId>, Failure> {
-        let ids: Vec<Uuid> = posts.iter().map(|post| post.0).collect();
-        let rows = {
-            let client = self.runtime.database().get().await?;
-            client.query("SELECT post FROM post_like WHERE user_id = $1 AND post = ANY($2)", &[&user.0, &ids]).await?
-        };
-        // What SQL saw committed must be in memory before we answer beside it (rule 9).
-        for post in posts {
-            self.runtime.settled(self.runtime.shard_of(post.0)).await;
+    pub async fn liked(&self, user: UserId, posts: &[PostId], deadline: Instant) -> Result<HashSet<PostId>, Failure> {
+        let query = |posts| Query::Liked(user, posts);
+        let mut liked = HashSet::new();
+        for answer in self.runtime.query_each(posts.to_vec(), |id| id.0, query, deadline).await? {
+            match answer {
+                Answer::Liked(found) => liked.extend(found),
+                Answer::Posts(_) => return Err(strange_answer()),
+            }
         }
-        Ok(rows.iter().map(|row| PostId(row.get(0))).collect())
+        Ok(liked)
     }
 
     /// Names of authors; those that are gone or not known (yet) are left out.
@@ -316,4 +322,25 @@ impl Posts {
         let rows = client.query(&statement, &params).await?;
         Ok(rows.iter().map(|row| Key { rank: row.get(0), id: PostId(row.get(1)) }).collect())
     }
+}
+
+/// A post that is served here, from memory.
+pub(crate) async fn here(runtime: &Runtime<PostService>, id: PostId, deadline: Instant) -> Result<Option<Post>, Failure> {
+    match runtime.read_loaded(id.0, |post| post.cloned()) {
+        Some(post) => post,
+        None => runtime.read(id.0, deadline, |post| post.cloned()).await,
+    }
+}
+
+pub(crate) async fn liked_here(runtime: &Runtime<PostService>, user: UserId, posts: &[PostId]) -> Result<Vec<PostId>, Failure> {
+    let ids: Vec<Uuid> = posts.iter().map(|post| post.0).collect();
+    let rows = {
+        let client = runtime.database().get().await?;
+        client.query("SELECT post FROM post_like WHERE user_id = $1 AND post = ANY($2)", &[&user.0, &ids]).await?
+    };
+    // What SQL saw committed must be in memory before we answer beside it (rule 9).
+    for post in posts {
+        runtime.settled(runtime.shard_of(post.0)).await;
+    }
+    Ok(rows.iter().map(|row| PostId(row.get(0))).collect())
 }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -14,10 +16,11 @@ use super::{
 };
 use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
+    entity::Failure,
     event::Topic,
     ids::{PostId, ShardId, UserId},
     records::{CommentRecord, FollowRecord, LikeRecord, PostRecord, json},
-    runtime::{NewRecord, Pooled, Unit},
+    runtime::{NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
@@ -123,6 +126,24 @@ tables! {
     }
 }
 
+/// What the owners of posts are asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// These posts.
+    Get(Vec<PostId>),
+    /// Which of these posts a user likes.
+    Liked(UserId, Vec<PostId>),
+}
+
+/// What they answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Those of the posts that there are.
+    Posts(Vec<Post>),
+    /// Those of the posts that are liked.
+    Liked(Vec<PostId>),
+}
+
 impl Service for PostService {
     const NAME: &'static str = "posts";
     type Entity = Post;
@@ -130,6 +151,8 @@ impl Service for PostService {
     type Reply = Reply;
     type Need = UserId;
     type Note = Author;
+    type Query = Query;
+    type Answer = Answer;
 
     async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Post>, LoadError> {
         let rows = client
@@ -249,6 +272,16 @@ impl Service for PostService {
             }
             _ => vec![],
         })
+    }
+
+    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+        match query {
+            Query::Get(ids) => {
+                let posts = join_all(ids.iter().map(|id| super::here(runtime, *id, deadline))).await;
+                Ok(Answer::Posts(posts.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?))
+            }
+            Query::Liked(user, ids) => super::liked_here(runtime, *user, ids).await.map(Answer::Liked),
+        }
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

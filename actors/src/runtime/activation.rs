@@ -18,26 +18,38 @@ use crate::{
     service::Service,
 };
 
+/// How an ask ends on this node.
+pub(crate) enum Asked<S: Service> {
+    Answered(AskResult<S>),
+    /// The shard is not served here; nobody looked at the command.
+    NotHere(Failure, <S::Entity as Entity>::Command, Context),
+}
+
 pub(crate) async fn ask<S: Service>(
     inner: &Arc<Inner<S>>,
     id: Uuid,
     command: <S::Entity as Entity>::Command,
     context: Context,
-) -> AskResult<S> {
+) -> Asked<S> {
     let deadline = context.deadline;
+    let failed = |failure: Failure| Asked::Answered(Err(failure.into()));
     let mut pending = (command, context);
     loop {
         if Instant::now() >= deadline {
-            return Err(Failure::Expired.into());
+            return failed(Failure::Expired);
         }
-        let cell = activate(inner, id, S::creates(&pending.0)).await?;
+        let cell = match activate(inner, id, S::creates(&pending.0)).await {
+            Ok(cell) => cell,
+            Err(failure @ Failure::Moved(_)) => return Asked::NotHere(failure, pending.0, pending.1),
+            Err(failure) => return failed(failure),
+        };
         let (reply, outcome) = oneshot::channel();
         let envelope = Envelope::new(pending.0, pending.1, reply);
         let actor = cell.actor.get().expect("a cell in the map has its actor");
         // A refused message hands its command back through the envelope's drop, as a stop does.
         drop(actor.send_message(EntityMessage::Command(envelope)));
         match tokio::time::timeout_at(deadline, outcome).await {
-            Ok(Ok(Outcome::Answered(answer))) => return answer,
+            Ok(Ok(Outcome::Answered(answer))) => return Asked::Answered(answer),
             Ok(Ok(Outcome::Undelivered(command, context))) => {
                 // It stopped before it came to this one: passivated, moved or restarted. Ask its successor.
                 pending = (command, context);
@@ -45,11 +57,11 @@ pub(crate) async fn ask<S: Service>(
             }
             // Ended with its shard, in the middle of this: nobody can say how far it came.
             Ok(Err(_)) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
-                return Err(Failure::Unknown("the shard moved while the command was under way".to_owned()).into());
+                return failed(Failure::Unknown("the shard moved while the command was under way".to_owned()));
             }
-            Ok(Err(_)) => return Err(Failure::Crashed.into()),
+            Ok(Err(_)) => return failed(Failure::Crashed),
             Err(_) => {
-                return Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into());
+                return failed(Failure::Unknown("the deadline passed while the command was under way".to_owned()));
             }
         }
     }
@@ -116,19 +128,18 @@ fn take<S: Service, T>(
     };
     cell.used_s.store(coarse_now(), Ordering::Relaxed);
     if shard.tenure_since(epoch).is_none() {
-        return Err(Failure::Unavailable(format!("{} shard {} moved", S::NAME, shard.id)));
+        return Err(Failure::Moved(format!("{} shard {}", S::NAME, shard.id)));
     }
     if !inner.lease.is_valid() {
-        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
+        return Err(Failure::Moved(format!("the lease of {} on this node has ended", S::NAME)));
     }
     Ok(value)
 }
 
 fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
-    let epoch =
-        shard.tenure().ok_or_else(|| Failure::Unavailable(format!("{} shard {} is not served here", S::NAME, shard.id)))?;
+    let epoch = shard.tenure().ok_or_else(|| Failure::Moved(format!("{} shard {}", S::NAME, shard.id)))?;
     if !inner.lease.is_valid() {
-        return Err(Failure::Unavailable(format!("the lease of {} on this node has ended", S::NAME)));
+        return Err(Failure::Moved(format!("the lease of {} on this node has ended", S::NAME)));
     }
     Ok(epoch)
 }
@@ -174,7 +185,7 @@ fn revive<S: Service>(
             entities.crashes.remove(&id);
         }
     }
-    let supervisor = entities.supervisor.clone().ok_or_else(|| Failure::Unavailable("the shard is closing".to_owned()))?;
+    let supervisor = entities.supervisor.clone().ok_or_else(|| Failure::Moved(format!("{} shard {}", S::NAME, shard.id)))?;
     let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
     let cell = Arc::new(Cell::new(id, epoch, readiness));
     cell.used_s.store(coarse_now(), Ordering::Relaxed);

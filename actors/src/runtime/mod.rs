@@ -10,12 +10,16 @@ mod doubt;
 mod entity_actor;
 mod lease;
 mod loader;
+mod log;
 mod memory;
 mod project;
+mod route;
+mod serve;
 mod shard;
 mod shard_actor;
 mod tail;
 mod trim;
+mod wire;
 
 use std::{
     collections::HashMap,
@@ -25,12 +29,12 @@ use std::{
 
 use jiff::Timestamp;
 use ractor::ActorCell;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_postgres::Config;
 use uuid::Uuid;
 
-pub(crate) use self::database::describe;
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
@@ -38,12 +42,14 @@ pub use self::{
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
+    route::{NodeName, Router, SendError},
     trim::Retention,
 };
 use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
+pub(crate) use self::{database::describe, route::strange_answer};
 use crate::{
     entity::{AskError, Entity, Failure},
-    event::{Record, Source},
+    event::Source,
     ids::{Epoch, Incarnation, Seq, ShardId, shard_of},
     service::Service,
 };
@@ -102,7 +108,7 @@ pub struct Context {
 }
 
 /// A retry key, made unique by its scope (user and route).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyKey {
     /// The scoped key.
     pub key: Arc<str>,
@@ -125,7 +131,7 @@ impl Context {
 }
 
 /// A reply, and where the write stands in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted<T> {
     /// The answer.
     pub reply: T,
@@ -164,6 +170,9 @@ pub(crate) struct Inner<S: Service> {
     pub(crate) supervisor: OnceLock<ActorCell>,
     /// When a commit last worked: a member whose commits fail stops renewing (rule 10).
     pub(crate) commits: committer::Health,
+    /// The way to other nodes, if there are any.
+    router: OnceLock<Arc<dyn Router>>,
+    waiting: route::WaitingRoom,
     /// Held while a dead letter is replayed.
     pub(crate) replaying: tokio::sync::Mutex<()>,
 }
@@ -186,6 +195,8 @@ impl<S: Service> Runtime<S> {
             batches: watch::Sender::new(0),
             supervisor: OnceLock::new(),
             commits: committer::Health::default(),
+            router: OnceLock::new(),
+            waiting: route::WaitingRoom::default(),
             replaying: tokio::sync::Mutex::default(),
             settings,
         };
@@ -244,14 +255,6 @@ impl<S: Service> Runtime<S> {
     /// How many shards the service has.
     pub fn shards(&self) -> u16 {
         self.inner.settings.shards
-    }
-
-    /// Asks an entity to do something, and waits until it is committed or refused.
-    ///
-    /// # Errors
-    /// The entity's rejection, or why it could not be asked.
-    pub async fn ask(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
-        activation::ask(&self.inner, id, command, context).await
     }
 
     /// Reads an entity's committed state from memory, loading it first if need be.
@@ -318,14 +321,6 @@ impl<S: Service> Runtime<S> {
         committer::landed(committer::submit(&self.inner, shard, epoch, unit)?).await
     }
 
-    /// Reads a shard's log after `position`; the tail in memory, what is older from SQL.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn log_after(&self, shard: ShardId, position: Seq, bytes_max: usize) -> Result<Vec<Arc<Record>>, Failure> {
-        tail::read(&self.inner, shard, position, bytes_max).await
-    }
-
     /// The last committed position of a shard that is open here.
     pub fn head(&self, shard: ShardId) -> Option<Seq> {
         let shard = &self.inner.shards[shard.index()];
@@ -387,36 +382,12 @@ impl<S: Service> Runtime<S> {
         Ok(())
     }
 
-    /// Applies a slice of a foreign log to one of our shards, once (rule 16).
-    ///
-    /// # Errors
-    /// [`ProjectError`]: an outage is to be repeated, a poison record comes back for its three tries.
-    pub async fn apply(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
-        project::apply(&self.inner, shard, slice).await
-    }
-
-    /// Skips a poison record: the dead letter and the position go in one transaction (rule 18).
-    ///
-    /// # Errors
-    /// [`ProjectError::Failed`] when it could not be committed.
-    pub async fn bury(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
-        project::bury(&self.inner, shard, letter).await
-    }
-
     /// The dead letters of all shards, the first ones of each source first.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
         dead_letters::list(&self.inner, limit).await
-    }
-
-    /// Applies a dead letter after all and takes it away, in one transaction. False: it is gone already.
-    ///
-    /// # Errors
-    /// As [`Runtime::apply`]; the letter stays.
-    pub async fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
-        dead_letters::replay(&self.inner, shard, source, seq).await
     }
 
     /// How far the slowest consumer has read each shard's log, as of its last note; shards that nobody reads are left out.

@@ -1,8 +1,16 @@
 //! Foreign records become writes of our shards: in order, with the position, once (rule 16).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use super::{CommitError, DeadLetter, Inner, Unit, committer, shard::Shard};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{
+    CommitError, DeadLetter, Inner, Runtime, Unit, committer, dead_letters,
+    route::{NodeName, Place, strange_answer},
+    shard::Shard,
+    wire::{Answer, Question},
+};
 use crate::{
     entity::Failure,
     event::{Record, Source},
@@ -11,14 +19,14 @@ use crate::{
 };
 
 /// Consecutive news of several sources for one shard.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Slice {
     /// Per source: the position that applying it reaches, and the records that concern the shard.
     pub parts: Vec<SlicePart>,
 }
 
 /// The part of a slice that comes from one source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SlicePart {
     /// The log and shard.
     pub source: Source,
@@ -29,7 +37,7 @@ pub struct SlicePart {
 }
 
 /// Why a slice was not applied.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum ProjectError {
     /// This record can never be applied, as far as is known; nothing of the slice is in.
     #[error("record {seq} of {source_shard} cannot be applied: {reason}")]
@@ -49,7 +57,70 @@ pub enum ProjectError {
     Failed(#[from] Failure),
 }
 
-pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
+/// The longest that another node is given to commit what it is told.
+const APPLY_WITHIN: Duration = Duration::from_secs(10);
+
+impl<S: Service> Runtime<S> {
+    /// Applies a slice of a foreign log to a shard, once (rule 16): here or where it is served.
+    ///
+    /// # Errors
+    /// [`ProjectError`]: an outage is to be repeated, a poison record comes back for its three tries.
+    pub async fn apply(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
+        match self.place(shard) {
+            Some(Place::There(node)) => match self.tell(node, &Question::Apply(shard, slice)).await? {
+                Answer::Applied(answer) => answer,
+                _ => Err(strange_answer().into()),
+            },
+            _ => self.apply_here(shard, slice).await,
+        }
+    }
+
+    /// Skips a poison record: the dead letter and the position go in one transaction (rule 18).
+    ///
+    /// # Errors
+    /// [`ProjectError::Failed`] when it could not be committed.
+    pub async fn bury(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+        match self.place(shard) {
+            Some(Place::There(node)) => match self.tell(node, &Question::Bury(shard, &letter)).await? {
+                Answer::Applied(answer) => answer,
+                _ => Err(strange_answer().into()),
+            },
+            _ => self.bury_here(shard, letter).await,
+        }
+    }
+
+    /// Applies a dead letter after all and takes it away, in one transaction. False: it is gone already.
+    ///
+    /// # Errors
+    /// As [`Runtime::apply`]; the letter stays.
+    pub async fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
+        match self.place(shard) {
+            Some(Place::There(node)) => match self.tell(node, &Question::Replay(shard, source, seq)).await? {
+                Answer::Replayed(answer) => answer,
+                _ => Err(strange_answer().into()),
+            },
+            _ => self.replay_here(shard, source, seq).await,
+        }
+    }
+
+    async fn tell(&self, node: NodeName, question: &Question<'_, S>) -> Result<Answer<S>, Failure> {
+        Ok(self.send(node, question, Instant::now() + APPLY_WITHIN).await?)
+    }
+
+    pub(crate) async fn apply_here(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
+        apply(&self.inner, shard, slice).await
+    }
+
+    pub(crate) async fn bury_here(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+        bury(&self.inner, shard, letter).await
+    }
+
+    pub(crate) async fn replay_here(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
+        dead_letters::replay(&self.inner, shard, source, seq).await
+    }
+}
+
+async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
     let state = &inner.shards[shard.index()];
     let turn = state.turn_to_apply().await;
     let epoch = serving(inner, shard)?;
@@ -71,7 +142,7 @@ pub(crate) async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, sli
     commit(inner, shard, epoch, unit).await
 }
 
-pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
     let turn = inner.shards[shard.index()].turn_to_apply().await;
     let epoch = serving(inner, shard)?;
     let at = (letter.source, letter.record.seq);
@@ -86,7 +157,7 @@ pub(crate) async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, lett
 
 /// The epoch under which the shard is ours.
 pub(crate) fn serving<S: Service>(inner: &Inner<S>, shard: ShardId) -> Result<Epoch, Failure> {
-    let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
+    let not_ours = || Failure::Moved(format!("{} shard {shard}", S::NAME));
     inner.shards.get(shard.index()).and_then(Shard::tenure).ok_or_else(not_ours)
 }
 

@@ -62,7 +62,7 @@ pub(crate) async fn read<S: Service>(
     bytes_max: usize,
 ) -> Result<Vec<Arc<Record>>, Failure> {
     let state = &inner.shards[shard.index()];
-    let not_ours = || Failure::Unavailable(format!("{} shard {shard} is not served here", S::NAME));
+    let not_ours = || Failure::Moved(format!("{} shard {shard}", S::NAME));
     let tenure = state.tenure().ok_or_else(not_ours)?;
     if position >= state.head() {
         return Ok(Vec::new());

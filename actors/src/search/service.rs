@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::index::{Document, Kind};
 use crate::{
-    entity::Entity,
+    entity::{Entity, Failure},
     event::Topic,
     ids::{Seq, ShardId},
     records::{CommentRecord, PostRecord, UserRecord},
-    runtime::{Pooled, Unit},
+    runtime::{Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{Table, Tables, table},
 };
@@ -20,16 +22,20 @@ use crate::{
 #[derive(Default)]
 pub struct SearchService;
 
+/// What there is none of.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Never {}
+
 /// There is no entity behind a document: its rules are those of whoever published it.
 pub enum NoEntity {}
 
 impl Entity for NoEntity {
-    type Command = std::convert::Infallible;
+    type Command = Never;
     type Event = std::convert::Infallible;
-    type Rejection = std::convert::Infallible;
+    type Rejection = Never;
     type Facts = ();
 
-    fn decide(_: Option<&Self>, command: &Self::Command, (): &()) -> Result<Vec<Self::Event>, Self::Rejection> {
+    fn decide(_: Option<&Self>, command: &Self::Command, (): &()) -> Result<Vec<Self::Event>, Never> {
         match *command {}
     }
 
@@ -98,14 +104,16 @@ impl Service for SearchService {
     type Entity = NoEntity;
     type Writes = Writes;
     type Reply = ();
-    type Note = std::convert::Infallible;
-    type Need = std::convert::Infallible;
+    type Note = Never;
+    type Need = Never;
+    type Query = Never;
+    type Answer = ();
 
     async fn load(&self, _: &Client, _: &[Uuid]) -> Result<HashMap<Uuid, NoEntity>, LoadError> {
         Ok(HashMap::new())
     }
 
-    fn need(&self, _: Uuid, _: Option<&NoEntity>, command: &std::convert::Infallible) -> Option<Self::Need> {
+    fn need(&self, _: Uuid, _: Option<&NoEntity>, command: &Never) -> Option<Self::Need> {
         match *command {}
     }
 
@@ -113,7 +121,7 @@ impl Service for SearchService {
         match need {}
     }
 
-    fn creates(command: &std::convert::Infallible) -> bool {
+    fn creates(command: &Never) -> bool {
         match *command {}
     }
 
@@ -121,7 +129,7 @@ impl Service for SearchService {
 
     fn reply(_: Uuid, _: Option<&NoEntity>, _: &[std::convert::Infallible]) {}
 
-    fn refused(_: &str) -> Option<std::convert::Infallible> {
+    fn refused(_: &str) -> Option<Never> {
         None
     }
 
@@ -137,6 +145,10 @@ impl Service for SearchService {
             | (Topic::Comments, "comment.created" | "comment.updated" | "comment.deleted") => vec![foreign.record.key],
             _ => vec![],
         })
+    }
+
+    async fn answer(_: &Runtime<Self>, query: &Never, _: Instant) -> Result<(), Failure> {
+        match *query {}
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

@@ -20,7 +20,7 @@ use crate::{
 pub const SESSIONS_MAX: usize = 50;
 
 /// A user as they were last committed. It never leaves the service as a whole: see [`Profile`] and [`Account`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct User {
     /// What everybody may see.
     pub profile: Profile,

@@ -21,7 +21,7 @@ pub use self::{
     auth::{LoggedIn, NewUser},
     edges::{Edge, Edges},
     entity::{Account, Command, Profile, Rejection, Role, UnknownRole, User},
-    service::{Reply, UserService},
+    service::{Query, Reply, UserService},
 };
 use self::{
     names::{AvatarUrl, Bio, DisplayName, Email, Username},
@@ -301,10 +301,16 @@ impl Users {
     }
 
     async fn view<T>(&self, id: UserId, deadline: Instant, view: impl Fn(&User) -> T) -> Result<Option<T>, Failure> {
-        if let Some(seen) = self.runtime.read_loaded(id.0, |user| user.map(&view)) {
-            return seen;
+        match self.runtime.read_loaded(id.0, |user| user.map(&view)) {
+            Some(Err(Failure::Moved(_))) => {}
+            Some(seen) => return seen,
+            None => match self.runtime.read(id.0, deadline, |user| user.map(&view)).await {
+                Err(Failure::Moved(_)) => {}
+                seen => return seen,
+            },
         }
-        self.runtime.read(id.0, deadline, |user| user.map(&view)).await
+        let user = self.runtime.query(self.runtime.shard_of(id.0), &Query { user: id }, deadline).await?;
+        Ok(user.as_deref().map(view))
     }
 
     /// A user whom SQL has shown: memory must have what SQL saw committed (rule 9).

@@ -6,6 +6,7 @@ use futures_util::future::try_join;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -17,10 +18,11 @@ use super::{
     token::TokenHash,
 };
 use crate::{
+    entity::Failure,
     event::Topic,
     ids::{SessionId, ShardId, UserId},
     records::{FollowRecord, SessionRecord, UserRecord, json},
-    runtime::{NewRecord, Pooled, Unit},
+    runtime::{NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
@@ -192,6 +194,12 @@ tables! {
     }
 }
 
+/// Asks for a user as a whole: for a node that serves others' requests and shows of it what its own users would be shown.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Query {
+    pub(crate) user: UserId,
+}
+
 impl Service for UserService {
     const NAME: &'static str = "users";
     type Entity = User;
@@ -200,6 +208,8 @@ impl Service for UserService {
     /// Whether the edge to this user exists.
     type Need = UserId;
     type Note = ();
+    type Query = Query;
+    type Answer = Option<Box<User>>;
 
     async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, User>, LoadError> {
         // Two statements, sent together: a join would repeat the user for every session.
@@ -312,6 +322,10 @@ impl Service for UserService {
             }
             _ => vec![],
         })
+    }
+
+    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Self::Answer, Failure> {
+        runtime.read(query.user.0, deadline, |user| user.cloned().map(Box::new)).await
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

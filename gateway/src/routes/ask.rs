@@ -32,7 +32,7 @@ impl Twice {
     /// A failure before which nothing happened never forbids another try.
     fn allows(self, failure: &Failure) -> bool {
         match failure {
-            Failure::Unavailable(_) => true,
+            Failure::Unavailable(_) | Failure::Moved(_) => true,
             Failure::Unknown(_) => self == Self::Safe,
             _ => false,
         }
@@ -118,7 +118,7 @@ pub(crate) fn along(context: &Context, key: Option<runtime::IdempotencyKey>) -> 
 /// Whether a failure says something about the service rather than about one entity or one moment: only these may open
 /// its breaker. One post that crashes, or a full queue that says so, is an answer.
 fn is_outage(failure: &Failure) -> bool {
-    matches!(failure, Failure::Unavailable(_) | Failure::Unknown(_) | Failure::Expired)
+    matches!(failure, Failure::Unavailable(_) | Failure::Moved(_) | Failure::Unknown(_) | Failure::Expired)
 }
 
 #[cfg(test)]

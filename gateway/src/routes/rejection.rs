@@ -73,7 +73,7 @@ pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
         Failure::KeyReused => {
             return Problem::new(&problem::IDEMPOTENCY_CONFLICT, failure.to_string());
         }
-        Failure::Unavailable(_) => Problem::unavailable(format!("the {name} service is not available"), 1),
+        Failure::Unavailable(_) | Failure::Moved(_) => Problem::unavailable(format!("the {name} service is not available"), 1),
         Failure::Overloaded(_) => Problem::unavailable(format!("the {name} service has more to do than it can"), 1),
         Failure::Crashed => Problem::unavailable(format!("the {name} service failed on this request"), 1),
         // As long as the supervisor isolates it at least.
@@ -132,6 +132,7 @@ mod tests {
     fn every_failure_but_a_reused_key_is_a_503_that_says_when_to_come_back() {
         let failures = [
             Failure::Unavailable(String::new()),
+            Failure::Moved(String::new()),
             Failure::Overloaded(String::new()),
             Failure::Expired,
             Failure::Unknown(String::new()),

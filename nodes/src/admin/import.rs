@@ -180,7 +180,7 @@ fn patience() -> ExponentialBuilder {
 /// Repeating is harmless, for the id is the same: also after an unknown outcome.
 fn passes(failure: &Failure) -> bool {
     match failure {
-        Failure::Unavailable(_) | Failure::Overloaded(_) | Failure::Expired | Failure::Unknown(_) => true,
+        Failure::Unavailable(_) | Failure::Moved(_) | Failure::Overloaded(_) | Failure::Expired | Failure::Unknown(_) => true,
         Failure::Crashed | Failure::Isolated | Failure::KeyReused => false,
     }
 }

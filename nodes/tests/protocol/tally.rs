@@ -6,18 +6,20 @@ use std::{
 };
 
 use rookery_actors::{
-    entity::Entity,
+    entity::{Entity, Failure},
     ids::ShardId,
     posts::service::Writes,
-    runtime::{NewRecord, Pooled, Unit},
+    runtime::{NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
 };
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 pub(crate) struct Tally(pub(crate) i64);
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Command {
     /// Counts one.
     Add,
@@ -72,6 +74,8 @@ impl Service for TallyService {
     type Reply = i64;
     type Note = i64;
     type Need = ();
+    type Query = Uuid;
+    type Answer = Option<i64>;
 
     async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Tally>, LoadError> {
         let rows = client.query("SELECT key, count(*) FROM outbox WHERE key = ANY($1) GROUP BY key", &[&ids]).await?;
@@ -114,6 +118,10 @@ impl Service for TallyService {
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
         Ok(vec![foreign.record.key])
+    }
+
+    async fn answer(runtime: &Runtime<Self>, id: &Uuid, deadline: Instant) -> Result<Option<i64>, Failure> {
+        runtime.read(*id, deadline, |tally| tally.map(|tally| tally.0)).await
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

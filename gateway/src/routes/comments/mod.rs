@@ -134,7 +134,7 @@ impl Api {
     ) -> Result<Option<HashSet<CommentId>>, Problem> {
         let Some(user) = user else { return Ok(None) };
         let user = UserId(user.sub);
-        self.read(Service::Comments, context, |_| self.comments.liked(user, comments)).await.map(Some)
+        self.read(Service::Comments, context, |deadline| self.comments.liked(user, comments, deadline)).await.map(Some)
     }
 
     /// A page of comments as JSON.

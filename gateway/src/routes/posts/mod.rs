@@ -150,7 +150,7 @@ impl Api {
         if liked.is_empty() {
             return Ok(HashSet::new());
         }
-        self.read(Service::Posts, context, |_| self.posts.liked(user, &liked)).await
+        self.read(Service::Posts, context, |deadline| self.posts.liked(user, &liked, deadline)).await
     }
 
     /// Whether a post is liked by who asks; none: nobody in particular asks.
