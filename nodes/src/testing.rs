@@ -2,6 +2,7 @@
 
 mod kafka;
 mod node;
+mod router;
 mod service;
 
 use std::io;
@@ -14,6 +15,7 @@ use tokio::sync::OnceCell;
 
 pub use self::kafka::{TestKafka, TestKafkaError};
 pub use self::node::TestNode;
+pub use self::router::TestNetwork;
 pub use self::service::{LEASE, TestService};
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};

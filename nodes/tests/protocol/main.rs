@@ -8,5 +8,6 @@ mod fence;
 mod membership;
 mod proxy;
 mod random;
+mod route;
 mod support;
 mod tally;

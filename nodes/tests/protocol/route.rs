@@ -1,0 +1,150 @@
+//! Shards that another node serves: asked from here, while they move, and when an answer is lost.
+
+use rookery::testing::{TestNetwork, TestService};
+use rookery_actors::{
+    entity::{AskError, Failure},
+    ids::{Incarnation, PostId, ShardId, mint},
+    posts::{PostService, Posts},
+    runtime::{Context, Database, Directory, IdempotencyKey},
+};
+
+use super::support::*;
+
+const SHARD: ShardId = ShardId(3);
+
+struct Node {
+    service: TestService<PostService>,
+    posts: Posts,
+}
+
+/// Two nodes on one database, connected; the first has every shard.
+async fn two_nodes() -> (TestNetwork, Node, Node, tokio_postgres::Config) {
+    let config = database().await;
+    let network = TestNetwork::default();
+    let mut nodes = Vec::new();
+    for name in ["n1", "n2"] {
+        let (service, posts) = node(&config, name, LONG_LEASE).await;
+        network.join(name, &service.runtime);
+        nodes.push(Node { service, posts });
+    }
+    let second = nodes.pop().unwrap();
+    (network, nodes.pop().unwrap(), second, config)
+}
+
+impl Node {
+    fn me(&self) -> Incarnation {
+        self.service.runtime.incarnation()
+    }
+
+    /// Takes a shard from another node, which has just given it up.
+    async fn take(&self, shard: ShardId, from: &Node, config: &tokio_postgres::Config) {
+        let database = Database::new(config.clone(), "mover", Default::default());
+        let directory = Directory::open(&database, "posts", self.me()).await.unwrap();
+        let row = directory.shards().await.unwrap()[shard.index()];
+        let granted = directory.take_over(&[row], Some(from.me()), self.me()).await.unwrap();
+        self.service.runtime.open(granted[0], Vec::new()).await.unwrap();
+    }
+
+    async fn stop(self) {
+        self.service.stop().await;
+    }
+}
+
+fn keyed(key: &str) -> Context {
+    Context { idempotency: Some(IdempotencyKey { key: key.into(), request_hash: [7; 32] }), ..soon() }
+}
+
+#[tokio::test]
+async fn what_another_node_serves_is_written_and_read_there() {
+    let (network, first, second, config) = two_nodes().await;
+    let post = published(&second.posts, SHARD, "from afar").await;
+    assert_eq!(first.posts.get(post.id, deadline()).await.unwrap().unwrap().title.as_str(), "from afar");
+    assert_eq!(second.posts.get(post.id, deadline()).await.unwrap().unwrap().id, post.id);
+    second.posts.like(post.id, BOB, true, soon()).await.unwrap();
+    assert!(second.posts.liked(BOB, &[post.id], deadline()).await.unwrap().contains(&post.id));
+    let refused = second.posts.delete(post.id, BOB, false, None, soon()).await.unwrap_err();
+    assert!(matches!(refused, AskError::Rejected(rookery_actors::posts::Rejection::NotAuthor)), "{refused:?}");
+    assert_eq!(network.sent_to("n2"), 0, "who serves it asks nobody");
+    assert_gap_free(&sql(&config).await).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn many_posts_are_asked_of_each_node_once() {
+    let (network, first, second, config) = two_nodes().await;
+    first.service.runtime.close(SHARD);
+    second.take(SHARD, &first, &config).await;
+    let mut ids = Vec::new();
+    for n in 0..12_u16 {
+        ids.push(published(&first.posts, ShardId(n % SHARDS), "one of many").await.id);
+    }
+    let before = network.sent_to("n2");
+    let posts = first.posts.get_many(ids.clone(), deadline()).await.unwrap();
+    assert_eq!(posts.iter().map(|post| post.id).collect::<Vec<_>>(), ids, "in the order that was asked for");
+    assert_eq!(network.sent_to("n2") - before, 1);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn who_asks_while_a_shard_moves_waits_and_is_answered() {
+    let (network, first, second, config) = two_nodes().await;
+    let post = published(&first.posts, SHARD, "on the move").await;
+    first.service.runtime.close(SHARD);
+    let asked = {
+        let posts = first.posts.clone();
+        tokio::spawn(async move { (posts.get(post.id, deadline()).await, retitle(&posts, post.id, "arrived").await) })
+    };
+    second.take(SHARD, &first, &config).await;
+    network.changed();
+    let (read, edited) = asked.await.unwrap();
+    assert_eq!(read.unwrap().unwrap().id, post.id);
+    assert_eq!(edited.unwrap().reply.post.unwrap().title.as_str(), "arrived");
+    assert_eq!(second.posts.get(post.id, deadline()).await.unwrap().unwrap().title.as_str(), "arrived");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_whose_answer_was_lost_is_asked_again_only_under_its_key() {
+    let (network, first, second, config) = two_nodes().await;
+    let client = sql(&config).await;
+    network.lose_answers("n1", true);
+    let id = PostId(mint(jiff::Timestamp::now(), SHARDS, Some(SHARD)));
+    let open = second.posts.publish_as(id, draft("once"), soon()).await.unwrap_err();
+    assert!(matches!(open, AskError::Failed(Failure::Unknown(_))), "{open:?}");
+    assert_eq!(titles(&client).await, ["once"], "it was heard");
+
+    let heal = {
+        let network = network.clone();
+        let lost = network.sent_to("n1") + 1;
+        async move {
+            eventually("an answer was lost", async || network.sent_to("n1") > lost).await;
+            network.lose_answers("n1", false);
+        }
+    };
+    let (published, ()) = tokio::join!(second.posts.publish(draft("keyed"), keyed("a key")), heal);
+    published.unwrap();
+    assert_eq!(titles(&client).await, ["keyed", "once"], "repeated, and there once");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_reached_is_waited_for_until_the_deadline() {
+    let (network, first, second, _) = two_nodes().await;
+    let post = published(&first.posts, SHARD, "far away").await;
+    network.cut_off("n1", true);
+    let soon = tokio::time::Instant::now() + std::time::Duration::from_millis(300);
+    let failed = second.posts.get(post.id, soon).await.unwrap_err();
+    assert!(matches!(failed, Failure::Unavailable(_)), "{failed:?}");
+    let waiting = {
+        let posts = second.posts.clone();
+        tokio::spawn(async move { posts.get(post.id, deadline()).await })
+    };
+    network.cut_off("n1", false);
+    assert_eq!(waiting.await.unwrap().unwrap().unwrap().id, post.id);
+    first.stop().await;
+    second.stop().await;
+}
