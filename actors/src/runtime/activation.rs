@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     entity::{Entity, Failure},
-    ids::Epoch,
+    ids::{Epoch, ShardId},
     service::Service,
 };
 
@@ -127,20 +127,29 @@ fn take<S: Service, T>(
         view(state.as_ref())
     };
     cell.used_s.store(coarse_now(), Ordering::Relaxed);
-    if shard.tenure_since(epoch).is_none() {
-        return Err(Failure::Moved(format!("{} shard {}", S::NAME, shard.id)));
-    }
-    if !inner.lease.is_valid() {
-        return Err(Failure::Moved(format!("the lease of {} on this node has ended", S::NAME)));
-    }
+    may_answer(inner, shard, epoch)?;
     Ok(value)
 }
 
-fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
-    let epoch = shard.tenure().ok_or_else(|| Failure::Moved(format!("{} shard {}", S::NAME, shard.id)))?;
+/// Whether what was taken from memory under this epoch may be told: checked after it was taken (rule 8).
+pub(crate) fn may_answer<S: Service>(inner: &Inner<S>, shard: &Shard<S>, epoch: Epoch) -> Result<(), Failure> {
+    if shard.tenure_since(epoch).is_none() {
+        return Err(moved::<S>(shard.id));
+    }
     if !inner.lease.is_valid() {
         return Err(Failure::Moved(format!("the lease of {} on this node has ended", S::NAME)));
     }
+    Ok(())
+}
+
+/// What those hear who ask for a shard that is elsewhere, or on its way there.
+pub(crate) fn moved<S: Service>(shard: ShardId) -> Failure {
+    Failure::Moved(format!("{} shard {shard}", S::NAME))
+}
+
+fn serving<S: Service>(inner: &Inner<S>, shard: &Shard<S>) -> Result<Epoch, Failure> {
+    let epoch = shard.tenure().ok_or_else(|| moved::<S>(shard.id))?;
+    may_answer(inner, shard, epoch)?;
     Ok(epoch)
 }
 
@@ -185,7 +194,7 @@ fn revive<S: Service>(
             entities.crashes.remove(&id);
         }
     }
-    let supervisor = entities.supervisor.clone().ok_or_else(|| Failure::Moved(format!("{} shard {}", S::NAME, shard.id)))?;
+    let supervisor = entities.supervisor.clone().ok_or_else(|| moved::<S>(shard.id))?;
     let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
     let cell = Arc::new(Cell::new(id, epoch, readiness));
     cell.used_s.store(coarse_now(), Ordering::Relaxed);

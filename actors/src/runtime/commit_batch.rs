@@ -152,7 +152,7 @@ pub enum CommitError {
 impl From<CommitError> for Failure {
     fn from(error: CommitError) -> Self {
         match error {
-            CommitError::Fenced => Self::Unavailable(error.to_string()),
+            CommitError::Fenced => Self::Moved(error.to_string()),
             CommitError::Unknown => Self::Unknown(error.to_string()),
             CommitError::Refused { .. } | CommitError::Unavailable(_) => Self::Unavailable(error.to_string()),
             CommitError::Overloaded => Self::Overloaded(error.to_string()),

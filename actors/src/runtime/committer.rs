@@ -13,19 +13,19 @@ use std::{
 };
 
 use tokio::sync::{Notify, oneshot};
-use tokio_postgres::{
-    Client, Statement,
-    error::{Severity, SqlState},
-};
+use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
 
 use super::{
     Inner,
     commit_batch::{Batch, CommitError, Committed, Positioned, Unit, statement},
-    describe, doubt, now,
+    describe,
+    directory::SessionTag,
+    doubt, now,
+    transfer::outcome_is_open,
 };
 use crate::{
-    ids::{Epoch, Incarnation, Seq, ShardId},
+    ids::{Epoch, Seq, ShardId},
     service::Service,
 };
 
@@ -160,7 +160,6 @@ pub(crate) fn submit<S: Service>(
 ) -> Result<oneshot::Receiver<Landed<S>>, CommitError> {
     let committer = &inner.committer;
     let state = &inner.shards[shard.index()];
-    let epoch = state.tenure_since(decided).ok_or(CommitError::Fenced)?;
     let (done, outcome) = oneshot::channel();
     let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
     {
@@ -172,7 +171,7 @@ pub(crate) fn submit<S: Service>(
         if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
             return Err(CommitError::Overloaded);
         }
-        let ticket = state.begin(&unit.touches);
+        let (epoch, ticket) = state.begin(decided, &unit.touches).ok_or(CommitError::Fenced)?;
         let queued = Queued { shard, epoch, unit, ticket, done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
@@ -205,13 +204,6 @@ pub(crate) struct Session {
     client: Client,
     statement: Statement,
     pub(crate) tag: SessionTag,
-}
-
-/// Which session it is on the server, and whose.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SessionTag {
-    pub(crate) incarnation: Incarnation,
-    pub(crate) pid: i32,
 }
 
 impl Session {
@@ -345,7 +337,7 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
 fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
     let mut admitted = Vec::with_capacity(units.len());
     for mut queued in units {
-        match inner.shards[queued.shard.index()].tenure_since(queued.epoch) {
+        match inner.shards[queued.shard.index()].writes_since(queued.epoch) {
             Some(epoch) => {
                 queued.epoch = epoch;
                 admitted.push(queued);
@@ -480,15 +472,12 @@ enum Verdict {
 }
 
 fn verdict(error: &tokio_postgres::Error) -> Verdict {
-    let Some(db) = error.as_db_error() else {
-        // A value that could not be sent was never sent; anything else came from the network: was it committed?
-        let unsent = ["error serializing parameter", "error encoding message"];
-        let text = error.to_string();
-        return if unsent.iter().any(|start| text.starts_with(start)) { Verdict::AtFault } else { Verdict::Doubt };
-    };
-    if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
+    if outcome_is_open(error) {
         return Verdict::Doubt;
     }
+    let Some(db) = error.as_db_error() else {
+        return Verdict::AtFault;
+    };
     let code = db.code();
     if *code == SqlState::UNIQUE_VIOLATION && db.constraint() == Some("outbox_pkey") {
         return Verdict::Fenced;

@@ -4,12 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{BootTime, database::Database, describe};
 use crate::{
-    event::{EPOCH, Source},
+    event::Source,
     ids::{Epoch, Incarnation, Seq, ShardId},
 };
 
@@ -28,12 +28,14 @@ pub enum MemberState {
 }
 
 /// One row of `member`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberRow {
     /// Its id.
     pub incarnation: Incarnation,
     /// The node's name.
     pub node: String,
+    /// Where its link listens; none on a lone node.
+    pub address: Option<String>,
     /// How often it has renewed.
     pub renewed: i64,
     /// What it is.
@@ -92,21 +94,17 @@ pub enum DirectoryError {
 
 /// The directory of one service, through a session of its own that no pool can starve.
 pub struct Directory {
-    client: Client,
+    pub(crate) client: Client,
+    pub(crate) tag: SessionTag,
     service: &'static str,
 }
 
-const TAKE_OVER: &str = "
-    WITH want AS (SELECT * FROM UNNEST($1::int2[], $2::int8[]) AS w(id, epoch)),
-    taken AS (
-        UPDATE shard s SET epoch = s.epoch + 1, owner = $3, target = NULL
-        FROM want w WHERE s.id = w.id AND s.epoch = w.epoch AND s.owner IS NOT DISTINCT FROM $4
-        RETURNING s.id, s.epoch)
-    INSERT INTO outbox (shard, seq, epoch, batch, key, type, at)
-    SELECT t.id, COALESCE((SELECT seq FROM outbox o WHERE o.shard = t.id ORDER BY seq DESC LIMIT 1), 0) + 1,
-           t.epoch, $5, '00000000-0000-0000-0000-000000000000', $6, now()
-    FROM taken t ORDER BY t.id
-    RETURNING shard, seq, epoch";
+/// Which session it is on the server, and whose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionTag {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) pid: i32,
+}
 
 impl Directory {
     /// Opens the directory.
@@ -117,7 +115,13 @@ impl Directory {
         let client = database.session(&format!("{service}:{incarnation}")).await?;
         // A lock held by a stopped client must not hold us: fail, end its session, try again (rule 4).
         client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
-        Ok(Self { client, service })
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        Ok(Self { client, tag: SessionTag { incarnation, pid }, service })
+    }
+
+    /// Whose session it is.
+    pub fn incarnation(&self) -> Incarnation {
+        self.tag.incarnation
     }
 
     /// Whether the session is gone; open another.
@@ -149,17 +153,27 @@ impl Directory {
         Ok(())
     }
 
-    /// Enters a new incarnation.
+    /// Enters a new incarnation, with the address of its node's link if there are other nodes.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn join(&self, incarnation: Incarnation, node: &str) -> Result<(), DirectoryError> {
+    pub async fn join(&self, incarnation: Incarnation, node: &str, address: Option<&str>) -> Result<(), DirectoryError> {
         self.client
             .execute(
-                "INSERT INTO member (incarnation, node, renewed, state) VALUES ($1, $2, 0, 'live')",
-                &[&incarnation.0, &node],
+                "INSERT INTO member (incarnation, node, address, renewed, state) VALUES ($1, $2, $3, 0, 'live')",
+                &[&incarnation.0, &node, &address],
             )
             .await?;
+        Ok(())
+    }
+
+    /// Notes that a member gives its shards away and wants no more.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn drain(&self, incarnation: Incarnation) -> Result<(), DirectoryError> {
+        let drain = "UPDATE member SET state = 'draining' WHERE incarnation = $1 AND state = 'live'";
+        self.client.execute(drain, &[&incarnation.0]).await?;
         Ok(())
     }
 
@@ -183,14 +197,18 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn members(&self) -> Result<Vec<MemberRow>, DirectoryError> {
-        let rows = self.client.query("SELECT incarnation, node, renewed, state FROM member WHERE state <> 'dead'", &[]).await?;
+        let rows = self
+            .client
+            .query("SELECT incarnation, node, address, renewed, state FROM member WHERE state <> 'dead' ORDER BY node", &[])
+            .await?;
         Ok(rows
             .into_iter()
             .map(|row| MemberRow {
                 incarnation: Incarnation(row.get(0)),
                 node: row.get(1),
-                renewed: row.get(2),
-                state: if row.get::<_, &str>(3) == "live" { MemberState::Live } else { MemberState::Draining },
+                address: row.get(2),
+                renewed: row.get(3),
+                state: if row.get::<_, &str>(4) == "live" { MemberState::Live } else { MemberState::Draining },
             })
             .collect())
     }
@@ -251,21 +269,6 @@ impl Directory {
         Ok(())
     }
 
-    /// Takes shards that belong to `owner` (none: to nobody) and have the epochs that were seen (rule 2).
-    ///
-    /// What somebody else was faster with is left out of the answer.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn take_over(
-        &self,
-        seen: &[ShardRow],
-        owner: Option<Incarnation>,
-        me: Incarnation,
-    ) -> Result<Vec<Granted>, DirectoryError> {
-        take_over(&self.client, seen, owner, me).await.map_err(Into::into)
-    }
-
     /// How far a shard has read foreign logs.
     ///
     /// # Errors
@@ -281,35 +284,4 @@ impl Directory {
             })
             .collect())
     }
-}
-
-/// The takeover statement, retried while an old owner still commits in between (a duplicate key).
-pub(crate) async fn take_over(
-    client: &Client,
-    seen: &[ShardRow],
-    owner: Option<Incarnation>,
-    me: Incarnation,
-) -> Result<Vec<Granted>, tokio_postgres::Error> {
-    let ids: Vec<i16> = seen.iter().map(|row| row.id.as_i16()).collect();
-    let epochs: Vec<i64> = seen.iter().map(|row| row.epoch).collect();
-    loop {
-        let batch = Uuid::new_v4();
-        let taken = client.query(TAKE_OVER, &[&ids, &epochs, &me.0, &owner.map(|owner| owner.0), &batch, &EPOCH]).await;
-        match taken {
-            Ok(rows) => {
-                return Ok(rows
-                    .into_iter()
-                    .map(|row| Granted { shard: ShardId(row.get::<_, i16>(0) as u16), seq: row.get(1), epoch: row.get(2) })
-                    .collect());
-            }
-            Err(error) if is_retryable(&error) => tokio::task::yield_now().await,
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn is_retryable(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| {
-        [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code)
-    })
 }

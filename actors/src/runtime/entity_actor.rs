@@ -107,8 +107,13 @@ impl<S: Service> Actor for EntityActor<S> {
                 let (command, context, reply) = envelope.open();
                 let executed = self.execute(&command, &context).await;
                 let reload = matches!(executed, Err(Fault { reload: true, .. }));
+                let outcome = match executed.map_err(|fault| fault.error) {
+                    // Nothing happened: it goes on to whoever serves the shard by now.
+                    Err(AskError::Failed(Failure::Moved(_))) => Outcome::Undelivered(command, context),
+                    answer => Outcome::Answered(answer),
+                };
                 // Nobody waiting is fine: the deadline may have passed.
-                let _ = reply.send(Outcome::Answered(executed.map_err(|fault| fault.error)));
+                let _ = reply.send(outcome);
                 if reload {
                     self.leave(&myself);
                 }
@@ -195,7 +200,12 @@ impl<S: Service> EntityActor<S> {
         let facts = self.look_up(command).await?;
         let (reply, events, unit) = {
             let state = cell.state.read().map_err(|_| Failure::Crashed)?;
-            let events = S::Entity::decide(state.as_ref(), command, &facts).map_err(AskError::Rejected)?;
+            let decided = S::Entity::decide(state.as_ref(), command, &facts);
+            if decided.as_ref().map_or(true, Vec::is_empty) {
+                // Nothing is committed, so no fence is met: this answer is a read, and may be as stale as one (rule 8).
+                activation::may_answer(inner, shard, cell.epoch)?;
+            }
+            let events = decided.map_err(AskError::Rejected)?;
             let reply = S::reply(cell.id, state.as_ref(), &events);
             if events.is_empty() {
                 return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });

@@ -8,6 +8,7 @@ mod dead_letters;
 mod directory;
 mod doubt;
 mod entity_actor;
+mod hand_off;
 mod lease;
 mod loader;
 mod log;
@@ -18,6 +19,7 @@ mod serve;
 mod shard;
 mod shard_actor;
 mod tail;
+mod transfer;
 mod trim;
 mod wire;
 
@@ -40,6 +42,7 @@ pub use self::{
     database::{Database, PoolSize, Pooled},
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
+    hand_off::HandedOff,
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
     route::{NodeName, Router, SendError},
@@ -295,6 +298,19 @@ impl<S: Service> Runtime<S> {
     pub fn close(&self, shard: ShardId) {
         let gone = self.inner.shards[shard.index()].close();
         self.inner.memory.forget(gone);
+    }
+
+    /// Hands shards to another member, through a session of our own: what is on its way is committed and answered first,
+    /// and whoever comes meanwhile hears [`Failure::Moved`]. Those that are not granted are served here again.
+    ///
+    /// Runs to its end in a task of its own: the outcome of a grant is resolved, never dropped (rule 3).
+    pub async fn hand_off(&self, directory: &Directory, shards: &[ShardId], to: Incarnation, patience: Duration) -> HandedOff {
+        hand_off::hand_off(&self.inner, directory, shards, to, patience).await
+    }
+
+    /// The latest epoch under which a shard was ever served here; 0: it never was.
+    pub fn latest_epoch(&self, shard: ShardId) -> Epoch {
+        self.inner.shards[shard.index()].latest()
     }
 
     /// The shards that are open here, with their epochs and the last committed position.

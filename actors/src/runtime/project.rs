@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    CommitError, DeadLetter, Inner, Runtime, Unit, committer, dead_letters,
+    CommitError, DeadLetter, Inner, Runtime, Unit, activation, committer, dead_letters,
     route::{NodeName, Place, strange_answer},
     shard::Shard,
     wire::{Answer, Question},
@@ -157,8 +157,7 @@ async fn bury<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, letter: DeadLet
 
 /// The epoch under which the shard is ours.
 pub(crate) fn serving<S: Service>(inner: &Inner<S>, shard: ShardId) -> Result<Epoch, Failure> {
-    let not_ours = || Failure::Moved(format!("{} shard {shard}", S::NAME));
-    inner.shards.get(shard.index()).and_then(Shard::tenure).ok_or_else(not_ours)
+    inner.shards.get(shard.index()).and_then(Shard::tenure).ok_or_else(|| activation::moved::<S>(shard))
 }
 
 pub(crate) fn project<S: Service>(

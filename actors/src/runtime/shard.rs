@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, RwLock,
         atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -27,11 +27,18 @@ use crate::{
 
 pub(crate) struct Shard<S: Service> {
     pub(crate) id: ShardId,
-    /// Zero while we do not serve the shard.
+    /// The epoch under which commands, reads and slices are admitted; zero: none are.
     epoch: AtomicI64,
+    /// The epoch under which what was admitted is committed; zero: it is not ours, or a doubt is open.
+    writing: AtomicI64,
     /// The epoch at which memory began: what was decided since then stands on committed state.
     since: AtomicI64,
+    /// The latest epoch that was ever served here: under a later one nothing of ours can be on its way.
+    latest: AtomicI64,
+    /// The outcome of a batch is open.
     suspended: AtomicBool,
+    /// It is being handed off: what was admitted goes on, and nothing more is.
+    closing: AtomicBool,
     head: AtomicI64,
     pub(crate) entities: RwLock<Entities<S>>,
     pub(crate) in_flight: Mutex<InFlight>,
@@ -160,8 +167,11 @@ impl<S: Service> Shard<S> {
         Self {
             id,
             epoch: AtomicI64::new(0),
+            writing: AtomicI64::new(0),
             since: AtomicI64::new(0),
+            latest: AtomicI64::new(0),
             suspended: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             head: AtomicI64::new(0),
             entities: RwLock::new(Entities {
                 live: HashMap::new(),
@@ -180,15 +190,22 @@ impl<S: Service> Shard<S> {
 
     /// The epoch under which we serve it, if we do.
     pub(crate) fn tenure(&self) -> Option<Epoch> {
-        match self.epoch.load(Ordering::Acquire) {
-            0 => None,
-            epoch => Some(epoch),
-        }
+        Some(self.epoch.load(Ordering::Acquire)).filter(|epoch| *epoch != 0)
     }
 
-    /// The epoch now, if what was decided under `epoch` still stands.
+    /// The epoch now, if what was decided under `epoch` still stands and is admitted.
     pub(crate) fn tenure_since(&self, epoch: Epoch) -> Option<Epoch> {
-        self.tenure().filter(|_| epoch >= self.since.load(Ordering::Acquire))
+        self.tenure().filter(|_| self.remembers(epoch))
+    }
+
+    /// The epoch under which what was admitted under `epoch` is committed now: also while the shard is being handed off.
+    pub(crate) fn writes_since(&self, epoch: Epoch) -> Option<Epoch> {
+        Some(self.writing.load(Ordering::Acquire)).filter(|now| *now != 0 && self.remembers(epoch))
+    }
+
+    /// The latest epoch that was ever served here.
+    pub(crate) fn latest(&self) -> Epoch {
+        self.latest.load(Ordering::Acquire)
     }
 
     pub(crate) fn head(&self) -> Seq {
@@ -199,13 +216,24 @@ impl<S: Service> Shard<S> {
     pub(crate) fn open(&self, epoch: Epoch, seq: Seq, inbox: Vec<(Source, Seq)>, supervisor: ActorCell) {
         // Transitions of a tenure happen under this lock, so that none meets another half done.
         let mut entities = self.entities.write().expect("no panic under this lock");
-        let mut tail = self.tail.lock().expect("no panic under this lock");
-        tail.clear();
+        // What an earlier tenure still folds finds that it is old under this one.
+        let tail = self.tail.lock().expect("no panic under this lock");
         *self.inbox.lock().expect("no panic under this lock") = inbox.into_iter().collect();
         entities.supervisor = Some(supervisor);
         self.since.store(epoch, Ordering::Release);
+        self.begin_epoch(epoch, seq, tail);
+    }
+
+    /// Goes on under this epoch, whose record at `seq` is the last of the log.
+    fn begin_epoch(&self, epoch: Epoch, seq: Seq, mut tail: MutexGuard<'_, Tail>) {
+        tail.clear();
+        self.latest.fetch_max(epoch, Ordering::AcqRel);
         self.head.store(seq, Ordering::Release);
-        self.epoch.store(epoch, Ordering::Release);
+        self.writing.store(epoch, Ordering::Release);
+        // A doubt that is resolved in the middle of a hand-off leaves admission closed.
+        if !self.closing.load(Ordering::Acquire) {
+            self.epoch.store(epoch, Ordering::Release);
+        }
     }
 
     /// Stops answering without forgetting: a doubt about a batch of `epoch` is being resolved.
@@ -213,18 +241,19 @@ impl<S: Service> Shard<S> {
     /// False: what was decided then no longer stands here, so there is nothing to suspend.
     pub(crate) fn suspend(&self, epoch: Epoch) -> bool {
         let _transition = self.entities.write().expect("no panic under this lock");
-        let stands = self.tenure_since(epoch).is_some();
+        let stands = self.writes_since(epoch).is_some();
         if stands {
             self.suspended.store(true, Ordering::Release);
             self.epoch.store(0, Ordering::Release);
+            self.writing.store(0, Ordering::Release);
         }
         stands
     }
 
-    /// Whether it is ours as far as we know: open, or suspended by a doubt.
+    /// Whether it is ours as far as we know: open, suspended by a doubt, or being handed off.
     pub(crate) fn is_held(&self) -> bool {
         let _transition = self.entities.read().expect("no panic under this lock");
-        self.tenure().is_some() || self.suspended.load(Ordering::Acquire)
+        self.writing.load(Ordering::Acquire) != 0 || self.suspended.load(Ordering::Acquire)
     }
 
     /// Goes on after a doubt: same owner, new epoch. The cells stay, for the caller has proved them right.
@@ -232,14 +261,50 @@ impl<S: Service> Shard<S> {
     /// Does nothing if the shard was closed meanwhile: the doubt outlived the tenure.
     pub(crate) fn resume(&self, epoch: Epoch, seq: Seq) {
         let _transition = self.entities.write().expect("no panic under this lock");
-        if !self.suspended.load(Ordering::Acquire) {
-            return;
+        if self.suspended.swap(false, Ordering::AcqRel) {
+            self.begin_epoch(epoch, seq, self.tail.lock().expect("no panic under this lock"));
+            self.folded.notify_waiters();
         }
-        let mut tail = self.tail.lock().expect("no panic under this lock");
-        tail.clear();
-        self.head.store(seq, Ordering::Release);
-        self.epoch.store(epoch, Ordering::Release);
-        self.suspended.store(false, Ordering::Release);
+    }
+
+    /// Closes admission for a hand-off: whoever comes is sent away, what was submitted still commits.
+    ///
+    /// False: it is not open.
+    pub(crate) fn close_admission(&self) -> bool {
+        let _transition = self.entities.write().expect("no panic under this lock");
+        // Under this lock units register: none can slip in behind the decision.
+        let _flight = self.in_flight.lock().expect("no panic under this lock");
+        let open = self.epoch.swap(0, Ordering::AcqRel) != 0;
+        if open {
+            self.closing.store(true, Ordering::Release);
+        }
+        open
+    }
+
+    /// Waits until nothing of a shard whose admission is closed is on its way any more, nor in doubt; the epoch under which
+    /// it may be granted. `None`: it was lost meanwhile.
+    pub(crate) async fn drained(&self) -> Option<Epoch> {
+        self.until(|flight| flight.tickets.is_empty() && !self.suspended.load(Ordering::Acquire)).await;
+        let _transition = self.entities.read().expect("no panic under this lock");
+        let closing = self.closing.load(Ordering::Acquire);
+        Some(self.writing.load(Ordering::Acquire)).filter(|epoch| closing && *epoch != 0)
+    }
+
+    /// Admits again: the hand-off did not come about, and nothing of it will.
+    pub(crate) fn reopen(&self) {
+        let _transition = self.entities.write().expect("no panic under this lock");
+        // While a doubt is open there is no epoch to serve under; its end admits.
+        if self.closing.swap(false, Ordering::AcqRel) {
+            self.epoch.store(self.writing.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+
+    /// Admits again under a new epoch: a hand-off whose outcome was open is proved not to have been.
+    pub(crate) fn take_back(&self, epoch: Epoch, seq: Seq) {
+        let _transition = self.entities.write().expect("no panic under this lock");
+        if self.closing.swap(false, Ordering::AcqRel) {
+            self.begin_epoch(epoch, seq, self.tail.lock().expect("no panic under this lock"));
+        }
     }
 
     /// Gives it up; the weight in bytes of the entities that went, and how many.
@@ -253,9 +318,18 @@ impl<S: Service> Shard<S> {
         if self.suspended.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
     }
 
+    /// The same for a hand-off.
+    pub(crate) fn close_granted(&self) -> (usize, usize) {
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        if self.closing.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
+    }
+
     fn end_tenure(&self, entities: &mut Entities<S>) -> (usize, usize) {
         self.epoch.store(0, Ordering::Release);
+        self.writing.store(0, Ordering::Release);
         self.suspended.store(false, Ordering::Release);
+        self.closing.store(false, Ordering::Release);
+        self.folded.notify_waiters();
         if let Some(supervisor) = entities.supervisor.take() {
             // The end of a supervisor kills its children, and one that waits for a commit must still hear its outcome.
             tokio::spawn(async move {
@@ -292,16 +366,17 @@ impl<S: Service> Shard<S> {
         self.entities.read().expect("no panic under this lock").live.get(&id).cloned()
     }
 
-    /// Registers a unit that is about to be queued.
-    pub(crate) fn begin(&self, touches: &[Uuid]) -> u64 {
+    /// Registers a unit that is about to be queued, if what it stands on still does; the epoch now, and its ticket.
+    pub(crate) fn begin(&self, decided: Epoch, touches: &[Uuid]) -> Option<(Epoch, u64)> {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        let epoch = self.tenure_since(decided)?;
         let ticket = flight.next_ticket;
         flight.next_ticket += 1;
         flight.tickets.insert(ticket);
         for id in touches {
             *flight.touched.entry(*id).or_default() += 1;
         }
-        ticket
+        Some((epoch, ticket))
     }
 
     /// The unit is in memory, or will never be in the database.

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Inner, commit_batch::Positioned};
+use super::{Inner, activation, commit_batch::Positioned};
 use crate::{
     entity::Failure,
     event::Record,
@@ -62,8 +62,7 @@ pub(crate) async fn read<S: Service>(
     bytes_max: usize,
 ) -> Result<Vec<Arc<Record>>, Failure> {
     let state = &inner.shards[shard.index()];
-    let not_ours = || Failure::Moved(format!("{} shard {shard}", S::NAME));
-    let tenure = state.tenure().ok_or_else(not_ours)?;
+    let tenure = state.tenure().ok_or_else(|| activation::moved::<S>(shard))?;
     if position >= state.head() {
         return Ok(Vec::new());
     }
@@ -75,7 +74,7 @@ pub(crate) async fn read<S: Service>(
     let head = state.head();
     match state.tenure() {
         Some(now) if now == tenure => Ok(records.into_iter().filter(|record| record.seq <= head).collect()),
-        _ => Err(not_ours()),
+        _ => Err(activation::moved::<S>(shard)),
     }
 }
 

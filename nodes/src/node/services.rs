@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     config::{self, Config, Role},
     migrate::{self, Database},
-    ownership::{LeaseSettings, Ownership},
+    ownership::{LeaseSettings, Membership, Ownership},
     postgres::{self, DataDir, EmbeddedPostgres},
 };
 
@@ -35,6 +35,9 @@ const ROLES: [(Database, Role); 4] = [
     (Database::Comments, Role::Comments),
     (Database::Search, Role::Search),
 ];
+
+/// How long a stop waits until the other nodes have what was served here; they take the rest when we have left.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 impl Databases {
     pub(super) async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
@@ -115,6 +118,7 @@ impl RunningService {
 impl<S: Service> Running<S> {
     pub(super) fn erase(self) -> RunningService {
         let stop = Box::pin(async move {
+            self.ownership.drain(DRAIN_MAX).await;
             // The lease lasts until the last commit has been answered.
             self.runtime.stop().await;
             self.ownership.leave().await;
@@ -172,9 +176,13 @@ async fn one<S: Service>(
     runtime.start(supervisor.cell());
     let lease = LeaseSettings { ttl: config.lease.ttl, renew_every: config.lease.renew };
     let reader = runtime.clone();
-    let changed = Arc::new(move || reader.service().shards_changed());
-    // We hold the lock of the data folder, so whoever was this node before is dead.
-    let ownership = Ownership::start(runtime.clone(), config.node.name.as_str(), lease, true, changed)
+    let membership = Membership {
+        // We hold the lock of the data folder, so whoever was this node before is dead.
+        alone: true,
+        changed: Arc::new(move || reader.service().shards_changed()),
+        ..Membership::new(config.node.name.as_str(), lease)
+    };
+    let ownership = Ownership::start(runtime.clone(), membership)
         .await
         .with_context(|| format!("the {} service cannot begin to serve", S::NAME))?;
     Ok(Running { runtime, ownership })

@@ -1,6 +1,6 @@
 //! One service alone on a real Postgres, in process: the context ring.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rookery_actors::{
@@ -11,7 +11,7 @@ use rookery_actors::{
 use tokio_postgres::Config;
 use uuid::Uuid;
 
-use crate::ownership::{LeaseSettings, Ownership};
+use crate::ownership::{LeaseSettings, Membership, Ownership};
 
 /// A service that owns all shards of its database.
 pub struct TestService<S: Service> {
@@ -37,12 +37,24 @@ impl<S: Service> TestService<S> {
     /// # Panics
     /// If the database does not answer.
     pub async fn start_with(service: S, config: Config, node: &str, settings: Settings, lease: LeaseSettings) -> Self {
+        Self::join(service, config, Membership::new(node, lease), settings).await
+    }
+
+    /// The same with everything that a member may want.
+    ///
+    /// # Panics
+    /// If the database does not answer.
+    pub async fn join(service: S, config: Config, membership: Membership, settings: Settings) -> Self {
         let runtime = Runtime::new(service, config, Incarnation(Uuid::new_v4()), settings);
         let (root, _) = Actor::spawn(None, Root, ()).await.expect("an actor can be started");
         runtime.start(root.get_cell());
-        let ownership =
-            Ownership::start(runtime.clone(), node, lease, false, Arc::new(|| {})).await.expect("the directory answers");
+        let ownership = Ownership::start(runtime.clone(), membership).await.expect("the directory answers");
         Self { runtime, ownership }
+    }
+
+    /// The membership: to watch it, to poke it, to drain it.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// Answers what waits, gives everything up and signs off.

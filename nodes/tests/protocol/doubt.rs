@@ -128,7 +128,7 @@ async fn nothing_is_read_or_loaded_while_a_commit_is_in_doubt() {
     assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().version, 1, "not committed, so not seen");
     proxy.take_down();
     drop(held);
-    eventually("the doubt is open", async || matches!(posts.get(post.id, deadline()).await, Err(Failure::Unavailable(_)))).await;
+    eventually("the doubt is open", async || matches!(posts.get(post.id, deadline()).await, Err(Failure::Moved(_)))).await;
     assert!(service.runtime.is_held(ShardId(2)));
     proxy.heal();
     assert_eq!(write.await.unwrap().unwrap().reply.post.unwrap().version, 2);

@@ -11,8 +11,8 @@ use crate::{
     support::*,
 };
 
-fn is_unavailable<T>(result: &Result<T, AskError<rookery_actors::posts::Rejection>>) -> bool {
-    matches!(result, Err(AskError::Failed(Failure::Unavailable(_))))
+fn is_moved<T>(result: &Result<T, AskError<rookery_actors::posts::Rejection>>) -> bool {
+    matches!(result, Err(AskError::Failed(Failure::Moved(_))))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,11 +22,11 @@ async fn a_zombies_write_is_refused_whole_and_nothing_of_it_is_in() {
     let post = published(&posts, ShardId(3), "before").await;
     Rival::join(&config).await.take(ShardId(3)).await;
 
-    assert!(is_unavailable(&retitle(&posts, post.id, "zombie").await));
+    assert!(is_moved(&retitle(&posts, post.id, "zombie").await));
     let client = sql(&config).await;
     assert_eq!(titles(&client).await, ["before"]);
     assert_gap_free(&client).await;
-    assert!(matches!(posts.get(post.id, deadline()).await, Err(Failure::Unavailable(_))), "it knows by now");
+    assert!(matches!(posts.get(post.id, deadline()).await, Err(Failure::Moved(_))), "it knows by now");
     service.stop().await;
 }
 
@@ -56,7 +56,7 @@ async fn one_fenced_shard_in_a_batch_does_not_keep_its_neighbours_out() {
     for other in others {
         answers.push(other.await.unwrap());
     }
-    assert!(is_unavailable(&answers[1]), "{:?}", answers[1]);
+    assert!(is_moved(&answers[1]), "{:?}", answers[1]);
     assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
     let client = sql(&config).await;
     assert_eq!(titles(&client).await, ["a", "b", "d"]);

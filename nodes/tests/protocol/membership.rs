@@ -15,7 +15,7 @@ async fn reads_are_refused_once_the_lease_has_ended() {
     let post = published(&posts, ShardId(2), "v1").await;
     proxy.always(RENEWAL, Fate::Vanishes);
     eventually("the lease has ended", async || !service.runtime.lease().is_valid()).await;
-    assert!(matches!(posts.get(post.id, deadline()).await, Err(Failure::Unavailable(_))));
+    assert!(matches!(posts.get(post.id, deadline()).await, Err(Failure::Moved(_))));
     proxy.heal();
     service.stop().await;
 }

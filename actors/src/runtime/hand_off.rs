@@ -1,0 +1,111 @@
+//! An owner gives shards away: admission closes, what is on its way lands, and one statement releases and grants.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    Directory, Inner, ShardRow, describe, doubt,
+    shard::Shard,
+    transfer::{grant, outcome_is_open},
+};
+use crate::{
+    ids::{Epoch, Incarnation, ShardId},
+    service::Service,
+};
+
+/// A grant takes milliseconds; one that took this long went to a server that is gone, and its outcome is open.
+const GRANT_PATIENCE: Duration = Duration::from_secs(6);
+
+/// How a hand-off went.
+#[derive(Clone, Debug, Default)]
+pub struct HandedOff {
+    /// What left, with the epochs under which the new owner may serve it.
+    pub granted: Vec<(ShardId, Epoch)>,
+    /// How long those were closed here, at the longest.
+    pub pause: Duration,
+}
+
+/// Hands shards to another member; those that are not granted are served here again, unless they are lost.
+///
+/// `patience`: how long commits that are on their way are waited for, with the door closed.
+pub(crate) async fn hand_off<S: Service>(
+    inner: &Arc<Inner<S>>,
+    directory: &Directory,
+    shards: &[ShardId],
+    to: Incarnation,
+    patience: Duration,
+) -> HandedOff {
+    let me = directory.tag.incarnation;
+    if let Err(error) = directory.mark(shards, me, Some(to)).await {
+        tracing::debug!(service.name = S::NAME, %error, "a hand-off cannot begin");
+        return HandedOff::default();
+    }
+    let closed_at = Instant::now();
+    let closing: Vec<&Shard<S>> = shards.iter().map(|shard| &inner.shards[shard.index()]).collect();
+    let closing: Vec<&Shard<S>> = closing.into_iter().filter(|shard| shard.close_admission()).collect();
+    let all = join_all(closing.iter().map(|shard| timeout_at(closed_at + patience, shard.drained())));
+    let mut seen = Vec::new();
+    for (shard, drained) in closing.iter().zip(all.await) {
+        match drained {
+            Ok(Some(epoch)) => seen.push(ShardRow { id: shard.id, epoch, owner: Some(me), target: Some(to) }),
+            // Lost meanwhile, and closed.
+            Ok(None) => {}
+            Err(_) => {
+                tracing::info!(service.name = S::NAME, shard.id = %shard.id, "commits take too long, a hand-off is put off");
+                shard.reopen();
+            }
+        }
+    }
+    let granted = if seen.is_empty() { Vec::new() } else { granted(inner, directory, &seen, to).await };
+    // Whatever became of it, no door stays closed.
+    for shard in &closing {
+        shard.reopen();
+    }
+    if granted.len() < shards.len()
+        && let Err(error) = directory.mark(shards, me, None).await
+    {
+        tracing::debug!(service.name = S::NAME, %error, "the target of a hand-off stays written down");
+    }
+    HandedOff { granted, pause: closed_at.elapsed() }
+}
+
+/// Grants what is closed, and gives it up here; what was not granted is ours still, or lost.
+async fn granted<S: Service>(
+    inner: &Arc<Inner<S>>,
+    directory: &Directory,
+    seen: &[ShardRow],
+    to: Incarnation,
+) -> Vec<(ShardId, Epoch)> {
+    let me = directory.tag.incarnation;
+    let error = match timeout(GRANT_PATIENCE, grant(&directory.client, seen, me, to)).await {
+        Ok(Ok(granted)) => {
+            let granted = granted.iter().map(|granted| (granted.shard, granted.epoch)).collect();
+            return give_up(inner, granted);
+        }
+        Ok(Err(error)) if !outcome_is_open(&error) => {
+            tracing::warn!(service.name = S::NAME, error = describe(&error), "a grant was refused");
+            return Vec::new();
+        }
+        Ok(Err(error)) => describe(&error),
+        Err(_) => "no answer".to_owned(),
+    };
+    tracing::warn!(service.name = S::NAME, error, "the outcome of a hand-off is open, resolving it");
+    // Rule 3: what we can take from ourselves was not granted and never will be; what we cannot has gone.
+    let ids: Vec<ShardId> = seen.iter().map(|row| row.id).collect();
+    let (_, ours) = doubt::take_back(inner, directory.tag, &ids).await;
+    for granted in &ours {
+        inner.shards[granted.shard.index()].take_back(granted.epoch, granted.seq);
+    }
+    inner.batches.send_modify(|count| *count += 1);
+    let left = |row: &&ShardRow| !ours.iter().any(|granted| granted.shard == row.id);
+    give_up(inner, seen.iter().filter(left).map(|row| (row.id, row.epoch + 1)).collect())
+}
+
+fn give_up<S: Service>(inner: &Inner<S>, granted: Vec<(ShardId, Epoch)>) -> Vec<(ShardId, Epoch)> {
+    for (shard, _) in &granted {
+        inner.memory.forget(inner.shards[shard.index()].close_granted());
+    }
+    granted
+}

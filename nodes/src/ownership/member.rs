@@ -1,0 +1,310 @@
+//! The loop of a member: renew, look, and do what follows from it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use rookery_actors::{
+    ids::{Incarnation, ShardId},
+    runtime::{Directory, DirectoryError, Granted, MemberRow, Runtime, ShardRow},
+    service::Service,
+};
+use tokio::{sync::watch, time::MissedTickBehavior};
+use uuid::Uuid;
+
+use super::{
+    Membership,
+    looking::Looking,
+    moves::Moves,
+    view::{Board, Draining, View},
+};
+
+/// Shards opened at a time: a takeover must not starve what already runs.
+const OPEN_GROUP: usize = 64;
+
+pub(super) struct Member<S: Service> {
+    runtime: Runtime<S>,
+    membership: Membership,
+    directory: Directory,
+    looking: Looking,
+    moves: Moves<S>,
+    board: Arc<Board>,
+    /// The directory knows that we want no more shards.
+    draining: bool,
+}
+
+async fn open<S: Service>(runtime: &Runtime<S>) -> Result<Directory, DirectoryError> {
+    Directory::open(runtime.database(), S::NAME, runtime.incarnation()).await
+}
+
+impl<S: Service> Member<S> {
+    /// Enters the directory and takes what it should.
+    pub(super) async fn join(runtime: Runtime<S>, membership: Membership, board: Arc<Board>) -> Result<Self, DirectoryError> {
+        let mut member = Self {
+            directory: open(&runtime).await?,
+            looking: Looking::new(membership.lease, Arc::clone(&board), Some(runtime.incarnation())),
+            moves: Moves::new(runtime.clone(), membership.clone(), Arc::clone(&board)),
+            runtime,
+            membership,
+            board,
+            draining: false,
+        };
+        member.directory.prepare(member.runtime.shards()).await?;
+        if member.membership.alone {
+            for former in member.directory.members().await? {
+                if former.node == member.membership.node {
+                    member.directory.declare_dead(former.incarnation, None).await?;
+                }
+            }
+        }
+        member.enter().await?;
+        member.renew().await?;
+        member.look().await?;
+        Ok(member)
+    }
+
+    /// Renews and looks until it is stopped, then gives everything up.
+    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let lease = self.membership.lease;
+        let mut tick = tokio::time::interval(lease.renew_every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let board = Arc::clone(&self.board);
+        loop {
+            let renew = tokio::select! {
+                _ = tick.tick() => true,
+                () = board.poked() => false,
+                // A group has landed: whoever is there by now gets the next one.
+                () = self.moves.landed() => false,
+                _ = stopped.changed() => break,
+            };
+            // A session that went silent would hold us for ever. What the step was about to do, the next one finds.
+            let patience = lease.ttl * 4;
+            let step = tokio::time::timeout(patience, self.step(renew)).await;
+            if let Err(error) = step.unwrap_or(Err(DirectoryError::Timeout(patience))) {
+                tracing::warn!(service.name = S::NAME, %error, "the membership could not be renewed");
+                self.looking.blink();
+                let silent = matches!(error, DirectoryError::Timeout(_));
+                if (silent || self.directory.is_closed())
+                    && let Ok(Ok(directory)) = tokio::time::timeout(patience, open(&self.runtime)).await
+                {
+                    self.directory = directory;
+                }
+            }
+            self.tell();
+        }
+        self.moves.settle(lease.ttl).await;
+        self.runtime.lease().revoke();
+        for (shard, ..) in self.runtime.owned() {
+            self.runtime.close(shard);
+        }
+        self.tell();
+        let sign_off = self.directory.declare_dead(self.runtime.incarnation(), None);
+        let signed_off = tokio::time::timeout(lease.ttl, sign_off).await;
+        if let Err(error) = signed_off.unwrap_or(Err(DirectoryError::Timeout(lease.ttl))) {
+            tracing::debug!(service.name = S::NAME, %error, "could not sign off; the lease runs out by itself");
+        }
+    }
+
+    async fn step(&mut self, renew: bool) -> Result<(), DirectoryError> {
+        if renew {
+            match self.renew().await {
+                Err(DirectoryError::Dead) => self.rejoin().await?,
+                other => other?,
+            }
+        }
+        self.look().await
+    }
+
+    async fn enter(&mut self) -> Result<(), DirectoryError> {
+        let Membership { node, address, .. } = &self.membership;
+        self.draining = false;
+        self.directory.join(self.runtime.incarnation(), node, address.as_deref()).await
+    }
+
+    /// Dead in this database, alive as a process: comes back as somebody else (rule 7).
+    async fn rejoin(&mut self) -> Result<(), DirectoryError> {
+        tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
+        // All of them: one whose last commit is in doubt is not served, and must not come back under the new name.
+        for shard in (0..self.runtime.shards()).map(ShardId) {
+            self.runtime.close(shard);
+        }
+        self.runtime.reincarnate(Incarnation(Uuid::new_v4()));
+        self.looking.me = Some(self.runtime.incarnation());
+        self.directory = open(&self.runtime).await?;
+        self.enter().await?;
+        self.renew().await
+    }
+
+    async fn renew(&mut self) -> Result<(), DirectoryError> {
+        let ttl = self.membership.lease.ttl;
+        // A member that cannot commit must not keep others from serving (rule 10).
+        if !self.runtime.commits_work(ttl * 2) {
+            tracing::warn!(service.name = S::NAME, "commits have not worked for two leases, not renewing");
+            return Ok(());
+        }
+        let sent = self.directory.renew(self.runtime.incarnation(), ttl).await?;
+        self.runtime.lease().renewed(sent, ttl);
+        Ok(())
+    }
+
+    /// Declares the silent dead, gives up what is no longer ours, takes what is and what nobody has, and hands over
+    /// what others should have.
+    async fn look(&mut self) -> Result<(), DirectoryError> {
+        self.take_up_granted().await?;
+        if !self.draining && *self.board.draining.borrow() != Draining::No {
+            self.directory.drain(self.runtime.incarnation()).await?;
+            self.draining = true;
+        }
+        let (members, shards) = self.looking.ask(&self.directory).await?;
+        let (living, buried) = self.bury_the_silent(members).await?;
+        let view = self.looking.publish(living, shards);
+        self.drop_lost(&view.shards);
+        if self.runtime.lease().is_valid() {
+            let taken = self.take_ours(&view).await? + self.take_orphans(&view, &buried).await?;
+            if taken > 0 {
+                // What we have done others here should see.
+                self.board.poke();
+            }
+            let eligible = self.looking.eligible(&view.members);
+            self.moves.begin(&view, &eligible).await?;
+            if self.draining && (eligible.is_empty() || (self.runtime.owned().is_empty() && self.moves.is_idle())) {
+                self.board.draining.send_replace(Draining::Done);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what is served here.
+    fn tell(&self) {
+        let mut served = vec![0; usize::from(self.runtime.shards())];
+        for (shard, epoch, _) in self.runtime.owned() {
+            served[shard.index()] = epoch;
+        }
+        self.board.served.send_if_modified(|before| {
+            let differs = *before != served;
+            *before = served;
+            differs
+        });
+    }
+
+    /// The living, and those that died by our hand just now.
+    async fn bury_the_silent(
+        &mut self,
+        members: Vec<MemberRow>,
+    ) -> Result<(Vec<MemberRow>, HashSet<Incarnation>), DirectoryError> {
+        let mut buried = HashSet::new();
+        for silent in self.looking.silent(&members) {
+            if self.directory.declare_dead(silent.incarnation, Some(silent.renewed)).await? {
+                tracing::warn!(service.name = S::NAME, node.id = silent.node, "a member fell silent, it is dead");
+                buried.insert(silent.incarnation);
+            }
+        }
+        let living = members.into_iter().filter(|member| !buried.contains(&member.incarnation)).collect();
+        Ok((living, buried))
+    }
+
+    fn drop_lost(&self, shards: &[ShardRow]) {
+        let me = self.runtime.incarnation();
+        let lost: Vec<ShardId> = self
+            .runtime
+            .owned()
+            .into_iter()
+            .filter(|(shard, epoch, _)| {
+                let row = &shards[shard.index()];
+                // A lower epoch in the directory is only older news than our own takeover from ourselves.
+                row.epoch > *epoch || (row.epoch == *epoch && row.owner != Some(me))
+            })
+            .map(|(shard, ..)| shard)
+            .collect();
+        for shard in &lost {
+            tracing::warn!(service.name = S::NAME, shard.id = %shard, "lost a shard to another owner");
+            self.runtime.close(*shard);
+        }
+        if !lost.is_empty() {
+            (self.membership.changed)();
+        }
+    }
+
+    /// What somebody says it has granted to us, before anything else: its callers wait.
+    async fn take_up_granted(&mut self) -> Result<(), DirectoryError> {
+        let mut granted = self.board.take_granted();
+        granted.retain(|shard| shard.0 < self.runtime.shards() && !self.runtime.is_held(*shard));
+        if !granted.is_empty() && self.runtime.lease().is_valid() {
+            self.take_untouched(&granted).await?;
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// Opens those that were granted to us and never served here since; which they are.
+    async fn take_untouched(&mut self, shards: &[ShardId]) -> Result<Vec<ShardId>, DirectoryError> {
+        let mut granted = self.directory.untouched(shards, self.runtime.incarnation()).await?;
+        // Served under this epoch before: a batch of ours may be on its way, and only a takeover can fence it.
+        granted.retain(|granted| granted.epoch > self.runtime.latest_epoch(granted.shard));
+        self.serve(&granted).await?;
+        Ok(granted.iter().map(|granted| granted.shard).collect())
+    }
+
+    /// What belongs to us and is not served: granted by somebody else, or left by a step that died half way.
+    async fn take_ours(&mut self, view: &View) -> Result<usize, DirectoryError> {
+        let me = self.runtime.incarnation();
+        let ours = |row: &&ShardRow| row.owner == Some(me) && !self.runtime.is_held(row.id);
+        let mut rows: Vec<ShardRow> = view.shards.iter().filter(ours).copied().collect();
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<ShardId> = rows.iter().map(|row| row.id).collect();
+        let opened = self.take_untouched(&ids).await?;
+        rows.retain(|row| !opened.contains(&row.id));
+        let granted = self.directory.take_over(&rows, Some(me), me).await?;
+        self.serve(&granted).await?;
+        Ok(opened.len() + granted.len())
+    }
+
+    async fn take_orphans(&mut self, view: &View, buried: &HashSet<Incarnation>) -> Result<usize, DirectoryError> {
+        let me = self.runtime.incarnation();
+        let alive: HashSet<Incarnation> = view.members.iter().map(|member| member.incarnation).collect();
+        let orphaned = |row: &&ShardRow| row.owner.is_none_or(|owner| owner != me && !alive.contains(&owner));
+        let mine = |row: &&ShardRow| view.placement.owner(row.id) == Some(self.membership.node.as_str());
+        let mut by_owner: HashMap<Option<Incarnation>, Vec<ShardRow>> = HashMap::new();
+        for row in view.shards.iter().filter(orphaned).filter(mine) {
+            by_owner.entry(row.owner).or_default().push(*row);
+        }
+        let mut taken = 0;
+        for (owner, rows) in by_owner {
+            if let Some(dead) = owner.filter(|owner| !buried.contains(owner)) {
+                self.directory.end_sessions(dead).await?;
+            }
+            let granted = self.directory.take_over(&rows, owner, me).await?;
+            self.serve(&granted).await?;
+            taken += granted.len();
+        }
+        Ok(taken)
+    }
+
+    async fn serve(&self, granted: &[Granted]) -> Result<(), DirectoryError> {
+        if granted.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<ShardId> = granted.iter().map(|granted| granted.shard).collect();
+        let mut inbox: HashMap<ShardId, Vec<_>> = HashMap::new();
+        for (shard, source, position) in self.directory.inbox(&ids).await? {
+            inbox.entry(shard).or_default().push((source, position));
+        }
+        (self.membership.changed)();
+        for group in granted.chunks(OPEN_GROUP) {
+            for granted in group {
+                let positions = inbox.remove(&granted.shard).unwrap_or_default();
+                if let Err(error) = self.runtime.open(*granted, positions).await {
+                    tracing::error!(service.name = S::NAME, shard.id = %granted.shard, %error, "a shard could not be opened");
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        // Heads of lists may have been read while shards were missing.
+        (self.membership.changed)();
+        tracing::info!(service.name = S::NAME, shards = granted.len(), "serving {} more shards of {}", granted.len(), S::NAME);
+        Ok(())
+    }
+}

@@ -1,0 +1,293 @@
+//! Pure. What a member makes of the others' renewals: who has fallen silent, and who has been there long enough.
+//!
+//! Times are those of the observer's own clock, since a moment of its choice.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use rookery_actors::{
+    ids::Incarnation,
+    runtime::{MemberRow, MemberState},
+};
+
+use super::LeaseSettings;
+
+/// Renewals that are to be seen of a member before it is given shards: one that dies at its start moves nothing.
+const SETTLED_AFTER: u32 = 2;
+/// Every death of a node within this time doubles them: a flapping node is given shards less and less often.
+const DEATHS_COUNT_FOR: Duration = Duration::from_secs(60);
+/// As often at most; after that a node that stays must wait for about half a minute.
+const DOUBLINGS_MAX: usize = 5;
+
+/// How the members' renewals look from here.
+#[derive(Debug)]
+pub(super) struct Sightings {
+    lease: LeaseSettings,
+    seen: HashMap<Incarnation, Sighting>,
+    deaths: HashMap<String, Vec<Duration>>,
+}
+
+#[derive(Debug)]
+struct Sighting {
+    node: String,
+    state: MemberState,
+    renewed: i64,
+    renewals: u32,
+    /// For how long we have looked and seen no renewal; only time in which our own polls worked counts.
+    silent: Duration,
+    last_look: Duration,
+}
+
+impl Sightings {
+    pub(super) fn new(lease: LeaseSettings) -> Self {
+        Self { lease, seen: HashMap::new(), deaths: HashMap::new() }
+    }
+
+    /// Takes in everybody who is not dead, as a poll that worked found them.
+    pub(super) fn look(&mut self, members: &[MemberRow], now: Duration) {
+        // A poll that came late tells nothing about the time before it.
+        let gap_max = self.lease.renew_every * 2;
+        for member in members {
+            let sighting = self.seen.entry(member.incarnation).or_insert_with(|| Sighting {
+                node: member.node.clone(),
+                state: member.state,
+                renewed: member.renewed,
+                renewals: 0,
+                silent: Duration::ZERO,
+                last_look: now,
+            });
+            if sighting.renewed == member.renewed {
+                sighting.silent += now.saturating_sub(sighting.last_look).min(gap_max);
+            } else {
+                sighting.renewals = sighting.renewals.saturating_add(1);
+                (sighting.renewed, sighting.silent) = (member.renewed, Duration::ZERO);
+            }
+            (sighting.state, sighting.last_look) = (member.state, now);
+        }
+        let there: HashSet<Incarnation> = members.iter().map(|member| member.incarnation).collect();
+        for (_, gone) in self.seen.extract_if(|incarnation, _| !there.contains(incarnation)) {
+            // Who drained has left in order.
+            if gone.state == MemberState::Live {
+                self.deaths.entry(gone.node).or_default().push(now);
+            }
+        }
+        self.deaths.retain(|_, deaths| {
+            deaths.retain(|death| now.saturating_sub(*death) < DEATHS_COUNT_FOR);
+            !deaths.is_empty()
+        });
+    }
+
+    /// A poll failed: nobody's silence was seen since the last one that worked.
+    pub(super) fn blink(&mut self, now: Duration) {
+        for sighting in self.seen.values_mut() {
+            (sighting.silent, sighting.last_look) = (Duration::ZERO, now);
+        }
+    }
+
+    /// Whether nothing was heard of a member for longer than its lease can last by any clock.
+    pub(super) fn is_silent(&self, member: Incarnation) -> bool {
+        self.seen.get(&member).is_some_and(|sighting| sighting.silent >= self.lease.ttl.mul_f64(1.1))
+    }
+
+    /// The members that may be given shards, one per node: alive, not draining, and settled. If nobody is settled yet,
+    /// those that are not: at the beginning somebody must begin. And `me`, for nobody gives away what it has because it
+    /// does not know itself well enough.
+    pub(super) fn eligible<'a>(&self, members: &'a [MemberRow], me: Option<Incarnation>) -> Vec<&'a MemberRow> {
+        let live = || members.iter().filter(|member| member.state == MemberState::Live);
+        let anybody = !live().any(|member| self.is_settled(member));
+        let may = |member: &&MemberRow| anybody || Some(member.incarnation) == me || self.is_settled(member);
+        let candidates: Vec<&MemberRow> = live().filter(may).collect();
+        let mut of_node: HashMap<&str, &MemberRow> = HashMap::new();
+        for member in candidates {
+            // A node that came back before its former self was found dead is there twice; the one that renews is it.
+            let quieter = |there: &&MemberRow| self.silence(there) >= self.silence(member);
+            if of_node.get(member.node.as_str()).is_none_or(quieter) {
+                of_node.insert(&member.node, member);
+            }
+        }
+        let mut eligible: Vec<&MemberRow> = of_node.into_values().collect();
+        eligible.sort_unstable_by(|a, b| a.node.cmp(&b.node));
+        eligible
+    }
+
+    fn is_settled(&self, member: &MemberRow) -> bool {
+        let deaths = self.deaths.get(&member.node).map_or(0, Vec::len);
+        let wanted = SETTLED_AFTER << deaths.min(DOUBLINGS_MAX);
+        self.seen.get(&member.incarnation).is_some_and(|sighting| sighting.renewals >= wanted)
+    }
+
+    fn silence(&self, member: &MemberRow) -> Duration {
+        self.seen.get(&member.incarnation).map_or(Duration::MAX, |sighting| sighting.silent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_millis(2_500), renew_every: Duration::from_millis(500) };
+
+    /// A table of members, and a clock.
+    struct Table {
+        sightings: Sightings,
+        members: Vec<MemberRow>,
+        now: Duration,
+        next: u128,
+    }
+
+    impl Table {
+        fn new() -> Self {
+            Self { sightings: Sightings::new(LEASE), members: Vec::new(), now: Duration::ZERO, next: 1 }
+        }
+
+        fn join(&mut self, node: &str) -> Incarnation {
+            let incarnation = Incarnation(Uuid::from_u128(self.next));
+            self.next += 1;
+            let node = node.to_owned();
+            self.members.push(MemberRow { incarnation, node, address: None, renewed: 0, state: MemberState::Live });
+            incarnation
+        }
+
+        fn state(&mut self, incarnation: Incarnation, state: MemberState) {
+            match state {
+                MemberState::Dead => self.members.retain(|member| member.incarnation != incarnation),
+                state => self.members.iter_mut().filter(|m| m.incarnation == incarnation).for_each(|m| m.state = state),
+            }
+        }
+
+        /// Polls, after everybody but these has renewed.
+        fn tick(&mut self, silent: &[Incarnation]) {
+            self.now += LEASE.renew_every;
+            for member in self.members.iter_mut().filter(|member| !silent.contains(&member.incarnation)) {
+                member.renewed += 1;
+            }
+            self.sightings.look(&self.members, self.now);
+        }
+
+        fn ticks(&mut self, count: usize, silent: &[Incarnation]) {
+            for _ in 0..count {
+                self.tick(silent);
+            }
+        }
+
+        fn eligible(&self) -> Vec<String> {
+            self.sightings.eligible(&self.members, None).into_iter().map(|member| member.node.clone()).collect()
+        }
+    }
+
+    #[test]
+    fn who_does_not_renew_for_longer_than_its_lease_is_silent() {
+        let mut table = Table::new();
+        let (one, two) = (table.join("n1"), table.join("n2"));
+        table.tick(&[]);
+        table.ticks(5, &[two]);
+        assert!(!table.sightings.is_silent(two), "2.5 s are a lease, and its margin is a tenth");
+        table.tick(&[two]);
+        assert!(table.sightings.is_silent(two) && !table.sightings.is_silent(one));
+    }
+
+    #[test]
+    fn time_in_which_we_did_not_look_is_nobodys_silence() {
+        let mut table = Table::new();
+        let one = table.join("n1");
+        table.tick(&[]);
+        table.now += Duration::from_secs(100);
+        table.tick(&[one]);
+        assert!(!table.sightings.is_silent(one));
+        table.ticks(4, &[one]);
+        table.sightings.blink(table.now);
+        table.tick(&[one]);
+        assert!(!table.sightings.is_silent(one), "a poll has failed in between");
+    }
+
+    #[test]
+    fn a_new_member_is_given_shards_once_it_has_renewed_twice() {
+        let mut table = Table::new();
+        table.join("n1");
+        table.ticks(4, &[]);
+        table.join("n2");
+        table.ticks(2, &[]);
+        assert_eq!(table.eligible(), ["n1"]);
+        table.tick(&[]);
+        assert_eq!(table.eligible(), ["n1", "n2"]);
+    }
+
+    #[test]
+    fn at_the_beginning_nobody_needs_to_be_settled() {
+        let mut table = Table::new();
+        table.join("n1");
+        assert_eq!(table.eligible(), ["n1"]);
+    }
+
+    #[test]
+    fn nobody_gives_away_what_it_has_because_it_is_new_itself() {
+        let mut table = Table::new();
+        table.join("n1");
+        table.ticks(4, &[]);
+        let two = table.join("n2");
+        table.tick(&[]);
+        let eligible = table.sightings.eligible(&table.members, Some(two));
+        assert_eq!(eligible.len(), 2);
+    }
+
+    #[test]
+    fn who_drains_is_given_nothing() {
+        let mut table = Table::new();
+        let one = table.join("n1");
+        table.join("n2");
+        table.ticks(4, &[]);
+        table.state(one, MemberState::Draining);
+        table.tick(&[]);
+        assert_eq!(table.eligible(), ["n2"]);
+    }
+
+    #[test]
+    fn a_node_that_keeps_dying_must_stay_longer_each_time() {
+        let mut table = Table::new();
+        table.join("n1");
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            let flapping = table.join("n2");
+            let mut wait = 0;
+            while table.eligible().len() < 2 {
+                table.tick(&[]);
+                wait += 1;
+            }
+            waits.push(wait);
+            table.state(flapping, MemberState::Dead);
+            table.tick(&[]);
+        }
+        // The first look shows that it is there, the next ones that it renews.
+        assert_eq!(waits, [3, 5, 9]);
+    }
+
+    #[test]
+    fn a_node_that_left_in_order_is_welcome_at_once() {
+        let mut table = Table::new();
+        table.join("n1");
+        for _ in 0..3 {
+            let two = table.join("n2");
+            table.ticks(3, &[]);
+            assert_eq!(table.eligible(), ["n1", "n2"]);
+            table.state(two, MemberState::Draining);
+            table.tick(&[]);
+            table.state(two, MemberState::Dead);
+            table.tick(&[]);
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_there_twice_is_the_one_that_renews() {
+        let mut table = Table::new();
+        let former = table.join("n1");
+        table.ticks(4, &[]);
+        let now = table.join("n1");
+        table.ticks(4, &[former]);
+        let eligible = table.sightings.eligible(&table.members, None);
+        assert_eq!(eligible.iter().map(|member| member.incarnation).collect::<Vec<_>>(), [now]);
+    }
+}
