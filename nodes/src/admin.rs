@@ -67,8 +67,8 @@ pub struct About {
     pub name: String,
     /// What it does.
     pub roles: Vec<String>,
-    /// Where its gateway listens.
-    pub gateway: SocketAddr,
+    /// Where its gateway listens, if it has one.
+    pub gateway: Option<SocketAddr>,
     /// When it began.
     pub started: Instant,
 }

@@ -62,6 +62,9 @@ enum Command {
     /// Start everything on this machine: all services, the gateway, a private Postgres (the default).
     Up(Up),
     /// Start one node of a cluster.
+    ///
+    /// It needs what the nodes share: the databases of all services and the secret. It serves the shards of the services
+    /// whose roles it has, and a gateway if it has that role.
     #[command(after_help = "Example:\n  rookery node --config cluster.toml --name n1 --roles users,posts")]
     Node(Node),
     /// Bring the configured databases to this version's schema; needs no running node.
@@ -205,25 +208,23 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let config = match self.global.config() {
             Ok(config) => config,
-            Err(errors) => {
-                eprintln!("error: {errors}");
-                return ExitCode::from(USAGE);
-            }
+            Err(errors) => return wrong(&errors),
         };
         match self.command.unwrap_or(Command::Up(Up { nodes: 1 })) {
             Command::Config(ConfigCommand::Check) => {
                 print(&config.render());
                 ExitCode::SUCCESS
             }
-            Command::Up(Up { nodes: 1 }) => ended(up::run(config)),
+            Command::Up(Up { nodes: 1 }) => checked(config, Config::check_whole, up::run),
             Command::Up(Up { nodes }) => {
                 eprintln!("error: --nodes {nodes}: this version runs one node; leave --nodes out");
                 ExitCode::from(USAGE)
             }
-            Command::Node(Node { name, roles }) => ended(up::run(Config {
-                node: crate::config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) },
-                ..config
-            })),
+            Command::Node(Node { name, roles }) => {
+                let node =
+                    crate::config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) };
+                checked(Config { node, ..config }, Config::check_member, up::run)
+            }
             Command::Migrate => ended(in_runtime(migrate::run(&config))),
             command => ended(in_runtime(administer(self.global.target(&config), command))),
         }
@@ -347,6 +348,23 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 /// Prints, unless nobody reads any more: `rookery status | head` is no failure.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Runs what a configuration is for, if it is fit for that.
+fn checked(
+    config: Config,
+    check: impl FnOnce(&Config) -> Result<(), ConfigErrors>,
+    run: impl FnOnce(Config) -> anyhow::Result<Exit>,
+) -> ExitCode {
+    match check(&config) {
+        Ok(()) => ended(run(config)),
+        Err(errors) => wrong(&errors),
+    }
+}
+
+fn wrong(errors: &ConfigErrors) -> ExitCode {
+    eprintln!("error: {errors}");
+    ExitCode::from(USAGE)
 }
 
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {

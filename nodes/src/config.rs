@@ -8,6 +8,7 @@ mod error;
 mod gateway;
 mod kafka;
 mod knob;
+mod place;
 mod sections;
 mod source;
 mod types;

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod bridge;
 pub mod cli;
 pub mod config;
+pub mod databases;
 pub mod event_log;
 pub mod kafka;
 pub mod migrate;

@@ -89,6 +89,11 @@ impl SearchFace {
         Ok(Self { runtime, replicas: Arc::new(replicas) })
     }
 
+    /// A face on a node that holds no replicas: whatever it is asked, its answer is partial.
+    pub fn without_replicas(runtime: Runtime<SearchService>) -> Self {
+        Self { runtime, replicas: Arc::default() }
+    }
+
     /// The runtime behind it.
     pub fn runtime(&self) -> &Runtime<SearchService> {
         &self.runtime
@@ -114,7 +119,7 @@ impl SearchFace {
             let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
             tokio::time::timeout_at(deadline, spawn_blocking(move || reader.search(&search)))
         });
-        let (mut parts, mut partial, mut failed) = (Vec::new(), false, None);
+        let (mut parts, mut partial, mut failed) = (Vec::new(), self.replicas.is_empty(), None);
         for answer in join_all(asked).await {
             match answer {
                 Ok(Ok(Ok(hits))) => parts.push(hits),
@@ -145,8 +150,10 @@ impl SearchFace {
     pub async fn visible(&self, token: SearchToken, within: Duration) -> bool {
         let shard = shard_of(token.key, self.runtime.shards());
         let source = Source { topic: token.topic, shard: token.shard };
-        let replica = &self.replicas[shard.index()];
-        tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok()
+        match self.replicas.get(shard.index()) {
+            Some(replica) => tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok(),
+            None => false,
+        }
     }
 
     /// Stores documents by version, through the shards' owner like everything else (rule 20): for rebuilding.

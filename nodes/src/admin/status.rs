@@ -33,8 +33,8 @@ pub struct NodeStatus {
     pub state: String,
     /// What it does.
     pub roles: Vec<String>,
-    /// Where its gateway listens.
-    pub gateway: String,
+    /// Where its gateway listens, if it has one.
+    pub gateway: Option<String>,
     /// Its process.
     pub pid: u32,
     /// Since its start.
@@ -66,7 +66,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
         // A dead node does not answer; draining comes with the cluster.
         state: "live".to_owned(),
         roles: node.roles.clone(),
-        gateway: node.gateway.to_string(),
+        gateway: node.gateway.map(|gateway| gateway.to_string()),
         pid: std::process::id(),
         uptime_s: node.started.elapsed().as_secs(),
     };

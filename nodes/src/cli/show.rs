@@ -10,11 +10,11 @@ pub(super) fn status(status: &Status) -> String {
     for node in &status.nodes {
         let _ = writeln!(
             text,
-            "node {}: {}, up {}, gateway http://{}, pid {}\nroles: {}\n",
+            "node {}: {}, up {}, {}, pid {}\nroles: {}\n",
             node.name,
             node.state,
             duration(node.uptime_s),
-            node.gateway,
+            node.gateway.as_ref().map_or_else(|| "no gateway".to_owned(), |gateway| format!("gateway http://{gateway}")),
             node.pid,
             node.roles.join(", ")
         );
@@ -115,7 +115,7 @@ mod tests {
             name: "n1".to_owned(),
             state: "live".to_owned(),
             roles: ["gateway", "users", "posts", "comments", "search"].map(str::to_owned).to_vec(),
-            gateway: "127.0.0.1:8080".to_owned(),
+            gateway: Some("127.0.0.1:8080".to_owned()),
             pid: 4_194_304,
             uptime_s: 100_000,
         };

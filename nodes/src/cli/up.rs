@@ -44,27 +44,26 @@ pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
 
 /// Where the node listens, and a first request that works.
 fn greet(node: &Node) {
-    let gateway = reachable(node.gateway);
-    let services = &node.config.services;
-    say(
-        io::stdout(),
-        &format!(
+    let mut health = node.health.iter().map(|(role, address)| format!("{role} {address}")).collect::<Vec<_>>().join(", ");
+    if health.is_empty() {
+        "as the gateway's".clone_into(&mut health);
+    }
+    let data = node.data_dir().display();
+    let text = match node.gateway.map(reachable) {
+        Some(gateway) => format!(
             "Rookery listens on http://{gateway}  (data in {data})
-health: users {users}, comments {comments}, posts {posts}, search {search}
+health: {health}
 
 Try it:
   curl -s http://{gateway}/api/v1/auth/register -H 'content-type: application/json' \\
     -d '{{\"username\":\"ada\",\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'
   curl -s http://{gateway}/api/v1/posts
 The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.
-",
-            data = node.data_dir().display(),
-            users = services.users.listen,
-            comments = services.comments.listen,
-            posts = services.posts.listen,
-            search = services.search.listen,
+"
         ),
-    );
+        None => format!("Rookery node {} runs  (data in {data})\nhealth: {health}\n", node.config.node.name),
+    };
+    say(io::stdout(), &text);
 }
 
 /// Tells whoever may be listening. `println!` panics when nobody is, and a node must outlive its terminal.

@@ -73,6 +73,24 @@ pub enum ConfigError {
         /// The key, sections included.
         key: String,
     },
+    /// A secret that a single node makes for itself, and several must share.
+    #[error("`{key}` is not set: {reason}. Set it, {variable}, or {variable}_FILE")]
+    Missing {
+        /// The key, sections included.
+        key: String,
+        /// The environment variable that sets it.
+        variable: String,
+        /// Why it is needed.
+        reason: &'static str,
+    },
+    /// Roles that no node of `rookery up` has.
+    #[error(
+        "`node.roles` leaves out {roles}, and `rookery up` starts nobody else who has them: one node of several is `rookery node`"
+    )]
+    LeftOut {
+        /// The roles, by their words.
+        roles: String,
+    },
     /// The file of a secret could not be read.
     #[error("{origin}: the secret file {} of `{key}` cannot be read: {source}", path.display())]
     SecretUnreadable {

@@ -254,6 +254,46 @@ mod mistakes {
     }
 }
 
+mod places {
+    use super::*;
+
+    const SECRET: (&str, &str) = ("ROOKERY__SECRET", "0123456789abcdef0123456789abcdef");
+
+    fn urls() -> Vec<(&'static str, &'static str)> {
+        vec![
+            ("ROOKERY__SERVICES__USERS__DATABASE_URL", "postgres://u:p@db/users"),
+            ("ROOKERY__SERVICES__POSTS__DATABASE_URL", "postgres://u:p@db/posts"),
+            ("ROOKERY__SERVICES__COMMENTS__DATABASE_URL", "postgres://u:p@db/comments"),
+            ("ROOKERY__SERVICES__SEARCH__DATABASE_URL", "postgres://u:p@db/search"),
+        ]
+    }
+
+    #[test]
+    fn a_node_with_a_private_database_is_alone() {
+        assert!(accepted("", &urls()[..3]).is_alone());
+        assert!(!accepted("", &urls()).is_alone());
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_needs_its_databases_and_the_secret() {
+        let environment = [urls(), vec![SECRET]].concat();
+        accepted("", &environment).check_member().unwrap();
+        let ConfigErrors(missing) = accepted("", &urls()[1..]).check_member().unwrap_err();
+        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        assert_eq!(missing.len(), 2, "{missing:?}");
+        assert!(missing[0].starts_with("`services.users.database_url` is not set"), "{}", missing[0]);
+        assert!(missing[0].contains("ROOKERY__SERVICES__USERS__DATABASE_URL_FILE"), "{}", missing[0]);
+        assert!(missing[1].starts_with("`secret` is not set") && missing[1].contains("ROOKERY__SECRET_FILE"), "{}", missing[1]);
+    }
+
+    #[test]
+    fn what_nobody_would_serve_is_named() {
+        accepted("", &[]).check_whole().unwrap();
+        let refused = accepted("[node]\nroles = [\"gateway\", \"posts\", \"search\"]", &[]).check_whole().unwrap_err();
+        assert!(refused.to_string().contains("leaves out users, comments,"), "{refused}");
+    }
+}
+
 mod secrets {
     use super::*;
 

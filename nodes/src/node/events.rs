@@ -7,7 +7,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 
 use super::services::Started;
 use crate::{
-    config::Kafka,
+    config::{Kafka, Role, Roles},
     event_log::{EmbeddedLog, LogSource},
     kafka::{self, DeadLetters, KafkaLog, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
 };
@@ -34,7 +34,7 @@ struct Publishers {
 impl Events {
     /// Starts what publishes to Kafka, if Kafka is configured. Without it nothing waits: it may come later (everything
     /// works but freshness).
-    pub(super) fn start(kafka: &Kafka, services: &Started) -> Self {
+    pub(super) fn start(kafka: &Kafka, roles: &Roles, services: &Started) -> Self {
         let users: Arc<dyn LogSource> = Arc::new(services.users.runtime.clone());
         let posts: Arc<dyn LogSource> = Arc::new(services.posts.runtime.clone());
         let comments: Arc<dyn LogSource> = Arc::new(services.comments.runtime.clone());
@@ -46,12 +46,14 @@ impl Events {
         }
         let search: Arc<dyn LogSource> = Arc::new(services.search.runtime.clone());
         let databases = [
-            ("users", users, services.users.runtime.database().clone(), Some(Topic::Users)),
-            ("posts", posts, services.posts.runtime.database().clone(), Some(Topic::Posts)),
-            ("comments", comments, services.comments.runtime.database().clone(), Some(Topic::Comments)),
-            ("search", search, services.search.runtime.database().clone(), None),
+            (Role::Users, users, services.users.runtime.database().clone(), Some(Topic::Users)),
+            (Role::Posts, posts, services.posts.runtime.database().clone(), Some(Topic::Posts)),
+            (Role::Comments, comments, services.comments.runtime.database().clone(), Some(Topic::Comments)),
+            (Role::Search, search, services.search.runtime.database().clone(), None),
         ];
-        for (consumer, ..) in &databases {
+        // What is not owned here is published elsewhere.
+        let databases: Vec<_> = databases.into_iter().filter(|(role, ..)| roles.has(*role)).collect();
+        for consumer in databases.iter().map(|(role, ..)| role.as_str()) {
             // A log each: readers that share one would keep rewinding each other.
             events.logs.insert(consumer, Arc::new(KafkaLog::new(kafka.clone(), consumer)));
         }
@@ -63,13 +65,13 @@ impl Events {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
             let mut running = publishers.lock().await;
-            for (name, source, database, topic) in databases {
+            for (role, source, database, topic) in databases {
                 if let Some(topic) = topic {
                     running.relays.push(Relay::start(settings.clone(), topic, Arc::clone(&source), database.clone()));
                 }
-                match DeadLetters::start(settings.clone(), name, source, database) {
+                match DeadLetters::start(settings.clone(), role.as_str(), source, database) {
                     Ok(letters) => running.dead_letters.push(letters),
-                    Err(error) => tracing::error!(service.name = name, %error, "dead letters stay in the database"),
+                    Err(error) => tracing::error!(service.name = %role, %error, "dead letters stay in the database"),
                 }
             }
         }));

@@ -1,7 +1,11 @@
 //! How the node is: what its roles need, looked at within a second.
+//!
+//! A service needs its database and a valid lease; the gateway needs every database, for it reads names and lists
+//! whosever the shards are.
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,8 +21,14 @@ use rookery_gateway::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{NamedBridge, services::Started};
-use crate::{config::Config, kafka};
+use super::{
+    NamedBridge,
+    services::{Running, Started},
+};
+use crate::{
+    config::{Config, Role},
+    kafka,
+};
 
 /// A probe that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,8 +38,12 @@ const LAG_MAX: Duration = Duration::from_secs(10);
 pub(super) struct NodeHealth {
     started: Instant,
     services: Vec<Box<dyn Probed>>,
+    /// The gateway needs them all.
+    is_gateway: bool,
+    /// Nobody else could serve what is not served here.
+    is_alone: bool,
     bridges: Arc<Vec<NamedBridge>>,
-    breakers: Arc<Services>,
+    breakers: Option<Arc<Services>>,
     tree: SupervisorRef,
     kafka: Option<Arc<kafka::client::Probe>>,
 }
@@ -37,20 +51,38 @@ pub(super) struct NodeHealth {
 /// A service, as far as health is concerned.
 trait Probed: Send + Sync {
     fn name(&self) -> &'static str;
+    /// Whether the node has its role.
+    fn is_member(&self) -> bool;
     fn database(&self) -> BoxFuture<'_, Probe>;
-    fn serving(&self) -> Probe;
+    /// `all`: whether every shard must be served here.
+    fn serving(&self, all: bool) -> Probe;
 }
 
-impl<S: Service> Probed for Runtime<S> {
+struct OnThisNode<S: Service> {
+    runtime: Runtime<S>,
+    is_member: bool,
+}
+
+impl<S: Service> OnThisNode<S> {
+    fn boxed(running: &Running<S>) -> Box<dyn Probed> {
+        Box::new(Self { runtime: running.runtime.clone(), is_member: running.is_member() })
+    }
+}
+
+impl<S: Service> Probed for OnThisNode<S> {
     fn name(&self) -> &'static str {
         S::NAME
+    }
+
+    fn is_member(&self) -> bool {
+        self.is_member
     }
 
     fn database(&self) -> BoxFuture<'_, Probe> {
         async move {
             let began = Instant::now();
             let ask = async {
-                let client = Runtime::database(self).get().await.map_err(|failure| failure.to_string())?;
+                let client = self.runtime.database().get().await.map_err(|failure| failure.to_string())?;
                 client.simple_query("SELECT 1").await.map_err(|error| error.to_string())
             };
             let (status, detail) = match tokio::time::timeout(PATIENCE, ask).await {
@@ -63,12 +95,12 @@ impl<S: Service> Probed for Runtime<S> {
         .boxed()
     }
 
-    fn serving(&self) -> Probe {
-        let owned = self.owned().len();
-        let (status, detail) = if !self.lease().is_valid() {
+    fn serving(&self, all: bool) -> Probe {
+        let (owned, shards) = (self.runtime.owned().len(), self.runtime.shards());
+        let (status, detail) = if !self.runtime.lease().is_valid() {
             (Status::Failed, Some("the lease has ended".to_owned()))
-        } else if owned < usize::from(self.shards()) {
-            (Status::Failed, Some(format!("{owned} of {} shards are served", self.shards())))
+        } else if all && owned < usize::from(shards) {
+            (Status::Failed, Some(format!("{owned} of {shards} shards are served")))
         } else {
             (Status::Ok, None)
         };
@@ -79,19 +111,21 @@ impl<S: Service> Probed for Runtime<S> {
 impl NodeHealth {
     pub(super) fn new(
         started: Instant,
+        config: &Config,
         services: &Started,
         bridges: &Arc<Vec<NamedBridge>>,
-        breakers: Arc<Services>,
+        breakers: Option<Arc<Services>>,
         tree: SupervisorRef,
         kafka: Option<Arc<kafka::client::Probe>>,
     ) -> Self {
-        let services: Vec<Box<dyn Probed>> = vec![
-            Box::new(services.users.runtime.clone()),
-            Box::new(services.posts.runtime.clone()),
-            Box::new(services.comments.runtime.clone()),
-            Box::new(services.search.runtime.clone()),
+        let services = vec![
+            OnThisNode::boxed(&services.users),
+            OnThisNode::boxed(&services.posts),
+            OnThisNode::boxed(&services.comments),
+            OnThisNode::boxed(&services.search),
         ];
-        Self { started, services, bridges: Arc::clone(bridges), breakers, tree, kafka }
+        let (is_gateway, is_alone) = (config.node.roles.has(Role::Gateway), config.is_alone());
+        Self { started, services, is_gateway, is_alone, bridges: Arc::clone(bridges), breakers, tree, kafka }
     }
 }
 
@@ -99,10 +133,13 @@ impl Health for NodeHealth {
     fn report(&self) -> BoxFuture<'_, Report> {
         async move {
             let mut probes = BTreeMap::new();
-            let databases = join_all(self.services.iter().map(|service| service.database())).await;
-            for (service, database) in self.services.iter().zip(databases) {
+            let needed: Vec<_> = self.services.iter().filter(|service| self.is_gateway || service.is_member()).collect();
+            let databases = join_all(needed.iter().map(|service| service.database())).await;
+            for (service, database) in needed.into_iter().zip(databases) {
                 probes.insert(format!("{}.database", service.name()), database);
-                probes.insert(format!("{}.shards", service.name()), service.serving());
+                if service.is_member() {
+                    probes.insert(format!("{}.shards", service.name()), service.serving(self.is_alone));
+                }
             }
             for NamedBridge { topic, consumer, bridge } in self.bridges.iter() {
                 let lag = bridge.caught_up_at().elapsed();
@@ -121,10 +158,8 @@ impl Health for NodeHealth {
                 Ok(children) => children.iter().map(|child| child.restarts).sum(),
                 Err(_) => 0,
             };
-            let breakers = self
-                .breakers
-                .positions()
-                .into_iter()
+            let positions = self.breakers.iter().flat_map(|breakers| breakers.positions());
+            let breakers = positions
                 .map(|(service, position)| (service.name().to_owned(), format!("{position:?}").to_lowercase()))
                 .collect();
             Report { probes, uptime_s: self.started.elapsed().as_secs(), restarts, breakers }
@@ -144,28 +179,50 @@ async fn look_at_kafka(probe: &Arc<kafka::client::Probe>) -> Probe {
     }
 }
 
-/// The health ports of the services: the same routes on each.
-pub(super) fn ports(
-    config: &Config,
-    health: &Arc<NodeHealth>,
-    metrics: &PrometheusHandle,
-    stopped: &watch::Receiver<bool>,
-) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let services = &config.services;
-    let mut ports = Vec::new();
-    for of in [&services.users, &services.posts, &services.comments, &services.search] {
-        let address: SocketAddr = of.listen;
-        let listener = rookery_gateway::server::bind(address)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let router = health::router(health.clone(), metrics.clone());
-        let mut stopped = stopped.clone();
-        let limits = Limits::from(&GatewayConfig::default());
-        let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
-        ports.push(tokio::spawn(async move {
-            if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await {
-                tracing::error!(%error, "a health port ended");
-            }
-        }));
+/// The health ports of the services whose roles the node has, bound.
+pub(super) struct Ports(Vec<(Role, std::net::TcpListener)>);
+
+/// The health ports at work: the same routes on each.
+pub(super) struct Serving {
+    tasks: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Ports {
+    pub(super) fn bind(config: &Config) -> anyhow::Result<Self> {
+        let services = config.node.roles.iter().filter_map(|role| Some((role, config.services.of(role)?)));
+        services.map(|(role, service)| Ok((role, super::bind(service.listen)?))).collect::<Result<_, _>>().map(Self)
     }
-    Ok(ports)
+
+    /// Where they are.
+    pub(super) fn addresses(&self) -> io::Result<Vec<(Role, SocketAddr)>> {
+        self.0.iter().map(|(role, listener)| Ok((*role, listener.local_addr()?))).collect()
+    }
+
+    pub(super) fn serve(self, health: &Arc<NodeHealth>, metrics: &PrometheusHandle) -> io::Result<Serving> {
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        for (_, listener) in self.0 {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let router = health::router(health.clone(), metrics.clone());
+            let mut stopped = stopped.clone();
+            let limits = Limits::from(&GatewayConfig::default());
+            let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await {
+                    tracing::error!(%error, "a health port ended");
+                }
+            }));
+        }
+        Ok(Serving { tasks, stop })
+    }
+}
+
+impl Serving {
+    pub(super) fn stop(self) {
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            task.abort();
+        }
+    }
 }

@@ -1,4 +1,6 @@
-//! The four services: a database each, migrated; a runtime each, with its membership.
+//! The four services: a runtime each, and a membership in those whose role the node has.
+//!
+//! A service without a membership owns no shard, and answers what SQL alone can answer.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,95 +15,23 @@ use rookery_actors::{
     supervisor::{ChildSpec, SupervisorRef},
     users::UserService,
 };
-use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::{
     config::{self, Config, Role},
-    migrate::{self, Database},
+    databases::Databases,
+    migrate::Database,
     ownership::{LeaseSettings, Membership, Ownership},
-    postgres::{self, DataDir, EmbeddedPostgres},
 };
-
-/// Where the databases are: configured ones, and the private Postgres for the rest.
-pub(super) struct Databases {
-    embedded: Mutex<Option<EmbeddedPostgres>>,
-    configs: Vec<(Database, tokio_postgres::Config)>,
-}
-
-const ROLES: [(Database, Role); 4] = [
-    (Database::Users, Role::Users),
-    (Database::Posts, Role::Posts),
-    (Database::Comments, Role::Comments),
-    (Database::Search, Role::Search),
-];
 
 /// How long a stop waits until the other nodes have what was served here; they take the rest when we have left.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-impl Databases {
-    pub(super) async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
-        let url = |role| config.services.of(role).and_then(|service| service.database_url.as_ref());
-        let private = ROLES.iter().any(|(_, role)| url(*role).is_none());
-        let names: Vec<&str> =
-            ROLES.iter().filter(|(_, role)| url(*role).is_none()).map(|(database, _)| database.name()).collect();
-        let embedded = if private { Some(EmbeddedPostgres::start(data, &names).await?) } else { None };
-        let mut configs = Vec::new();
-        for (database, role) in ROLES {
-            let config = match (url(role), &embedded) {
-                (Some(url), _) => url.postgres(),
-                (None, Some(embedded)) => embedded.config(database.name()),
-                (None, None) => unreachable!("a database without a URL has the private Postgres"),
-            };
-            configs.push((database, config));
-        }
-        let databases = Self { embedded: Mutex::new(embedded), configs };
-        databases.migrate().await?;
-        Ok(databases)
-    }
-
-    fn config(&self, wanted: Database) -> tokio_postgres::Config {
-        let found = self.configs.iter().find(|(database, _)| *database == wanted);
-        found.expect("every service has a database").1.clone()
-    }
-
-    async fn migrate(&self) -> anyhow::Result<()> {
-        let all = self.configs.iter().map(|(database, config)| async move {
-            let mut client = postgres::connect(config).await.with_context(|| format!("cannot reach the {database} database"))?;
-            migrate::run(&mut client, *database).await?;
-            anyhow::Ok(())
-        });
-        futures_util::future::try_join_all(all).await?;
-        Ok(())
-    }
-
-    /// Brings the private Postgres back when it dies; ends when it cannot.
-    pub(super) async fn watch(&self) {
-        let mut embedded = self.embedded.lock().await;
-        let Some(postgres) = embedded.as_mut() else {
-            return std::future::pending().await;
-        };
-        loop {
-            let status = postgres.exited().await;
-            tracing::error!(%status, "the private Postgres died, starting it again");
-            if let Err(error) = postgres.restart().await {
-                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the private Postgres does not start again");
-                return;
-            }
-        }
-    }
-
-    pub(super) async fn stop(self) {
-        if let Some(postgres) = self.embedded.into_inner() {
-            postgres.stop().await;
-        }
-    }
-}
-
 /// A service at work.
 pub(super) struct Running<S: Service> {
     pub(super) runtime: Runtime<S>,
-    ownership: Ownership,
+    /// None: the node does not have the role.
+    ownership: Option<Ownership>,
 }
 
 /// A service that only has to be stopped.
@@ -116,12 +46,21 @@ impl RunningService {
 }
 
 impl<S: Service> Running<S> {
+    /// Whether this node may own shards of the service.
+    pub(super) fn is_member(&self) -> bool {
+        self.ownership.is_some()
+    }
+
     pub(super) fn erase(self) -> RunningService {
         let stop = Box::pin(async move {
-            self.ownership.drain(DRAIN_MAX).await;
+            if let Some(ownership) = &self.ownership {
+                ownership.drain(DRAIN_MAX).await;
+            }
             // The lease lasts until the last commit has been answered.
             self.runtime.stop().await;
-            self.ownership.leave().await;
+            if let Some(ownership) = self.ownership {
+                ownership.leave().await;
+            }
         });
         RunningService { stop }
     }
@@ -136,33 +75,30 @@ pub(super) struct Started {
 }
 
 pub(super) async fn start(config: &Config, databases: &Databases, tree: &SupervisorRef) -> anyhow::Result<Started> {
-    let shards = config.cluster.shards;
+    let (services, roles) = (&config.services, &config.node.roles);
+    let place = |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree };
     let (users, posts, comments, search) = tokio::try_join!(
-        one(UserService::default(), &config.services.users, config, shards, databases.config(Database::Users), tree),
-        one(PostService::default(), &config.services.posts, config, shards, databases.config(Database::Posts), tree),
-        one(CommentService::default(), &config.services.comments, config, shards, databases.config(Database::Comments), tree),
-        one(
-            SearchService,
-            &config.services.search,
-            config,
-            config.cluster.search_partitions,
-            databases.config(Database::Search),
-            tree
-        ),
+        one(UserService::default(), place(&services.users, Role::Users, Database::Users), config),
+        one(PostService::default(), place(&services.posts, Role::Posts, Database::Posts), config),
+        one(CommentService::default(), place(&services.comments, Role::Comments, Database::Comments), config),
+        one(SearchService, place(&services.search, Role::Search, Database::Search), config),
     )?;
     Ok(Started { users, posts, comments, search })
 }
 
-async fn one<S: Service>(
-    service: S,
-    of: &config::Service,
-    config: &Config,
-    shards: u16,
+/// Where one service runs, and as what.
+struct Place<'a> {
+    of: &'a config::Service,
+    /// Whether it joins, and may own shards.
+    member: bool,
     database: tokio_postgres::Config,
-    tree: &SupervisorRef,
-) -> anyhow::Result<Running<S>> {
+    tree: &'a SupervisorRef,
+}
+
+async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyhow::Result<Running<S>> {
+    let Place { of, member, database, tree } = place;
     let settings = Settings {
-        shards,
+        shards: if S::NAME == SearchService::NAME { config.cluster.search_partitions } else { config.cluster.shards },
         cache_bytes: usize::try_from(of.cache_bytes)?,
         passivate_after: config.entities.passivate_after,
         batch_units_max: config.committer.commands_max,
@@ -174,6 +110,11 @@ async fn one<S: Service>(
     // A level of its own in the tree: its shards end with it.
     let supervisor = SupervisorRef::spawn_linked(S::NAME, Vec::<ChildSpec>::new(), tree.cell()).await?.0;
     runtime.start(supervisor.cell());
+    let ownership = if member { Some(join(&runtime, config).await?) } else { None };
+    Ok(Running { runtime, ownership })
+}
+
+async fn join<S: Service>(runtime: &Runtime<S>, config: &Config) -> anyhow::Result<Ownership> {
     let lease = LeaseSettings { ttl: config.lease.ttl, renew_every: config.lease.renew };
     let reader = runtime.clone();
     let membership = Membership {
@@ -182,8 +123,7 @@ async fn one<S: Service>(
         changed: Arc::new(move || reader.service().shards_changed()),
         ..Membership::new(config.node.name.as_str(), lease)
     };
-    let ownership = Ownership::start(runtime.clone(), membership)
+    Ownership::start(runtime.clone(), membership)
         .await
-        .with_context(|| format!("the {} service cannot begin to serve", S::NAME))?;
-    Ok(Running { runtime, ownership })
+        .with_context(|| format!("the {} service cannot begin to serve", S::NAME))
 }

@@ -34,7 +34,7 @@ impl TestNode {
                 runtime.block_on(async {
                     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
                     let node = Node::start(config(&folder), metrics).await.unwrap_or_else(|error| panic!("{error:#}"));
-                    started.send(node.gateway).expect("the first caller waits");
+                    started.send(node.gateway.expect("it has every role")).expect("the first caller waits");
                     std::future::pending::<()>().await;
                 });
             });

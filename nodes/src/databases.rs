@@ -1,0 +1,113 @@
+//! The four databases: configured ones, and the private Postgres for the rest.
+
+use anyhow::Context;
+use rookery_actors::runtime::{self, PoolSize};
+use tokio::sync::Mutex;
+
+use crate::{
+    config::{Config, DatabaseUrl, Role},
+    migrate::{self, Applied, Database},
+    postgres::{DataDir, EmbeddedPostgres},
+};
+
+/// Where the databases are.
+pub struct Databases {
+    embedded: Mutex<Option<EmbeddedPostgres>>,
+    configs: Vec<(Database, tokio_postgres::Config)>,
+}
+
+impl Databases {
+    /// Starts the private Postgres for the databases that were given no URL, if there are any.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn open(config: &Config, data: &DataDir) -> anyhow::Result<Self> {
+        let without: Vec<&str> =
+            Database::ALL.iter().filter(|of| url(config, **of).is_none()).map(|database| database.name()).collect();
+        let embedded = if without.is_empty() { None } else { Some(EmbeddedPostgres::start(data, &without).await?) };
+        Ok(Self::with(config, embedded))
+    }
+
+    /// Those of a configuration that names all of them.
+    pub fn configured(config: &Config) -> Self {
+        Self::with(config, None)
+    }
+
+    fn with(config: &Config, embedded: Option<EmbeddedPostgres>) -> Self {
+        let place = |database: &Database| match (url(config, *database), &embedded) {
+            (Some(url), _) => url.postgres(),
+            (None, Some(embedded)) => embedded.config(database.name()),
+            (None, None) => unreachable!("a database without a URL has the private Postgres"),
+        };
+        let configs = Database::ALL.iter().map(|database| (*database, place(database))).collect();
+        Self { embedded: Mutex::new(embedded), configs }
+    }
+
+    /// How to connect to one of them.
+    pub fn config(&self, wanted: Database) -> tokio_postgres::Config {
+        let found = self.configs.iter().find(|(database, _)| *database == wanted);
+        found.expect("every service has a database").1.clone()
+    }
+
+    /// The URLs of the databases that the private Postgres holds, for other processes of this user.
+    pub async fn private_urls(&self, config: &Config) -> Vec<(Database, String)> {
+        let embedded = self.embedded.lock().await;
+        let of = |database: &Database| Some((*database, embedded.as_ref()?.url(database.name())));
+        Database::ALL.iter().filter(|database| url(config, **database).is_none()).filter_map(of).collect()
+    }
+
+    /// Brings all of them to this build's schema, and says what that took.
+    pub async fn migrate(&self) -> Vec<(Database, anyhow::Result<Vec<Applied>>)> {
+        let all = self.configs.iter().map(|(database, config)| async move {
+            let size = PoolSize { connections_max: 1, ..PoolSize::default() };
+            let session = runtime::Database::new(config.clone(), "migrate", size).session("rookery migrate").await;
+            let outcome = match session.with_context(|| format!("cannot reach the {database} database")) {
+                Ok(mut client) => migrate::run(&mut client, *database).await.map_err(anyhow::Error::from),
+                Err(error) => Err(error),
+            };
+            (*database, outcome)
+        });
+        futures_util::future::join_all(all).await
+    }
+
+    /// As [`Self::migrate`], for whoever starts on them.
+    ///
+    /// # Errors
+    /// The first database that cannot be reached, or brought there.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        self.migrate().await.into_iter().try_for_each(|(_, outcome)| outcome.map(drop))
+    }
+
+    /// Brings the private Postgres back when it dies; ends when it cannot.
+    pub async fn watch(&self) {
+        let mut embedded = self.embedded.lock().await;
+        let Some(postgres) = embedded.as_mut() else {
+            return std::future::pending().await;
+        };
+        loop {
+            let status = postgres.exited().await;
+            tracing::error!(%status, "the private Postgres died, starting it again");
+            if let Err(error) = postgres.restart().await {
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the private Postgres does not start again");
+                return;
+            }
+        }
+    }
+
+    /// Stops the private Postgres.
+    pub async fn stop(self) {
+        if let Some(postgres) = self.embedded.into_inner() {
+            postgres.stop().await;
+        }
+    }
+}
+
+fn url(config: &Config, database: Database) -> Option<&DatabaseUrl> {
+    let role = match database {
+        Database::Users => Role::Users,
+        Database::Posts => Role::Posts,
+        Database::Comments => Role::Comments,
+        Database::Search => Role::Search,
+    };
+    config.services.of(role)?.database_url.as_ref()
+}

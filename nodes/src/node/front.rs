@@ -1,0 +1,167 @@
+//! The gateway of a node that has the role: keys, edge and routes, and the supervised actor that serves them.
+
+use std::{net::TcpListener, num::NonZeroU32, sync::Arc};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use ractor::Actor;
+use rookery_actors::{
+    secret::ClusterSecret,
+    supervisor::{ChildSpec, SupervisorRef},
+    users::keys::{self, SigningKeys},
+};
+use rookery_gateway::{
+    Gateway, GatewayConfig, Parts, Services,
+    actor::Arguments,
+    auth::{self, RevokedSessions, Verifier},
+    chain::Edge,
+    health::Health,
+    issuer::Issuer,
+    limits::{Allowance, Quotas},
+    routes::{self, Api},
+};
+use secrecy::ExposeSecret;
+use tokio::task::JoinHandle;
+
+use super::{Faces, events::Events, janitor, revocations, services::Started};
+use crate::config::{Config, Rate, Rates};
+
+/// The child of the node's tree that serves HTTP.
+const CHILD: &str = "gateway";
+
+/// All that a gateway is made of, before it listens.
+pub(super) struct Front {
+    /// In front of the services; for health.
+    pub(super) breakers: Arc<Services>,
+    edge: Arc<Edge>,
+    api: Api,
+    verifier: Arc<Verifier>,
+    issuer: Arc<Issuer>,
+    revocations: JoinHandle<()>,
+}
+
+impl Front {
+    pub(super) async fn new(
+        config: &Config,
+        faces: &Faces,
+        services: &Started,
+        events: &Events,
+        secret: &ClusterSecret,
+    ) -> anyhow::Result<Self> {
+        let users = &services.users.runtime;
+        let keys = SigningKeys::load_or_create(users.database(), secret).await?;
+        let revoked = Arc::new(RevokedSessions::default());
+        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
+        let revocations = revocations::start(users, Arc::clone(&events.embedded), Arc::clone(&verifier)).await?;
+        let settings = settings(config)?;
+        let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
+        install(&keys, &verifier, &issuer)?;
+        let breakers = Arc::new(Services::new(Default::default()));
+        let edge = Edge::new(settings, Arc::clone(&verifier));
+        let faces = routes::Faces {
+            users: faces.users.clone(),
+            posts: faces.posts.clone(),
+            comments: faces.comments.clone(),
+            search: faces.search.clone(),
+        };
+        let api = Api::new(faces, Arc::clone(&breakers), Arc::clone(&issuer), secret);
+        let front = Self { breakers, edge, api, verifier, issuer, revocations };
+        janitor::follow_keys(users.clone(), secret.clone(), front.keys_changed());
+        Ok(front)
+    }
+
+    /// Starts the actor on a bound socket.
+    pub(super) async fn listen(
+        self,
+        listener: Arc<TcpListener>,
+        tree: &SupervisorRef,
+        health: Arc<dyn Health>,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Listening> {
+        let parts = Parts { api: routes::router(self.api), health, metrics: metrics.clone() };
+        let router = rookery_gateway::build(&self.edge, parts)?;
+        let arguments = Arguments { listener, router, edge: self.edge, metrics };
+        let child = ChildSpec::new(CHILD, move |supervisor| {
+            let arguments = arguments.clone();
+            async move {
+                let (gateway, _) = Actor::spawn_linked(None, Gateway, arguments, supervisor).await?;
+                Ok(gateway.get_cell())
+            }
+        });
+        tree.start_child(child).await?;
+        Ok(Listening { tree: tree.clone(), revocations: self.revocations })
+    }
+
+    /// What signs and verifies with other keys from now on.
+    pub(super) fn keys_changed(&self) -> impl Fn(&SigningKeys) + Send + Sync + 'static {
+        let (verifier, issuer) = (Arc::clone(&self.verifier), Arc::clone(&self.issuer));
+        move |keys| {
+            if let Err(error) = install(keys, &verifier, &issuer) {
+                tracing::error!(%error, "the signing keys cannot be used");
+            }
+        }
+    }
+}
+
+/// A gateway at work.
+pub(super) struct Listening {
+    tree: SupervisorRef,
+    revocations: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Finishes the requests in flight.
+    pub(super) async fn stop(self) {
+        if let Err(error) = self.tree.stop_child(CHILD).await {
+            tracing::debug!(%error, "the gateway had stopped already");
+        }
+        self.revocations.abort();
+    }
+}
+
+/// The key that signs now.
+fn signer(keys: &SigningKeys) -> anyhow::Result<auth::SigningKey> {
+    let key = keys.signing(jiff::Timestamp::now()).context("no key may sign access tokens yet")?;
+    for_gateway(key)
+}
+
+/// Signs and verifies with other keys from now on.
+fn install(keys: &SigningKeys, verifier: &Verifier, issuer: &Issuer) -> anyhow::Result<()> {
+    verifier.set_keys(published(keys)?);
+    issuer.set_key(signer(keys)?);
+    Ok(())
+}
+
+/// The keys with which tokens are verified.
+fn published(keys: &SigningKeys) -> anyhow::Result<Vec<auth::PublicKey>> {
+    keys.published(jiff::Timestamp::now()).map(|key| Ok(for_gateway(key)?.public())).collect()
+}
+
+fn for_gateway(key: &keys::SigningKey) -> anyhow::Result<auth::SigningKey> {
+    Ok(auth::SigningKey::from_pkcs8(key.kid.clone(), key.pkcs8.expose_secret())?)
+}
+
+fn settings(config: &Config) -> anyhow::Result<GatewayConfig> {
+    let of = &config.gateway;
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let allowance = |rate: Rate| {
+        let positive = |count| NonZeroU32::new(count).context("a rate of zero allows nothing");
+        anyhow::Ok(Allowance { per_minute: positive(rate.per_minute)?, burst: positive(rate.burst)? })
+    };
+    let Rates { auth, read, write, search } = of.rates;
+    Ok(GatewayConfig {
+        listen: of.listen,
+        body_limit_bytes: of.body_limit_bytes,
+        request_timeout_ms: millis(of.request_timeout),
+        header_timeout_ms: millis(of.header_timeout),
+        connections_max: of.connections_max,
+        requests_max: of.concurrency_max,
+        rate_limits: of.rate_limits,
+        cors_origins: of.cors_origins.iter().map(ToString::to_string).collect(),
+        token_issuer: config.tokens.issuer.clone(),
+        token_audience: config.tokens.audience.clone(),
+        quotas: Quotas { auth: allowance(auth)?, read: allowance(read)?, write: allowance(write)?, search: allowance(search)? },
+        trusted_proxies: of.trusted_proxies.iter().map(|network| network.to_string().parse()).collect::<Result<_, _>>()?,
+        ..GatewayConfig::default()
+    })
+}

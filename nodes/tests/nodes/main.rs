@@ -1,0 +1,4 @@
+//! Nodes as processes of their own: their roles, and what keeps several of them on one machine.
+
+mod process;
+mod roles;

@@ -1,0 +1,121 @@
+//! A process of the real binary.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::Client;
+use serde_json::Value;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// `rookery` with nothing of this process's configuration, at ports that are free, without rate limits.
+pub(crate) fn rookery(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ROOKERY__")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command.env("ROOKERY__GATEWAY__LISTEN", "127.0.0.1:0").env("ROOKERY__GATEWAY__RATE_LIMITS", "false");
+    for service in ["USERS", "POSTS", "COMMENTS", "SEARCH"] {
+        command.env(format!("ROOKERY__SERVICES__{service}__LISTEN"), "127.0.0.1:0");
+    }
+    command
+}
+
+/// What a command that needs a running node, or none, says.
+pub(crate) fn run(arguments: &[&str], data: &Path) -> Output {
+    rookery(arguments).env("ROOKERY__DATA_DIR", data).output().unwrap()
+}
+
+/// A process that runs until it is told to stop.
+pub(crate) struct Running {
+    child: Child,
+    /// What it said when it was up.
+    pub(crate) greeting: String,
+    log: PathBuf,
+    http: Client,
+}
+
+impl Running {
+    /// Starts it in a data folder and waits until it has greeted.
+    pub(crate) async fn start(mut command: Command, data: &Path) -> Self {
+        let (out, log) = (data.with_extension("out"), data.with_extension("log"));
+        let said = std::fs::File::create(&out).unwrap();
+        command.env("ROOKERY__DATA_DIR", data).stdout(said).stderr(std::fs::File::create(&log).unwrap());
+        let mut running = Self { child: command.spawn().unwrap(), greeting: String::new(), log, http: Client::new() };
+        let began = Instant::now();
+        loop {
+            running.greeting = std::fs::read_to_string(&out).unwrap();
+            if running.greeting.contains("\nhealth") {
+                return running;
+            }
+            let ended = running.child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended with {ended:?}: {}", running.log());
+            assert!(began.elapsed() < PATIENCE, "it does not greet: {}", running.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// What stands behind a word in the greeting.
+    pub(crate) fn greeted(&self, word: &str) -> Option<&str> {
+        let rest = self.greeting.split(word).nth(1)?;
+        rest.split(|c: char| c.is_whitespace() || c == ',').find(|found| !found.is_empty())
+    }
+
+    pub(crate) async fn get(&self, url: &str) -> (u16, String) {
+        let answer = self.http.get(url).send().await.unwrap_or_else(|error| panic!("{url}: {error}: {}", self.log()));
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    pub(crate) async fn json(&self, url: &str) -> Value {
+        let (_, text) = self.get(url).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{url}: {error}: {text}"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end, for so long.
+    pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(began.elapsed() < within, "it does not end: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGTERM, and a clean end in time.
+    pub(crate) async fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended(Duration::from_secs(15)).await;
+        assert!(status.success(), "a clean stop: {status}: {}", self.log());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

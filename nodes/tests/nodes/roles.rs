@@ -1,0 +1,106 @@
+//! Nodes of a cluster, over a Postgres that belongs to none of them.
+
+use std::{path::Path, process::Command};
+
+use rookery::{migrate::Database, testing::TestPostgres};
+use serde_json::Value;
+
+use crate::process::{Running, rookery, run};
+
+const SECRET: &str = "a secret that all nodes of the test share";
+
+/// The databases that the nodes of a test share.
+struct Shared(Vec<(Database, String)>);
+
+impl Shared {
+    async fn new() -> Self {
+        let postgres = TestPostgres::shared();
+        let mut urls = Vec::new();
+        for database in Database::ALL {
+            let made = postgres.fresh_database(database).await;
+            urls.push((database, postgres.server().url(made.get_dbname().unwrap())));
+        }
+        Self(urls)
+    }
+
+    fn node(&self, name: &str, roles: &str) -> Command {
+        let mut command = rookery(&["node", "--name", name, "--roles", roles]);
+        command.env("ROOKERY__SECRET", SECRET);
+        for (database, url) in &self.0 {
+            command.env(format!("ROOKERY__SERVICES__{}__DATABASE_URL", database.name().to_uppercase()), url);
+        }
+        command
+    }
+
+    /// The names of the members of a service.
+    async fn members(&self, of: Database) -> Vec<String> {
+        let (_, url) = self.0.iter().find(|(database, _)| *database == of).unwrap();
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let rows = client.query("SELECT node FROM member WHERE state = 'live' ORDER BY node", &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let owner = Running::start(shared.node("n1", "users,posts,comments,search"), &folder.path().join("n1")).await;
+    let gateway = Running::start(shared.node("n2", "gateway"), &folder.path().join("n2")).await;
+
+    for database in Database::ALL {
+        assert_eq!(shared.members(database).await, ["n1"], "{database}");
+    }
+    assert!(owner.greeting.starts_with("Rookery node n1 runs"), "{}", owner.greeting);
+    let health = format!("http://{}", owner.greeted("posts").unwrap());
+    let probes = probes(&owner, &health).await;
+    assert!(probes.contains(&"posts.shards".to_owned()) && probes.contains(&"posts.events.users".to_owned()), "{probes:?}");
+    assert_eq!(owner.get(&format!("{health}/api/v1/posts")).await.0, 404, "it is no gateway");
+
+    let url = gateway.greeted("listens on").unwrap();
+    assert_eq!(gateway.get(&format!("{url}/livez")).await, (200, "ok\n".to_owned()));
+    let probes = self::probes(&gateway, url).await;
+    assert_eq!(probes, ["comments.database", "posts.database", "search.database", "users.database"], "no shards, no bridges");
+    assert!(!gateway.greeting.contains("posts 127"), "no health port of a service that it does not have");
+    gateway.stop().await;
+    owner.stop().await;
+    assert_eq!(shared.members(Database::Posts).await, [""; 0]);
+}
+
+/// What the readiness of a node consists of; the node is ready.
+async fn probes(node: &Running, url: &str) -> Vec<String> {
+    let (status, text) = node.get(&format!("{url}/readyz?verbose")).await;
+    assert_eq!(status, 200, "{text}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    report["probes"].as_object().unwrap().keys().cloned().collect()
+}
+
+#[test]
+fn a_node_that_was_not_given_what_the_cluster_shares_is_told_what_and_how() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(&["node", "--name", "n2"], folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    for missing in ["services.users.database_url", "ROOKERY__SERVICES__SEARCH__DATABASE_URL_FILE", "`secret`", "rookery up"] {
+        assert!(said.contains(missing), "{missing}: {said}");
+    }
+    assert!(is_empty(folder.path()), "nothing was begun");
+}
+
+#[test]
+fn a_whole_that_leaves_out_a_part_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = rookery(&["up"])
+        .env("ROOKERY__DATA_DIR", folder.path())
+        .env("ROOKERY__NODE__ROLES", "gateway,posts,comments")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("leaves out users, search") && said.contains("rookery node"), "{said}");
+    assert!(is_empty(folder.path()), "nothing was begun");
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
+}
