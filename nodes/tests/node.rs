@@ -1,6 +1,6 @@
 //! A whole node in this process: services, bridges, index and gateway over a private Postgres.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use jiff::Timestamp;
 use rookery::{config::Config, node::Node};
@@ -8,7 +8,7 @@ use rookery_actors::{
     comments::{self, CommentBody},
     event::Topic,
     posts::{
-        Draft,
+        Draft, Filter, Sort,
         rules::{Body, Tags, Title},
     },
     runtime::Context,
@@ -114,5 +114,35 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
     assert_eq!(found, post.id.0);
     let again = node.faces.posts.get(post.id, deadline()).await.unwrap().unwrap();
     assert_eq!((again.title, again.comment_count), (post.title, 1));
+    node.stop().await;
+}
+
+/// What `rookery import` says of a file that it brings into a running node.
+fn import(data: &Path, lines: &[serde_json::Value]) -> String {
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    std::fs::write(data.join("import.jsonl"), lines.join("\n")).unwrap();
+    let mut importer = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    let output = importer.arg("import").arg(data.join("import.jsonl")).arg("--data-dir").arg(data).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_import_does_not_bring_a_deleted_post_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let lines = [
+        serde_json::json!({"type": "user", "username": "grace", "created_at": 1_375_358_400}),
+        serde_json::json!({"type": "post", "source_id": "p", "author": "grace", "title": "Nanoseconds", "created_at": 1_375_358_400}),
+        serde_json::json!({"type": "comment", "source_id": "c", "post": "p", "author": "grace", "body": "1", "created_at": 1_375_358_401}),
+    ];
+    let first = import(folder.path(), &lines);
+    assert!(first.contains("imported       3"), "{first}");
+    let posts = &node.faces.posts;
+    let post = posts.list(Sort::New, &Filter::All, None, 1, deadline()).await.unwrap().items.remove(0);
+    posts.delete(post.id, post.author, false, None, soon()).await.unwrap();
+
+    let second = import(folder.path(), &lines);
+    assert!(second.contains("already there  3") && second.contains("imported       0"), "{second}");
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap(), None);
     node.stop().await;
 }
