@@ -3,16 +3,20 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use jiff::Timestamp;
-use rookery::{config::Config, node::Node};
+use rookery::{
+    config::Config,
+    node::{Faces, Node},
+};
 use rookery_actors::{
     comments::{self, CommentBody},
     event::Topic,
+    ids::UserId,
     posts::{
         Draft, Filter, Sort,
         rules::{Body, Tags, Title},
     },
     runtime::Context,
-    search::{SearchToken, index},
+    search::{SearchToken, comment_document, index},
     users::{
         NewUser,
         names::{Email, Username},
@@ -20,6 +24,7 @@ use rookery_actors::{
     },
 };
 use tokio::time::Instant;
+use uuid::Uuid;
 
 fn soon() -> Context {
     Context::within(Duration::from_secs(10))
@@ -144,5 +149,43 @@ async fn a_second_import_does_not_bring_a_deleted_post_back() {
     let second = import(folder.path(), &lines);
     assert!(second.contains("already there  3") && second.contains("imported       0"), "{second}");
     assert_eq!(posts.get(post.id, deadline()).await.unwrap(), None);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let Faces { posts, comments, search, .. } = &node.faces;
+    let author = UserId(Uuid::from_u128(1));
+    let draft = Draft {
+        author,
+        title: Title::parse("Pterosaurs").unwrap(),
+        body: Body::parse("They flew.").unwrap(),
+        tags: Tags::default(),
+        at: Timestamp::now(),
+    };
+    let post = posts.publish(draft, soon()).await.unwrap().reply.post.unwrap();
+    let draft = comments::Draft {
+        post: post.id,
+        author,
+        body: CommentBody::parse("A pterodactyloid, surely.").unwrap(),
+        parent: None,
+        at: Timestamp::now(),
+    };
+    comments.add(draft, soon()).await.unwrap();
+    let query = index::Search { query: index::Query::parse("pterodactyloid").unwrap(), ..index::Search::default() };
+    let found = async || search.search(query.clone(), deadline()).await.unwrap().hits.total;
+    eventually("the comment", async || (found().await == 1).then_some(())).await;
+    let late: Vec<_> =
+        comments.export(None, 10).await.unwrap().into_iter().map(|comment| comment_document(comment).unwrap()).collect();
+
+    let gone = posts.delete(post.id, author, false, None, soon()).await.unwrap();
+    let token = SearchToken { topic: Topic::Posts, shard: gone.shard, seq: gone.seq, key: post.id.0 };
+    assert!(search.visible(token, Duration::from_secs(5)).await);
+    assert_eq!(found().await, 0);
+    search.put(late).await.unwrap();
+    search.rebuild().await;
+    assert_eq!(found().await, 0, "nor by an index that is built anew");
     node.stop().await;
 }
