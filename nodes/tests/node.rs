@@ -1,18 +1,22 @@
 //! A whole node in this process: services, bridges, index and gateway over a private Postgres.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use jiff::Timestamp;
-use rookery::{config::Config, node::Node};
+use rookery::{
+    config::Config,
+    node::{Faces, Node},
+};
 use rookery_actors::{
     comments::{self, CommentBody},
     event::Topic,
+    ids::UserId,
     posts::{
-        Draft,
+        Draft, Filter, Sort,
         rules::{Body, Tags, Title},
     },
     runtime::Context,
-    search::{SearchToken, index},
+    search::{SearchToken, comment_document, index},
     users::{
         NewUser,
         names::{Email, Username},
@@ -20,6 +24,7 @@ use rookery_actors::{
     },
 };
 use tokio::time::Instant;
+use uuid::Uuid;
 
 fn soon() -> Context {
     Context::within(Duration::from_secs(10))
@@ -114,5 +119,73 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
     assert_eq!(found, post.id.0);
     let again = node.faces.posts.get(post.id, deadline()).await.unwrap().unwrap();
     assert_eq!((again.title, again.comment_count), (post.title, 1));
+    node.stop().await;
+}
+
+/// What `rookery import` says of a file that it brings into a running node.
+fn import(data: &Path, lines: &[serde_json::Value]) -> String {
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    std::fs::write(data.join("import.jsonl"), lines.join("\n")).unwrap();
+    let mut importer = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    let output = importer.arg("import").arg(data.join("import.jsonl")).arg("--data-dir").arg(data).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_import_does_not_bring_a_deleted_post_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let lines = [
+        serde_json::json!({"type": "user", "username": "grace", "created_at": 1_375_358_400}),
+        serde_json::json!({"type": "post", "source_id": "p", "author": "grace", "title": "Nanoseconds", "created_at": 1_375_358_400}),
+        serde_json::json!({"type": "comment", "source_id": "c", "post": "p", "author": "grace", "body": "1", "created_at": 1_375_358_401}),
+    ];
+    let first = import(folder.path(), &lines);
+    assert!(first.contains("imported       3"), "{first}");
+    let posts = &node.faces.posts;
+    let post = posts.list(Sort::New, &Filter::All, None, 1, deadline()).await.unwrap().items.remove(0);
+    posts.delete(post.id, post.author, false, None, soon()).await.unwrap();
+
+    let second = import(folder.path(), &lines);
+    assert!(second.contains("already there  3") && second.contains("imported       0"), "{second}");
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap(), None);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let Faces { posts, comments, search, .. } = &node.faces;
+    let author = UserId(Uuid::from_u128(1));
+    let draft = Draft {
+        author,
+        title: Title::parse("Pterosaurs").unwrap(),
+        body: Body::parse("They flew.").unwrap(),
+        tags: Tags::default(),
+        at: Timestamp::now(),
+    };
+    let post = posts.publish(draft, soon()).await.unwrap().reply.post.unwrap();
+    let draft = comments::Draft {
+        post: post.id,
+        author,
+        body: CommentBody::parse("A pterodactyloid, surely.").unwrap(),
+        parent: None,
+        at: Timestamp::now(),
+    };
+    comments.add(draft, soon()).await.unwrap();
+    let query = index::Search { query: index::Query::parse("pterodactyloid").unwrap(), ..index::Search::default() };
+    let found = async || search.search(query.clone(), deadline()).await.unwrap().hits.total;
+    eventually("the comment", async || (found().await == 1).then_some(())).await;
+    let late: Vec<_> =
+        comments.export(None, 10).await.unwrap().into_iter().map(|comment| comment_document(comment).unwrap()).collect();
+
+    let gone = posts.delete(post.id, author, false, None, soon()).await.unwrap();
+    let token = SearchToken { topic: Topic::Posts, shard: gone.shard, seq: gone.seq, key: post.id.0 };
+    assert!(search.visible(token, Duration::from_secs(5)).await);
+    assert_eq!(found().await, 0);
+    search.put(late).await.unwrap();
+    search.rebuild().await;
+    assert_eq!(found().await, 0, "nor by an index that is built anew");
     node.stop().await;
 }

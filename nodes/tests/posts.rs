@@ -176,3 +176,21 @@ async fn an_absent_post_is_none() {
     assert_eq!(posts.get(PostId(Uuid::now_v7()), deadline()).await.unwrap(), None);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_deleted_post_is_not_published_again_under_its_id() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let id = PostId(Uuid::now_v7());
+    posts.publish_as(id, draft("hello"), soon()).await.unwrap();
+    posts.delete(id, ADA, false, None, soon()).await.unwrap();
+    let again = async |posts: &Posts| posts.publish_as(id, draft("hello"), soon()).await.unwrap_err();
+    assert_eq!(again(&posts).await, AskError::Rejected(Rejection::Deleted));
+    assert_eq!(posts.which_are_taken(&[id, PostId(Uuid::now_v7())]).await.unwrap(), [id].into());
+    assert!(posts.which_exist(&[id]).await.unwrap().is_empty());
+    service.stop().await;
+
+    let (service, posts) = self::service(&config).await;
+    assert_eq!(again(&posts).await, AskError::Rejected(Rejection::Deleted), "also when memory knows nothing of it");
+    service.stop().await;
+}

@@ -125,6 +125,9 @@ pub enum Rejection {
     /// It exists already.
     #[error("the id is taken")]
     Exists,
+    /// It was deleted: its id is not used again.
+    #[error("the post was deleted")]
+    Deleted,
     /// Only the author may do this.
     #[error("only the author may do this")]
     NotAuthor,
@@ -136,11 +139,13 @@ pub enum Rejection {
     },
 }
 
-/// What `decide` cannot know from memory: whether this user likes the post.
+/// What `decide` cannot know from memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Of the command's user.
+    /// Whether the command's user likes the post.
     pub liked: bool,
+    /// Whether there was a post of this id, which was deleted.
+    pub deleted: bool,
 }
 
 impl Entity for Post {
@@ -152,6 +157,7 @@ impl Entity for Post {
     fn decide(state: Option<&Self>, command: &Command, facts: &Facts) -> Result<Vec<Event>, Rejection> {
         match (command, state) {
             (Command::Publish { .. }, Some(_)) => Err(Rejection::Exists),
+            (Command::Publish { .. }, None) if facts.deleted => Err(Rejection::Deleted),
             (Command::Publish { id, author, title, body, tags, at, .. }, None) => Ok(vec![Event::Published(Post {
                 id: *id,
                 author: *author,
@@ -298,8 +304,8 @@ mod tests {
     fn a_second_like_of_the_same_user_counts_nothing() {
         let post = given(&published());
         let like = Command::Like { user: BOB, on: true };
-        assert_eq!(Post::decide(post.as_ref(), &like, &Facts { liked: true }), Ok(vec![]));
-        assert_eq!(Post::decide(post.as_ref(), &like, &Facts { liked: false }), Ok(vec![Event::Liked(BOB)]));
+        assert_eq!(Post::decide(post.as_ref(), &like, &Facts { liked: true, ..Facts::default() }), Ok(vec![]));
+        assert_eq!(Post::decide(post.as_ref(), &like, &Facts::default()), Ok(vec![Event::Liked(BOB)]));
     }
 
     #[test]
@@ -325,6 +331,12 @@ mod tests {
             reject(given(&published()), &Command::Delete { by: BOB, moderator: false, if_version: None }),
             Rejection::NotAuthor
         );
+    }
+
+    #[test]
+    fn the_id_of_a_deleted_post_is_not_used_again() {
+        let facts = Facts { deleted: true, ..Facts::default() };
+        assert_eq!(Post::decide(None, &publish(), &facts), Err(Rejection::Deleted));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Posts {
     /// Publishes a post under an id made by the caller: an import.
     ///
     /// # Errors
-    /// [`Rejection::Exists`] if it is there already.
+    /// [`Rejection::Exists`] if it is there already, [`Rejection::Deleted`] if it was.
     pub async fn publish_as(&self, id: PostId, draft: Draft, context: Context) -> AskResult<PostService> {
         self.begin(id, draft, false, context).await
     }
@@ -186,6 +186,17 @@ impl Posts {
         let client = self.runtime.database().get().await?;
         let rows = client.query("SELECT id FROM post WHERE id = ANY($1)", &[&wanted]).await?;
         Ok(rows.iter().map(|row| PostId(row.get(0))).collect())
+    }
+
+    /// Which of these ids belong to a post, or did until it was deleted: the same for an import.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn which_are_taken(&self, ids: &[PostId]) -> Result<HashSet<PostId>, Failure> {
+        let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let client = self.runtime.database().get().await?;
+        let sql = "SELECT id FROM post WHERE id = ANY($1) UNION ALL SELECT id FROM deleted_post WHERE id = ANY($1)";
+        Ok(client.query(sql, &[&wanted]).await?.iter().map(|row| PostId(row.get(0))).collect())
     }
 
     /// A page of a list.

@@ -41,6 +41,15 @@ pub struct Reply {
     pub post: Option<Post>,
 }
 
+/// What a command must know besides the post.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// Whether this user likes it.
+    Liked(UserId),
+    /// Whether it was deleted: an id that was not minted for the command may have had a life before.
+    Deleted,
+}
+
 text_params!(Title, Body);
 
 table! {
@@ -74,6 +83,12 @@ table! {
     /// Posts to delete.
     pub(crate) struct GoneRows of GoneRow { id: Uuid => "uuid" }
     "DELETE FROM post p USING {rows} WHERE p.id = r.id"
+}
+
+table! {
+    /// What stays of them.
+    pub(crate) struct DeletedRows of DeletedRow { id: Uuid => "uuid" }
+    "INSERT INTO deleted_post (id) SELECT id FROM {rows}"
 }
 
 table! {
@@ -120,8 +135,8 @@ table! {
 tables! {
     /// What a batch of the posts service writes.
     pub struct Writes {
-        posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, tags: TagRows, untags: UntagRows,
-        likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
+        posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, deleted: DeletedRows, tags: TagRows,
+        untags: UntagRows, likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
         authors: AuthorRows,
     }
 }
@@ -149,7 +164,7 @@ impl Service for PostService {
     type Entity = Post;
     type Writes = Writes;
     type Reply = Reply;
-    type Need = UserId;
+    type Need = Need;
     type Note = Author;
     type Query = Query;
     type Answer = Answer;
@@ -166,17 +181,26 @@ impl Service for PostService {
         rows.iter().map(|row| post(row).map(|post| (post.id.0, post))).collect()
     }
 
-    fn need(&self, _: Uuid, state: Option<&Post>, command: &Command) -> Option<UserId> {
+    fn need(&self, _: Uuid, state: Option<&Post>, command: &Command) -> Option<Need> {
         match command {
             // Nobody likes a post without likes.
-            Command::Like { user, .. } if state.is_some_and(|post| post.like_count > 0) => Some(*user),
+            Command::Like { user, .. } if state.is_some_and(|post| post.like_count > 0) => Some(Need::Liked(*user)),
+            Command::Publish { minted: false, .. } if state.is_none() => Some(Need::Deleted),
             _ => None,
         }
     }
 
-    async fn look_up(&self, client: Pooled<'_>, id: Uuid, user: UserId) -> Result<Facts, LoadError> {
-        let row = client.query_opt("SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2", &[&id, &user.0]).await?;
-        Ok(Facts { liked: row.is_some() })
+    async fn look_up(&self, client: Pooled<'_>, id: Uuid, need: Need) -> Result<Facts, LoadError> {
+        match need {
+            Need::Liked(user) => {
+                let row = client.query_opt("SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2", &[&id, &user.0]).await?;
+                Ok(Facts { liked: row.is_some(), deleted: false })
+            }
+            Need::Deleted => {
+                let row = client.query_opt("SELECT 1 FROM deleted_post WHERE id = $1", &[&id]).await?;
+                Ok(Facts { liked: false, deleted: row.is_some() })
+            }
+        }
     }
 
     fn creates(command: &Command) -> bool {
@@ -205,6 +229,7 @@ impl Service for PostService {
                 }
                 Event::Deleted(post) => {
                     unit.writes.gone.push(GoneRow { id });
+                    unit.writes.deleted.push(DeletedRow { id });
                     for tag in post.tags.as_slice() {
                         unit.writes.untags.push(UntagRow { tag: tag.as_str().to_owned(), post: id });
                     }

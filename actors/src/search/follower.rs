@@ -176,8 +176,13 @@ impl Follower {
         let client = self.runtime.database().get().await?;
         let rows = client
             .query(
+                // A comment that was on its way when its post went is never to be found; those before it go with their post.
                 // With ties: a page ends with a whole record, however many documents came with it.
-                "SELECT seq, doc FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES",
+                "SELECT seq, doc FROM documents d
+                 WHERE shard = $1 AND seq > $2 AND NOT (type = 'comment' AND EXISTS (
+                     SELECT FROM documents p WHERE p.type = 'post' AND p.id = (d.doc::json->>'post_id')::uuid
+                     AND p.doc::json->>'deleted' = 'true'))
+                 ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES",
                 &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX],
             )
             .await?;

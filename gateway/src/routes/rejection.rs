@@ -9,10 +9,10 @@ use crate::problem::{self, Problem};
 
 impl From<posts::Rejection> for Problem {
     fn from(rejection: posts::Rejection) -> Self {
-        use posts::Rejection::{Exists, NotAuthor, NotFound, VersionMismatch};
+        use posts::Rejection::{Deleted, Exists, NotAuthor, NotFound, VersionMismatch};
         let kind = match rejection {
             NotFound => &problem::NOT_FOUND,
-            Exists => &problem::CONFLICT,
+            Exists | Deleted => &problem::CONFLICT,
             NotAuthor => &problem::FORBIDDEN,
             VersionMismatch { .. } => &problem::PRECONDITION_FAILED,
         };

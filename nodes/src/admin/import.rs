@@ -200,7 +200,7 @@ impl Importer {
         if ids.is_empty() {
             return HashSet::new();
         }
-        let ask = || self.faces.posts.which_exist(&ids);
+        let ask = || self.faces.posts.which_are_taken(&ids);
         // Should it fail for good, each item finds out by itself.
         ask.retry(patience()).when(passes).await.unwrap_or_default()
     }
@@ -256,7 +256,7 @@ impl Importer {
         };
         match self.faces.posts.publish_as(post.id, draft, context()).await {
             Ok(_) => Ok(true),
-            Err(AskError::Rejected(posts::Rejection::Exists)) => Ok(false),
+            Err(AskError::Rejected(posts::Rejection::Exists | posts::Rejection::Deleted)) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -267,6 +267,10 @@ impl Importer {
         let author = self.author(&comment.author).await?;
         // A thread does not know whether its post ever was.
         if self.faces.posts.get(comment.post, deadline).await?.is_none() {
+            // It went with its post, as it was to.
+            if self.faces.posts.which_are_taken(&[comment.post]).await?.contains(&comment.post) {
+                return Ok(false);
+            }
             return Err(No::Refused(format!("there is no post {}", comment.post)));
         }
         let comments = &self.faces.comments;

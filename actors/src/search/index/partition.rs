@@ -144,7 +144,8 @@ impl Partition {
     /// Applies documents with the seqs of their rows. They can be found after the next [`commit`](Self::commit).
     ///
     /// A document replaces the one of the same kind and id unless that has a greater version, whatever the order.
-    /// A deleted one only removes; its row in `documents` is what keeps an older version from coming back later.
+    /// A deleted one only removes; its row in `documents` is what keeps an older version from coming back later. A deleted
+    /// post takes its comments along, those that were applied before it.
     ///
     /// # Errors
     /// [`PartitionError::Write`]; then [`recover`](Self::recover).
@@ -257,6 +258,9 @@ impl Partition {
             // Not for what is new: every deletion is looked up in every segment.
             if known.is_some() {
                 writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+            }
+            if document.deleted && document.kind == Kind::Post {
+                writer.delete_term(schema::comments_of(&self.reader.fields, document.id));
             }
             if !document.deleted {
                 let entry =

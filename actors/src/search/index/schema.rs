@@ -8,7 +8,7 @@ use super::document::{Document, Kind};
 use super::text;
 
 /// Grows whenever the fields or the tokens change: an index of another format is rebuilt, never guessed at.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 const EXACT: &str = "rookery_exact";
 const STEMMED: &str = "rookery_stemmed";
@@ -24,6 +24,8 @@ pub(super) struct Fields {
     /// Kind and id: what an update replaces.
     pub key: Field,
     pub kind: Field,
+    /// Of a comment: whose it is.
+    pub post: Field,
     pub author: Field,
     pub author_name: Field,
     pub tag: Field,
@@ -58,6 +60,7 @@ pub(super) fn schema() -> (Schema, Fields) {
     let fields = Fields {
         key: raw(&mut builder, "key"),
         kind: raw(&mut builder, "kind"),
+        post: raw(&mut builder, "post"),
         author: raw(&mut builder, "author"),
         author_name: raw(&mut builder, "author_name"),
         tag: raw(&mut builder, "tag"),
@@ -86,6 +89,11 @@ pub(super) fn key(fields: &Fields, kind: Kind, id: Uuid) -> Term {
     Term::from_field_text(fields.key, &format!("{kind}/{}", id.simple()))
 }
 
+/// The term of a post's comments.
+pub(super) fn comments_of(fields: &Fields, post: Uuid) -> Term {
+    Term::from_field_text(fields.post, &post.simple().to_string())
+}
+
 /// A name as filters and suggestions compare it.
 pub(super) fn name(text: &str) -> String {
     text.trim().to_lowercase()
@@ -99,6 +107,9 @@ pub(super) fn entry(schema: &Schema, fields: &Fields, document: &Document) -> Re
     let mut entry = TantivyDocument::new();
     entry.add_text(fields.key, format!("{}/{}", document.kind, document.id.simple()));
     entry.add_text(fields.kind, document.kind.as_str());
+    if let Some(post) = document.post_id {
+        entry.add_text(fields.post, post.simple().to_string());
+    }
     if let Some(author) = document.author {
         entry.add_text(fields.author, author.simple().to_string());
     }

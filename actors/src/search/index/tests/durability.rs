@@ -11,6 +11,15 @@ fn deleted_documents_vanish() {
 }
 
 #[test]
+fn the_comments_of_a_deleted_post_go_with_it() {
+    let under = |post, comment| Document { post_id: Some(Uuid::from_u128(post)), ..comment };
+    let mut index = given([post(1, "", "rust"), under(1, comment(2, "rust")), under(9, comment(3, "rust"))]);
+    index.apply([under(1, comment(4, "rust"))]);
+    index.index([deleted(post(1, "", "rust"))]);
+    assert_eq!(index.find("rust"), [3]);
+}
+
+#[test]
 fn a_newer_version_replaces_the_older() {
     let mut index = given([post(1, "", "rust")]);
     index.index([Document { version: 2, ..post(1, "", "tokio") }]);
@@ -178,7 +187,8 @@ fn an_index_of_another_format_is_built_anew() {
     let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
     partition.close().unwrap();
     let meta = dir.path().join("meta.json");
-    let newer = fs::read_to_string(&meta).unwrap().replace(r#"{\"format\":1"#, r#"{\"format\":999"#);
+    let format = |number: u32| format!(r#"{{\"format\":{number}"#);
+    let newer = fs::read_to_string(&meta).unwrap().replace(&format(schema::FORMAT), &format(999));
     fs::write(&meta, newer).unwrap();
     let partition = open(&dir);
     assert_eq!(partition.position(), &Position::default());
