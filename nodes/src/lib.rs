@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod event_log;
 pub mod kafka;
+pub mod links;
 pub mod migrate;
 pub mod node;
 pub mod ownership;
