@@ -7,6 +7,7 @@ pub mod config;
 pub mod databases;
 pub mod event_log;
 pub mod kafka;
+pub mod links;
 pub mod migrate;
 pub mod node;
 pub mod ownership;
