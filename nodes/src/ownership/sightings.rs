@@ -249,6 +249,7 @@ mod tests {
     fn a_node_that_keeps_dying_must_stay_longer_each_time() {
         let mut table = Table::new();
         table.join("n1");
+        table.ticks(4, &[]);
         let mut waits = Vec::new();
         for _ in 0..3 {
             let flapping = table.join("n2");

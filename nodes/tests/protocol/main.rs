@@ -1,11 +1,13 @@
-//! The rules of PROTOCOL.md on one node against a real Postgres: each test's name is a promise.
+//! The rules of PROTOCOL.md against a real Postgres: each test's name is a promise.
 
 mod batch;
+mod cluster;
 mod doubt;
 mod entities;
 mod events;
 mod fence;
 mod membership;
+mod moves;
 mod proxy;
 mod random;
 mod route;

@@ -25,6 +25,14 @@ pub(crate) const BATCH: &str = "WITH t0 AS";
 /// In the text of every renewal.
 pub(crate) const RENEWAL: &str = "UPDATE member SET renewed";
 
+/// In the text of every grant of a hand-off.
+pub(crate) const GRANT: &str = "EXISTS (SELECT FROM member m";
+/// In the text of the question whether a user likes a post.
+pub(crate) const LIKED: &str = "SELECT 1 FROM post_like";
+
+/// All of them.
+const KNOWN: [&str; 4] = [BATCH, RENEWAL, GRANT, LIKED];
+
 /// What becomes of a statement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fate {
@@ -154,14 +162,14 @@ impl Shared {
                 b'P' => {
                     let (name, text) = two_strings(&message[5..]);
                     let text = String::from_utf8_lossy(text).into_owned();
-                    for known in [BATCH, RENEWAL].into_iter().filter(|known| text.contains(known)) {
+                    for known in KNOWN.into_iter().filter(|known| text.contains(known)) {
                         prepared.insert((known, name.to_vec()));
                     }
                 }
                 // Bind: portal, statement.
                 b'B' => {
                     let (_, name) = two_strings(&message[5..]);
-                    let text = [BATCH, RENEWAL].into_iter().find(|text| prepared.contains(&(*text, name.to_vec())));
+                    let text = KNOWN.into_iter().find(|text| prepared.contains(&(*text, name.to_vec())));
                     match self.fate(text).await {
                         Fate::Passes => {}
                         Fate::NeverArrives => return Ok(()),

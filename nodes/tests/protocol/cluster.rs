@@ -1,0 +1,176 @@
+//! Several owners of one service in one process: what the links are between nodes, direct calls are here.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
+use rookery::{
+    ownership::{Announce, Contact, LeaseSettings, Membership, View},
+    testing::TestService,
+};
+use rookery_actors::{
+    ids::{Epoch, ShardId},
+    posts::{PostService, Posts},
+    runtime::{NodeName, Router, Runtime, SendError, Settings},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_postgres::Config;
+
+use crate::support::*;
+
+/// Enough that groups and caps are seen.
+pub(crate) const MANY_SHARDS: u16 = 64;
+
+/// Polls often, and forgives a busy machine.
+pub(crate) const QUICK: LeaseSettings = LeaseSettings { ttl: Duration::from_secs(20), renew_every: Duration::from_millis(50) };
+
+/// The nodes of a story, and the ways between them.
+#[derive(Clone, Default)]
+pub(crate) struct Hub(Arc<Ways>);
+
+#[derive(Default)]
+struct Ways {
+    nodes: Mutex<HashMap<String, (Runtime<PostService>, Contact)>>,
+    deaf: AtomicBool,
+    announced: AtomicUsize,
+}
+
+/// One node of the story.
+pub(crate) struct Peer {
+    pub(crate) service: TestService<PostService>,
+    pub(crate) posts: Posts,
+    hub: Hub,
+    name: String,
+}
+
+impl Hub {
+    /// Starts a node whose membership goes by this lease.
+    pub(crate) async fn join(&self, config: &Config, name: &str, lease: LeaseSettings) -> Peer {
+        let membership = Membership {
+            address: Some(format!("{name}.example:4000")),
+            announce: Arc::new(self.clone()),
+            ..Membership::new(name, lease)
+        };
+        let settings = Settings { shards: MANY_SHARDS, ..Settings::default() };
+        let service = TestService::join(PostService::default(), config.clone(), membership, settings).await;
+        let contact = service.ownership().contact();
+        service.runtime.connect(Arc::new(Way::new(self.clone(), contact.clone())));
+        self.0.nodes.lock().unwrap().insert(name.to_owned(), (service.runtime.clone(), contact));
+        Peer { posts: Posts::new(service.runtime.clone()), service, hub: self.clone(), name: name.to_owned() }
+    }
+
+    /// Announcements get lost from now on, or no longer.
+    pub(crate) fn deafen(&self, deaf: bool) {
+        self.0.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// How many announcements were heard.
+    pub(crate) fn announced(&self) -> usize {
+        self.0.announced.load(Ordering::SeqCst)
+    }
+
+    fn node(&self, name: &str) -> Option<(Runtime<PostService>, Contact)> {
+        self.0.nodes.lock().unwrap().get(name).cloned()
+    }
+}
+
+impl Announce for Hub {
+    fn granted<'a>(&'a self, _: &'static str, shards: &'a [(ShardId, Epoch)], to: &'a str) -> BoxFuture<'a, bool> {
+        async move {
+            let Some((_, contact)) = self.node(to).filter(|_| !self.0.deaf.load(Ordering::SeqCst)) else { return false };
+            self.0.announced.fetch_add(1, Ordering::SeqCst);
+            contact.take_up(shards, Duration::from_secs(5)).await
+        }
+        .boxed()
+    }
+}
+
+impl Peer {
+    pub(crate) fn contact(&self) -> Contact {
+        self.service.ownership().contact()
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.contact().view().borrow().clone()
+    }
+
+    pub(crate) fn owned(&self) -> Vec<(ShardId, Epoch)> {
+        self.service.runtime.owned().into_iter().map(|(shard, epoch, _)| (shard, epoch)).collect()
+    }
+
+    /// Hands everything over, and leaves.
+    pub(crate) async fn drain(self) {
+        assert!(self.service.ownership().drain(Duration::from_secs(20)).await, "{} has handed everything over", self.name);
+        self.stop().await;
+    }
+
+    /// Leaves without handing anything over.
+    pub(crate) async fn stop(self) {
+        self.hub.0.nodes.lock().unwrap().remove(&self.name);
+        self.service.stop().await;
+    }
+}
+
+/// Every shard is served by exactly one of these, and nothing should move any more.
+pub(crate) async fn at_rest(peers: &[&Peer]) {
+    eventually("every shard is where it should be, and served once", async || {
+        let mut served: Vec<ShardId> = peers.iter().flat_map(|peer| peer.owned()).map(|(shard, _)| shard).collect();
+        served.sort_unstable();
+        let views: Vec<Arc<View>> = peers.iter().map(|peer| peer.view()).collect();
+        let all_there = views.iter().all(|view| view.placement.members().len() == peers.len() && view.moves().next().is_none());
+        served == (0..MANY_SHARDS).map(ShardId).collect::<Vec<_>>() && all_there
+    })
+    .await;
+}
+
+/// The way of one node to the others.
+struct Way {
+    hub: Hub,
+    contact: Contact,
+    changes: watch::Sender<u64>,
+}
+
+impl Way {
+    fn new(hub: Hub, contact: Contact) -> Self {
+        let changes = watch::Sender::new(0);
+        let (told, mut view) = (changes.clone(), contact.view());
+        tokio::spawn(async move {
+            while view.changed().await.is_ok() {
+                told.send_modify(|count| *count += 1);
+            }
+        });
+        Self { hub, contact, changes }
+    }
+}
+
+impl Router for Way {
+    fn owner(&self, _: &'static str, shard: ShardId) -> Option<NodeName> {
+        self.contact.view().borrow().owner(shard).map(|member| member.node.as_str().into())
+    }
+
+    fn peers(&self, _: &'static str) -> Vec<NodeName> {
+        self.hub.0.nodes.lock().unwrap().keys().map(|name| name.as_str().into()).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn send(&self, node: NodeName, _: &'static str, question: Bytes, _: Instant) -> BoxFuture<'_, Result<Bytes, SendError>> {
+        let there = self.hub.node(&node);
+        async move {
+            match there {
+                Some((runtime, _)) => Ok(runtime.serve(&question).await),
+                None => Err(SendError::Undelivered("nobody of that name is here".to_owned())),
+            }
+        }
+        .boxed()
+    }
+}
