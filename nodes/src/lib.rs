@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bridge;
+pub mod chaos;
 pub mod cli;
 pub mod config;
 pub mod databases;

@@ -1,0 +1,5 @@
+//! Fault injection and what proves that the promises hold meanwhile: a workload whose history is checked, and an audit.
+
+pub mod history;
+pub mod linearizable;
+pub mod models;
