@@ -3,6 +3,7 @@
 //! | | |
 //! |---|---|
 //! | `GET /status` | [`status::Status`] |
+//! | `GET /node` | [`Report`] of this node |
 //! | `POST /import` | [`item::Numbered`] in, [`item::Answer`] out, a line each |
 //! | `POST /reindex` | [`reindex::Progress`] out, a line each |
 //! | `GET /dlt` `POST /dlt` | [`services::Letter`]; replay: [`dlt::Wanted`] in, [`dlt::Replayed`] out, a line each |
@@ -11,6 +12,7 @@
 //!
 //! [`router`] knows nothing of the socket, so that a gateway can mount it for admins' tokens.
 
+mod directory;
 pub mod dlt;
 mod import;
 pub mod item;
@@ -23,14 +25,14 @@ pub mod status;
 
 use std::{
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
 use axum::{
     Json, Router,
+    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -44,7 +46,10 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use self::services::Administered;
-use crate::node::{Faces, NamedBridge};
+use crate::{
+    node::{Faces, NamedBridge},
+    report::{self, Report, Said},
+};
 
 /// What is administered.
 pub struct Admin {
@@ -61,16 +66,18 @@ pub struct Admin {
 pub type KeysChanged = Box<dyn Fn(&SigningKeys) + Send + Sync>;
 
 /// Who the node is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct About {
     /// Its name.
     pub name: String,
-    /// What it does.
-    pub roles: Vec<String>,
-    /// Where its gateway listens, if it has one.
-    pub gateway: Option<SocketAddr>,
-    /// When it began.
-    pub started: Instant,
+    /// What it says of itself now.
+    pub look: Arc<dyn Fn() -> Report + Send + Sync>,
+}
+
+impl About {
+    fn said(&self) -> Said {
+        Said { name: self.name.clone(), state: report::State::Live, age: Duration::ZERO, report: (self.look)() }
+    }
 }
 
 impl Admin {
@@ -96,6 +103,7 @@ impl Admin {
 pub fn router(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/status", get(status::status))
+        .route("/node", get(node))
         .route("/import", post(import::import))
         .route("/reindex", post(reindex::reindex))
         .route("/dlt", get(dlt::list).post(dlt::replay))
@@ -103,6 +111,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/keys/rotate", post(keys::rotate))
         .route("/grant", post(keys::grant))
         .with_state(admin)
+}
+
+async fn node(State(admin): State<Arc<Admin>>) -> Json<Report> {
+    Json((admin.node.look)())
 }
 
 /// The port at work.

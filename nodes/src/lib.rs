@@ -14,5 +14,6 @@ pub mod node;
 pub mod ownership;
 pub mod placement;
 pub mod postgres;
+pub mod report;
 pub mod telemetry;
 pub mod testing;

@@ -47,6 +47,7 @@ use crate::{
     config::{Config, Role},
     databases::Databases,
     postgres::DataDir,
+    report::Reporter,
 };
 
 /// A node in the roles that it was given.
@@ -72,6 +73,7 @@ pub struct Node {
     bridges: Arc<Vec<NamedBridge>>,
     admin: AdminPort,
     events: Events,
+    reporter: Reporter,
     ports: health::Serving,
 }
 
@@ -141,12 +143,10 @@ impl Node {
             None => None,
         };
         janitors(&services, &faces, &events);
-        let about = About {
-            name: config.node.name.to_string(),
-            roles: roles.iter().map(|role| role.to_string()).collect(),
-            gateway,
-            started,
-        };
+        let name = config.node.name.to_string();
+        let look = services.look(roles, gateway, started);
+        let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
+        let about = About { name, look: Arc::new(look) };
         let admin = AdminPort::open(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed), data.path())?;
         let ports = ports.serve(&health, &metrics)?;
 
@@ -168,6 +168,7 @@ impl Node {
             bridges,
             admin,
             events,
+            reporter,
             ports,
         })
     }
@@ -190,6 +191,7 @@ impl Node {
     /// Stops in order; what was acknowledged is in the database.
     pub async fn stop(self) {
         self.admin.close();
+        self.reporter.drain();
         if let Some(front) = self.front {
             front.stop().await;
         }
@@ -200,6 +202,7 @@ impl Node {
         self.events.stop().await;
         tokio::join!(self.search.stop(), self.comments.stop(), self.posts.stop(), self.users.stop());
         self.faces.search.closed().await;
+        self.reporter.leave().await;
         self.ports.stop();
         self.databases.stop().await;
         drop(self.data);

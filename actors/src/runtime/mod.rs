@@ -405,16 +405,6 @@ impl<S: Service> Runtime<S> {
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
         dead_letters::list(&self.inner, limit).await
     }
-
-    /// How far the slowest consumer has read each shard's log, as of its last note; shards that nobody reads are left out.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn slowest_places(&self) -> Result<Vec<(ShardId, Seq)>, Failure> {
-        let client = self.inner.database.get().await?;
-        let rows = client.query("SELECT shard, min(position) FROM consumer GROUP BY shard ORDER BY shard", &[]).await?;
-        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
-    }
 }
 
 impl<S: Service> Inner<S> {

@@ -1,27 +1,35 @@
-//! `GET /status`: the node, its services, its shards.
+//! `GET /status`: the nodes, the services, the shards; the same from every node.
+//!
+//! Who owns what, the databases say. How a node is, it says itself ([`Report`]); whoever has fallen silent is suspect as
+//! long as it is a member, and then dead.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Json, extract::State};
 use futures_util::future::join_all;
+use rookery_actors::ids::{Epoch, Incarnation, Seq, ShardId};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Admin,
-    services::{ServiceStatus, ShardStatus},
+    directory::{self, Directory},
+    services::Administered,
 };
+use crate::report::{self, Report, STALE_AFTER, Said, ServiceReport};
 
-/// How the cluster is, as far as this node knows.
+/// How the cluster is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// The members.
+    /// The nodes, those that are gone for less than a day included.
     pub nodes: Vec<NodeStatus>,
-    /// The services on this node.
+    /// The services.
     pub services: Vec<ServiceStatus>,
-    /// Topics on their way into services.
+    /// Topics on their way into services, as far as the node that answers carries them.
     pub bridges: Vec<BridgeStatus>,
-    /// The shards that this node serves.
+    /// All shards; of a service whose database does not answer, those that the node serves that answers.
     pub shards: Vec<ShardStatus>,
+    /// Shards on their way from one node to another.
+    pub moves: Vec<Move>,
 }
 
 /// One node.
@@ -29,16 +37,68 @@ pub struct Status {
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
-    /// `live`
+    /// `live`, `draining`, `suspect` (it has fallen silent and is not yet dead) or `dead`.
     pub state: String,
-    /// What it does.
-    pub roles: Vec<String>,
-    /// Where its gateway listens, if it has one.
-    pub gateway: Option<String>,
-    /// Its process.
-    pub pid: u32,
-    /// Since its start.
-    pub uptime_s: u64,
+    /// What it last said of itself.
+    #[serde(flatten)]
+    pub report: Report,
+    /// Who it is in each service's database.
+    pub incarnations: BTreeMap<String, Incarnation>,
+}
+
+/// How one service is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// `users`, `posts`, `comments`, `search`.
+    pub service: String,
+    /// Shards that it has.
+    pub shards: u16,
+    /// Shards that a living node owns.
+    pub shards_owned: usize,
+    /// Shards on their way to another node.
+    pub shards_moving: usize,
+    /// Shards that nobody owns who lives.
+    pub shards_unowned: usize,
+    /// Records in its log.
+    pub head: Seq,
+    /// Records that its slowest consumer has not applied yet; none: nobody reads it, or the database does not answer.
+    pub lag: Option<Seq>,
+    /// Entities in memory, on all nodes.
+    pub entities: usize,
+    /// What they take, in bytes.
+    pub bytes: usize,
+    /// How long the database takes to answer; none: it does not.
+    pub database_ms: Option<f64>,
+    /// Records in the dead letters; none: the database does not answer.
+    pub dead_letters: Option<u64>,
+}
+
+/// One shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Whose.
+    pub service: String,
+    /// Its number.
+    pub shard: ShardId,
+    /// The name of the node; none: nobody who lives.
+    pub owner: Option<String>,
+    /// Changes of hands so far.
+    pub epoch: Epoch,
+    /// Records that its slowest consumer has not applied yet.
+    pub lag: Option<Seq>,
+}
+
+/// A shard on its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Move {
+    /// Whose.
+    pub service: String,
+    /// Its number.
+    pub shard: ShardId,
+    /// Who has it; none: nobody who lives.
+    pub from: Option<String>,
+    /// Who is to have it.
+    pub to: String,
 }
 
 /// One topic on its way into one service.
@@ -52,23 +112,148 @@ pub struct BridgeStatus {
     pub behind_s: f64,
 }
 
-pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
-    let node = &admin.node;
-    let (services, shards): (Vec<_>, Vec<_>) =
-        join_all(admin.services.iter().map(|service| service.status(&node.name))).await.into_iter().unzip();
+pub(super) async fn status(axum::extract::State(admin): State<Arc<Admin>>) -> Json<Status> {
+    let asked = admin.services.iter().map(|service| async {
+        let answer = directory::ask(service.database()).await;
+        (&**service, answer.inspect_err(|error| tracing::debug!(%error, "a database does not answer")).ok())
+    });
+    let told = join_all(asked).await;
+    let nodes = nodes(&told, admin.node.said());
+    let services = told.iter().map(|(service, told)| summary(*service, told.as_ref(), &nodes)).collect();
+    let shards = told.iter().flat_map(|(service, told)| shards(*service, told.as_ref(), &admin.node.name)).collect();
+    let moves = told.iter().flat_map(|(service, told)| moves(service.name(), told.as_ref())).collect();
     let bridges = admin.bridges.iter().map(|bridge| BridgeStatus {
         from: bridge.topic.service().to_owned(),
         to: bridge.consumer.to_owned(),
         behind_s: bridge.bridge.caught_up_at().elapsed().as_secs_f64(),
     });
-    let this = NodeStatus {
-        name: node.name.clone(),
-        // A dead node does not answer; draining comes with the cluster.
-        state: "live".to_owned(),
-        roles: node.roles.clone(),
-        gateway: node.gateway.map(|gateway| gateway.to_string()),
-        pid: std::process::id(),
-        uptime_s: node.started.elapsed().as_secs(),
+    let bridges = bridges.collect();
+    Json(Status { nodes, services, bridges, shards, moves })
+}
+
+/// `here`: the node that answers, which lives whatever the databases say, or whether they say anything.
+fn nodes(told: &[(&dyn Administered, Option<Directory>)], here: Said) -> Vec<NodeStatus> {
+    let mut freshest: BTreeMap<&str, &Said> = BTreeMap::new();
+    for said in told.iter().filter_map(|(_, told)| told.as_ref()).flat_map(|told| &told.nodes) {
+        let best = freshest.entry(&said.name).or_insert(said);
+        if said.age < best.age {
+            *best = said;
+        }
+    }
+    freshest.insert(&here.name, &here);
+    let mut incarnations: BTreeMap<&str, BTreeMap<String, Incarnation>> = BTreeMap::new();
+    let mut draining: Vec<&str> = Vec::new();
+    for (service, told) in told {
+        for member in told.iter().flat_map(|told| &told.members) {
+            incarnations.entry(&member.node).or_default().insert(service.name().to_owned(), member.incarnation);
+            if member.draining {
+                draining.push(&member.node);
+            }
+        }
+    }
+    let names: std::collections::BTreeSet<&str> = freshest.keys().chain(incarnations.keys()).copied().collect();
+    let node = |name: &str| {
+        let said = freshest.get(name).copied();
+        let incarnations = incarnations.get(name).cloned().unwrap_or_default();
+        NodeStatus {
+            name: name.to_owned(),
+            state: state(said, !incarnations.is_empty(), draining.contains(&name)).to_owned(),
+            report: said.map(|said| said.report.clone()).unwrap_or_default(),
+            incarnations,
+        }
     };
-    Json(Status { nodes: vec![this], services, bridges: bridges.collect(), shards: shards.concat() })
+    names.into_iter().map(node).collect()
+}
+
+fn state(said: Option<&Said>, is_member: bool, drains: bool) -> &'static str {
+    let stale = said.is_none_or(|said| said.age > STALE_AFTER || said.state == report::State::Dead);
+    match said {
+        _ if stale && !is_member => "dead",
+        // A member that has not said anything yet begins.
+        Some(_) if stale => "suspect",
+        Some(said) if drains || said.state == report::State::Draining => "draining",
+        None if drains => "draining",
+        _ => "live",
+    }
+}
+
+fn summary(service: &dyn Administered, told: Option<&Directory>, nodes: &[NodeStatus]) -> ServiceStatus {
+    let shards = told.map_or(&[][..], |told| &told.shards);
+    let here = service.owned();
+    let reports = nodes.iter().filter(|node| node.state != "dead").filter_map(|node| node.report.services.get(service.name()));
+    let total = |of: fn(&ServiceReport) -> usize| reports.clone().map(of).sum();
+    ServiceStatus {
+        service: service.name().to_owned(),
+        shards: service.shards(),
+        shards_owned: told.map_or(here.len(), |_| shards.iter().filter(|shard| shard.owner.is_some()).count()),
+        shards_moving: shards.iter().filter(|shard| shard.target.is_some()).count(),
+        shards_unowned: shards.iter().filter(|shard| shard.owner.is_none()).count(),
+        head: told.map_or(here.iter().map(|(.., head)| head).sum(), |_| shards.iter().map(|shard| shard.head).sum()),
+        lag: lags(shards).map(|(_, lag)| lag).sum(),
+        entities: total(|report| report.entities),
+        bytes: total(|report| report.bytes),
+        database_ms: told.map(|told| told.latency.as_secs_f64() * 1e3),
+        dead_letters: told.map(|told| told.dead_letters),
+    }
+}
+
+/// How far the slowest consumer of each shard is behind. Nobody reads the search service's log.
+fn lags(shards: &[directory::Shard]) -> impl Iterator<Item = (&directory::Shard, Option<Seq>)> {
+    let is_read = shards.iter().any(|shard| shard.place.is_some());
+    shards.iter().map(move |shard| (shard, is_read.then(|| (shard.head - shard.place.unwrap_or(0)).max(0))))
+}
+
+fn shards(service: &dyn Administered, told: Option<&Directory>, here: &str) -> Vec<ShardStatus> {
+    let status = |shard, owner, epoch, lag| ShardStatus { service: service.name().to_owned(), shard, owner, epoch, lag };
+    match told {
+        Some(told) => lags(&told.shards).map(|(shard, lag)| status(shard.id, shard.owner.clone(), shard.epoch, lag)).collect(),
+        None => {
+            let owned = service.owned().into_iter();
+            owned.map(|(shard, epoch, _)| status(shard, Some(here.to_owned()), epoch, None)).collect()
+        }
+    }
+}
+
+fn moves(service: &str, told: Option<&Directory>) -> Vec<Move> {
+    let shards = told.map_or(&[][..], |told| &told.shards);
+    let moving = |shard: &directory::Shard| {
+        let (service, shard, from, to) = (service.to_owned(), shard.id, shard.owner.clone(), shard.target.clone()?);
+        Some(Move { service, shard, from, to })
+    };
+    shards.iter().filter_map(moving).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn said(state: report::State, age_s: u64) -> Said {
+        Said { name: "n1".to_owned(), state, age: Duration::from_secs(age_s), report: Report::default() }
+    }
+
+    #[test]
+    fn a_node_is_what_it_last_said() {
+        assert_eq!(state(Some(&said(report::State::Live, 1)), true, false), "live");
+        assert_eq!(state(Some(&said(report::State::Live, 1)), false, false), "live", "a gateway is no member");
+        assert_eq!(state(Some(&said(report::State::Draining, 1)), true, false), "draining");
+        assert_eq!(state(Some(&said(report::State::Live, 1)), true, true), "draining", "or what its members say");
+    }
+
+    #[test]
+    fn a_silent_node_is_suspect_while_it_is_a_member_and_then_dead() {
+        assert_eq!(state(Some(&said(report::State::Live, 10)), true, false), "suspect");
+        assert_eq!(state(Some(&said(report::State::Live, 10)), false, false), "dead");
+    }
+
+    #[test]
+    fn a_node_whose_process_was_seen_to_end_is_dead_at_once() {
+        assert_eq!(state(Some(&said(report::State::Dead, 0)), false, false), "dead");
+    }
+
+    #[test]
+    fn a_member_that_has_said_nothing_yet_begins() {
+        assert_eq!(state(None, true, false), "live");
+    }
 }

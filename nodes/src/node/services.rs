@@ -2,7 +2,13 @@
 //!
 //! A service without a membership owns no shard, and answers what SQL alone can answer.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use rookery_actors::{
@@ -18,10 +24,11 @@ use rookery_actors::{
 use uuid::Uuid;
 
 use crate::{
-    config::{self, Config, Role},
+    config::{self, Config, Role, Roles},
     databases::Databases,
     migrate::Database,
     ownership::{LeaseSettings, Membership, Ownership},
+    report::{Report, ServiceReport},
 };
 
 /// How long a stop waits until the other nodes have what was served here; they take the rest when we have left.
@@ -72,6 +79,48 @@ pub(super) struct Started {
     pub(super) posts: Running<PostService>,
     pub(super) comments: Running<CommentService>,
     pub(super) search: Running<SearchService>,
+}
+
+impl Started {
+    /// The databases of all of them.
+    pub(super) fn databases(&self) -> Vec<rookery_actors::runtime::Database> {
+        let Self { users, posts, comments, search } = self;
+        vec![
+            users.runtime.database().clone(),
+            posts.runtime.database().clone(),
+            comments.runtime.database().clone(),
+            search.runtime.database().clone(),
+        ]
+    }
+
+    /// What the node says of itself, whenever it is asked.
+    pub(super) fn look(
+        &self,
+        roles: &Roles,
+        gateway: Option<SocketAddr>,
+        started: Instant,
+    ) -> impl Fn() -> Report + Clone + Send + Sync + 'static {
+        let roles: Vec<String> = roles.iter().map(|role| role.to_string()).collect();
+        let gateway = gateway.map(|gateway| gateway.to_string());
+        let (users, posts) = (self.users.runtime.clone(), self.posts.runtime.clone());
+        let (comments, search) = (self.comments.runtime.clone(), self.search.runtime.clone());
+        move || {
+            let services = [
+                (UserService::NAME, ServiceReport::of(&users)),
+                (PostService::NAME, ServiceReport::of(&posts)),
+                (CommentService::NAME, ServiceReport::of(&comments)),
+                (SearchService::NAME, ServiceReport::of(&search)),
+            ];
+            let ours = services.into_iter().filter(|(name, _)| roles.iter().any(|role| role == name));
+            Report {
+                roles: roles.clone(),
+                gateway: gateway.clone(),
+                pid: std::process::id(),
+                uptime_s: started.elapsed().as_secs(),
+                services: ours.map(|(name, report)| (name.to_owned(), report)).collect(),
+            }
+        }
+    }
 }
 
 pub(super) async fn start(config: &Config, databases: &Databases, tree: &SupervisorRef) -> anyhow::Result<Started> {

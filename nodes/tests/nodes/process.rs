@@ -35,6 +35,13 @@ pub(crate) fn run(arguments: &[&str], data: &Path) -> Output {
     rookery(arguments).env("ROOKERY__DATA_DIR", data).output().unwrap()
 }
 
+/// `rookery status --json` for the node, or the nodes, of a data folder.
+pub(crate) fn status(data: &Path) -> Value {
+    let output = run(&["status", "--json"], data);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// A process that runs until it is told to stop.
 pub(crate) struct Running {
     child: Child,
@@ -77,11 +84,6 @@ impl Running {
     pub(crate) async fn get(&self, url: &str) -> (u16, String) {
         let answer = self.http.get(url).send().await.unwrap_or_else(|error| panic!("{url}: {error}: {}", self.log()));
         (answer.status().as_u16(), answer.text().await.unwrap())
-    }
-
-    pub(crate) async fn json(&self, url: &str) -> Value {
-        let (_, text) = self.get(url).await;
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{url}: {error}: {text}"))
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

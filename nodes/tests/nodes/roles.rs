@@ -3,9 +3,9 @@
 use std::{path::Path, process::Command};
 
 use rookery::{migrate::Database, testing::TestPostgres};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::process::{Running, rookery, run};
+use crate::process::{Running, rookery, run, status};
 
 const SECRET: &str = "a secret that all nodes of the test share";
 
@@ -62,7 +62,26 @@ async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
     let probes = self::probes(&gateway, url).await;
     assert_eq!(probes, ["comments.database", "posts.database", "search.database", "users.database"], "no shards, no bridges");
     assert!(!gateway.greeting.contains("posts 127"), "no health port of a service that it does not have");
+
+    let folders = ["n1", "n2"].map(|name| folder.path().join(name));
+    for data in &folders {
+        let status = status(data);
+        let [first, second] = &status["nodes"].as_array().unwrap()[..] else { panic!("{status}") };
+        assert_eq!((&first["name"], &first["state"], &first["gateway"]), (&json!("n1"), &json!("live"), &Value::Null));
+        assert_eq!(first["roles"], json!(["users", "posts", "comments", "search"]));
+        assert_eq!(first["pid"], owner.pid().as_raw());
+        assert_eq!(first["incarnations"].as_object().unwrap().len(), 4);
+        assert_eq!((&second["name"], &second["state"], &second["roles"]), (&json!("n2"), &json!("live"), &json!(["gateway"])));
+        assert!(url.ends_with(second["gateway"].as_str().unwrap()), "{second}");
+        let shards = status["shards"].as_array().unwrap();
+        assert_eq!(shards.len(), 3 * 256 + 4);
+        assert!(shards.iter().all(|shard| shard["owner"] == "n1" && shard["epoch"].as_i64() > Some(0)), "{status}");
+        assert_eq!(status["moves"], json!([]));
+    }
+
     gateway.stop().await;
+    let left = status(&folders[0]);
+    assert_eq!(left["nodes"].as_array().unwrap().len(), 1, "who left in order is not missed: {left}");
     owner.stop().await;
     assert_eq!(shared.members(Database::Posts).await, [""; 0]);
 }
