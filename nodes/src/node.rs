@@ -47,7 +47,7 @@ use self::{
     services::{Databases, RunningService},
 };
 use crate::{
-    admin::{About, Admin, AdminPort},
+    admin::{self, About, Admin, AdminPort},
     bridge::{Bridge, RunningBridge},
     config::{Config, Rate, Rates},
     postgres::DataDir,
@@ -140,7 +140,22 @@ impl Node {
         };
         let api = Api::new(gateway_faces, Arc::clone(&breakers), Arc::clone(&issuer), &secret);
         let health = Arc::new(NodeHealth::new(started, &services, &bridges, breakers, tree.clone(), events.probe()));
-        let parts = Parts { api: routes::router(api), health: health.clone(), metrics: metrics.clone() };
+        let about = About {
+            name: config.node.name.to_string(),
+            roles: config.node.roles.iter().map(|role| role.to_string()).collect(),
+            gateway,
+            started,
+        };
+        let install = move |keys: &SigningKeys| {
+            if let Err(error) = install(keys, &verifier, &issuer) {
+                tracing::error!(%error, "the signing keys cannot be used");
+            }
+        };
+        janitor::follow_keys(services.users.runtime.clone(), secret.clone(), install.clone());
+        let administration =
+            admin::router(Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, Box::new(install))));
+        let parts =
+            Parts { api: routes::router(api), admin: administration.clone(), health: health.clone(), metrics: metrics.clone() };
         let router = rookery_gateway::build(&edge, parts)?;
         let arguments = Arguments { listener, router, edge, metrics: metrics.clone() };
         tree.start_child(ChildSpec::new("gateway", move |supervisor| {
@@ -156,20 +171,7 @@ impl Node {
         janitor::start(services.comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());
         janitor::start(services.search.runtime.clone(), Vec::new(), false);
         janitor::sweep(faces.users.clone());
-        let about = About {
-            name: config.node.name.to_string(),
-            roles: config.node.roles.iter().map(|role| role.to_string()).collect(),
-            gateway,
-            started,
-        };
-        let install = move |keys: &SigningKeys| {
-            if let Err(error) = install(keys, &verifier, &issuer) {
-                tracing::error!(%error, "the signing keys cannot be used");
-            }
-        };
-        janitor::follow_keys(services.users.runtime.clone(), secret.clone(), install.clone());
-        let keys_changed = Box::new(install);
-        let admin = AdminPort::open(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed), data.path())?;
+        let admin = AdminPort::open(administration, data.path())?;
         let (stop_ports, stopped) = tokio::sync::watch::channel(false);
         let ports = health::ports(&config, &health, &metrics, &stopped)?;
 
