@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let edge = Edge::new(config, Arc::new(verifier));
     let api = OpenApiRouter::new().route("/api/v1/posts/{id}", get(async || BODY));
     let metrics = metrics_handle();
-    let parts = Parts { api, health: Arc::new(Idle), metrics };
+    let parts = Parts { api, admin: axum::Router::new(), health: Arc::new(Idle), metrics };
     let router = build(&edge, parts)?;
     let socket = bind(([127, 0, 0, 1], 8091).into())?;
     let listener = tokio::net::TcpListener::from_std(socket)?;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -14,13 +17,17 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::chain::{ChainLayer, Edge};
 use crate::compress::CompressLayer;
 use crate::config::GatewayConfig;
+use crate::extract::CurrentUser;
 use crate::health::Health;
+use crate::problem::Problem;
 use crate::{docs, health, problem};
 
 /// What a gateway is made of besides its edge.
 pub struct Parts {
     /// The API's routes with their documentation, states filled in.
     pub api: OpenApiRouter,
+    /// What administers the node: mounted at `/admin/v1`, for tokens with the role `admin` and for nobody else.
+    pub admin: Router,
     /// Looks after the node's health.
     pub health: Arc<dyn Health>,
     /// Renders the metrics; see [`health::metrics_handle`].
@@ -38,7 +45,7 @@ pub enum BuildError {
     Document(#[from] serde_json::Error),
 }
 
-/// The whole router: API, health, docs, problems, keys, with the edge around every route.
+/// The whole router: API, administration, health, docs, problems, keys, with the edge around every route.
 ///
 /// # Errors
 /// [`BuildError`] if the configuration or the documentation is wrong.
@@ -57,10 +64,17 @@ pub fn build(edge: &Arc<Edge>, parts: Parts) -> Result<Router, BuildError> {
     Ok(api
         .merge(health::router(parts.health, parts.metrics))
         .merge(docs::router(&document)?)
+        .nest("/admin/v1", parts.admin.layer(from_fn(only_admins)))
         .route("/problems/{slug}", get(problem::page))
         .route("/.well-known/jwks.json", get(jwks))
         .fallback(problem::no_route)
         .layer(around))
+}
+
+/// Asked for every request: a role that is taken back ends the sessions of its tokens.
+async fn only_admins(user: CurrentUser, request: Request, next: Next) -> Result<Response, Problem> {
+    user.require_role("admin")?;
+    Ok(next.run(request).await)
 }
 
 /// No layer at all unless an origin is allowed.

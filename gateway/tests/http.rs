@@ -80,7 +80,7 @@ impl Edged {
         let verifier = Arc::new(Verifier::new("rookery", "rookery", 100, Arc::new(RevokedSessions::default())));
         verifier.set_keys(vec![key().public()]);
         let edge = Edge::new(config, verifier.clone());
-        let parts = Parts { api, health: Arc::new(Always(health)), metrics: metrics_handle() };
+        let parts = Parts { api, admin: axum::Router::new(), health: Arc::new(Always(health)), metrics: metrics_handle() };
         let router = rookery_gateway::build(&edge, parts).unwrap();
         let listener = Arc::new(server::bind("127.0.0.1:0".parse().unwrap()).unwrap());
         let address = listener.local_addr().unwrap();
@@ -332,7 +332,12 @@ async fn a_connection_made_between_two_gateways_is_served_by_the_second() {
     first.handle.await.unwrap();
     let waiting = tokio::spawn(first.client.get(format!("http://{}/livez", first.address)).send());
     let edge = Edge::new(GatewayConfig::default(), first.verifier.clone());
-    let parts = Parts { api: OpenApiRouter::new(), health: Arc::new(Always(Status::Ok)), metrics: metrics_handle() };
+    let parts = Parts {
+        api: OpenApiRouter::new(),
+        admin: axum::Router::new(),
+        health: Arc::new(Always(Status::Ok)),
+        metrics: metrics_handle(),
+    };
     let router = rookery_gateway::build(&edge, parts).unwrap();
     let arguments = actor::Arguments { listener: first.listener, router, edge, metrics: metrics_handle() };
     let _second = Actor::spawn(None, Gateway, arguments).await.unwrap();

@@ -10,7 +10,7 @@
 //! | `GET /keys` `POST /keys/rotate` | [`keys::Key`] |
 //! | `POST /grant` | [`keys::Grant`] in |
 //!
-//! [`router`] knows nothing of the socket, so that a gateway can mount it for admins' tokens.
+//! [`router`] knows nothing of the socket: the gateway mounts it too, for tokens with the role `admin`.
 
 mod directory;
 pub mod dlt;
@@ -42,7 +42,7 @@ use rookery_actors::{
     secret::ClusterSecret,
     users::keys::{KeyError, SigningKeys},
 };
-use serde::{Deserialize, Serialize};
+use rookery_gateway::{Problem, problem};
 use tokio::task::JoinHandle;
 
 use self::services::Administered;
@@ -129,9 +129,8 @@ impl AdminPort {
     ///
     /// # Errors
     /// When there can be no socket.
-    pub fn open(admin: Admin, data: &Path) -> io::Result<Self> {
+    pub fn open(router: Router, data: &Path) -> io::Result<Self> {
         let (listener, socket) = socket::listen(data)?;
-        let router = router(Arc::new(admin));
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the admin port ended");
@@ -152,54 +151,37 @@ impl AdminPort {
     }
 }
 
-/// Why something was not done: a problem (RFC 9457) like those of the gateway.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Refusal {
-    /// The kind of problem.
-    pub title: String,
-    /// As in the head of the answer.
-    pub status: u16,
-    /// What is wrong here, and what to do.
-    pub detail: String,
-}
+/// Why something was not done: a problem like those of the gateway.
+struct Refusal(Problem);
 
 impl Refusal {
-    fn new(status: StatusCode, detail: String) -> Self {
-        let title = status.canonical_reason().unwrap_or("Error").to_owned();
-        Self { title, status: status.as_u16(), detail }
-    }
-
     fn unfit(detail: String) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        Self(Problem::new(&problem::INVALID, detail))
     }
 
     fn absent(detail: String) -> Self {
-        Self::new(StatusCode::NOT_FOUND, detail)
+        Self(Problem::new(&problem::NOT_FOUND, detail))
     }
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string())
+        Self(Problem::new(&problem::UNAVAILABLE, failure.to_string()))
     }
 }
 
 impl From<KeyError> for Refusal {
     fn from(error: KeyError) -> Self {
-        let status = match error {
-            KeyError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
-            KeyError::Sealed { .. } | KeyError::NotMade => StatusCode::INTERNAL_SERVER_ERROR,
+        let kind = match error {
+            KeyError::Failed(_) => &problem::UNAVAILABLE,
+            KeyError::Sealed { .. } | KeyError::NotMade => &problem::INTERNAL,
         };
-        Self::new(status, error.to_string())
+        Self(Problem::new(kind, error.to_string()))
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self)).into_response();
-        let problem = axum::http::HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(axum::http::header::CONTENT_TYPE, problem);
-        response
+        self.0.into_response()
     }
 }

@@ -27,6 +27,8 @@ Examples:
   rookery import posts.jsonl.gz             import posts into it
   rookery admin grant ada admin             make ada an administrator
   rookery config check --config node.toml   what is in effect, and what is wrong
+  rookery status --node https://rookery.example --token TOKEN
+                                            how a node elsewhere is
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 
@@ -49,10 +51,11 @@ struct Global {
     /// The data folder of the node, instead of the configured one.
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Talk to the node behind this gateway, instead of the one that runs with the data folder.
+    /// Talk to the node behind this gateway, instead of the one that runs with the data folder: status, import, reindex, keys,
+    /// dlt, admin.
     #[arg(long, global = true, value_name = "URL")]
     node: Option<String>,
-    /// An administrator's access token, for --node.
+    /// An access token with the role admin, for --node: `access_token` in the answer to a login; good for 15 minutes.
     #[arg(long, global = true, requires = "node", env = "ROOKERY_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }

@@ -42,7 +42,7 @@ use self::{
     services::RunningService,
 };
 use crate::{
-    admin::{About, Admin, AdminPort, KeysChanged},
+    admin::{self, About, Admin, AdminPort, KeysChanged},
     bridge::{Bridge, RunningBridge},
     config::{Config, Role},
     databases::Databases,
@@ -137,17 +137,21 @@ impl Node {
             Some((front, _)) => Box::new(front.keys_changed()),
             None => Box::new(|_| ()),
         };
-        let health = Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()));
-        let front = match front {
-            Some((front, listener)) => Some(front.listen(listener, &tree, health.clone(), metrics.clone()).await?),
-            None => None,
-        };
-        janitors(&services, &faces, &events);
         let name = config.node.name.to_string();
         let look = services.look(roles, gateway, started);
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
-        let admin = AdminPort::open(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed), data.path())?;
+        let administration =
+            admin::router(Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed)));
+        let health = Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()));
+        let front = match front {
+            Some((front, listener)) => {
+                Some(front.listen(listener, &tree, administration.clone(), health.clone(), metrics.clone()).await?)
+            }
+            None => None,
+        };
+        janitors(&services, &faces, &events);
+        let admin = AdminPort::open(administration, data.path())?;
         let ports = ports.serve(&health, &metrics)?;
 
         let services::Started { users, posts, comments, search } = services;

@@ -6,10 +6,9 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use reqwest::{Method, RequestBuilder, Response, header};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::admin::{
-    Refusal,
     ndjson::{self, Lines},
     socket,
 };
@@ -30,6 +29,12 @@ pub(super) enum Target {
         /// An administrator's access token.
         token: Option<String>,
     },
+}
+
+/// What is read of a refusal.
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
 }
 
 /// A way to a running node.
@@ -103,8 +108,8 @@ impl Client {
             (403, Target::Remote { .. }) => ": the token is not an administrator's; see `rookery admin grant`",
             _ => "",
         };
-        match response.json::<Refusal>().await {
-            Ok(refusal) => bail!("{}{hint}", refusal.detail),
+        match response.json::<Problem>().await {
+            Ok(problem) => bail!("{}{hint}", problem.detail),
             Err(_) => bail!("the node answered {status}{hint}"),
         }
     }

@@ -75,10 +75,11 @@ impl Front {
         self,
         listener: Arc<TcpListener>,
         tree: &SupervisorRef,
+        administration: axum::Router,
         health: Arc<dyn Health>,
         metrics: PrometheusHandle,
     ) -> anyhow::Result<Listening> {
-        let parts = Parts { api: routes::router(self.api), health, metrics: metrics.clone() };
+        let parts = Parts { api: routes::router(self.api), admin: administration, health, metrics: metrics.clone() };
         let router = rookery_gateway::build(&self.edge, parts)?;
         let arguments = Arguments { listener, router, edge: self.edge, metrics };
         let child = ChildSpec::new(CHILD, move |supervisor| {

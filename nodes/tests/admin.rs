@@ -1,0 +1,108 @@
+//! A node administered from elsewhere: through its gateway, with the token of an administrator and with no other.
+
+use std::{path::Path, process::Command};
+
+use reqwest::{Method, StatusCode};
+use rookery::{config::Config, node::Node};
+use serde_json::{Value, json};
+
+const PASSWORD: &str = "correct horse battery";
+
+async fn start(data: &Path) -> (Node, String) {
+    let mut config = Config { data_dir: data.to_owned(), ..Config::default() };
+    let free = "127.0.0.1:0".parse().unwrap();
+    config.gateway.listen = free;
+    let services = &mut config.services;
+    for service in [&mut services.users, &mut services.posts, &mut services.comments, &mut services.search] {
+        service.listen = free;
+    }
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let node = Node::start(config, metrics).await.unwrap_or_else(|error| panic!("{error:#}"));
+    let url = format!("http://{}", node.gateway);
+    (node, url)
+}
+
+/// Registers, or logs in; the access token.
+async fn token(url: &str, route: &str, body: Value) -> String {
+    let answer = reqwest::Client::new().post(format!("{url}/api/v1/auth/{route}")).json(&body).send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+async fn register(url: &str, name: &str) -> String {
+    token(url, "register", json!({"username": name, "email": format!("{name}@example.org"), "password": PASSWORD})).await
+}
+
+async fn log_in(url: &str, name: &str) -> String {
+    token(url, "login", json!({"login": name, "password": PASSWORD})).await
+}
+
+/// What a command says, and whether it worked; far from the node's data folder.
+fn rookery(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rookery")).args(arguments).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), said)
+}
+
+/// A refusal with everything that a problem has.
+async fn is_problem(answer: reqwest::Response, status: StatusCode) {
+    assert_eq!(answer.status(), status);
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    let problem: Value = answer.json().await.unwrap();
+    assert_eq!(problem["status"], status.as_u16(), "{problem}");
+    for member in ["type", "title", "instance", "request_id"] {
+        assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{member} of {problem}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_s_token_administers_and_no_other_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, url) = start(folder.path()).await;
+    let (ada, bob) = (register(&url, "ada").await, register(&url, "bob").await);
+    let data = folder.path().to_str().unwrap();
+    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
+    let admin = log_in(&url, "ada").await;
+
+    let http = reqwest::Client::new();
+    let routes = [
+        (Method::GET, "status"),
+        (Method::POST, "import"),
+        (Method::POST, "reindex"),
+        (Method::GET, "dlt"),
+        (Method::POST, "dlt"),
+        (Method::GET, "keys"),
+        (Method::POST, "keys/rotate"),
+        (Method::POST, "grant"),
+    ];
+    for (method, route) in routes {
+        let request = || http.request(method.clone(), format!("{url}/admin/v1/{route}"));
+        is_problem(request().send().await.unwrap(), StatusCode::UNAUTHORIZED).await;
+        is_problem(request().bearer_auth("nonsense").send().await.unwrap(), StatusCode::UNAUTHORIZED).await;
+        // A role is in the next token: this one is from before.
+        for user in [&ada, &bob] {
+            is_problem(request().bearer_auth(user).send().await.unwrap(), StatusCode::FORBIDDEN).await;
+        }
+    }
+    let ask = |route: &str| http.post(format!("{url}/admin/v1/{route}")).bearer_auth(&admin);
+    is_problem(ask("nonsense").send().await.unwrap(), StatusCode::NOT_FOUND).await;
+    let nobody = json!({"username": "nobody", "role": "admin"});
+    is_problem(ask("grant").json(&nobody).send().await.unwrap(), StatusCode::NOT_FOUND).await;
+    is_problem(ask("grant").json(&json!({"username": "bob"})).send().await.unwrap(), StatusCode::UNPROCESSABLE_ENTITY).await;
+
+    let remote = |command: &[&str], token: &str| rookery(&[command, &["--node", &url, "--token", token]].concat());
+    let (worked, status) = remote(&["status", "--json"], &admin);
+    assert!(worked && serde_json::from_str::<Value>(&status).is_ok(), "{status}");
+    assert!(!remote(&["status"], &bob).0);
+    let posts = folder.path().join("posts.jsonl");
+    std::fs::write(&posts, json!({"type": "post", "author": "bob", "title": "x", "created_at": 1}).to_string()).unwrap();
+    let (worked, imported) = remote(&["import", posts.to_str().unwrap()], &admin);
+    assert!(worked && imported.contains("imported       1"), "{imported}");
+    let (worked, reindexed) = remote(&["reindex"], &admin);
+    assert!(worked && reindexed.contains("3 documents can be found"), "{reindexed}");
+
+    assert!(remote(&["admin", "grant", "ada", "admin", "--revoke"], &admin).0);
+    let (worked, refused) = remote(&["status"], &admin);
+    assert!(!worked && refused.contains("--token"), "a role that is taken back ends its tokens: {refused}");
+    node.stop().await;
+}
