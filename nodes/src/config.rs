@@ -4,6 +4,7 @@
 //! `ROOKERY__GATEWAY__LISTEN` is `listen` in `[gateway]`. A secret can be given by the file that holds it: `secret_file`,
 //! or `ROOKERY__SECRET_FILE`. Every mistake is named with file, line, value and what was probably meant.
 
+mod cluster;
 mod error;
 mod gateway;
 mod kafka;
@@ -21,12 +22,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use cluster::{Cluster, ClusterTls};
 pub use error::{ConfigError, ConfigErrors, Mismatch, Origin};
 pub use gateway::{Gateway, Rate, Rates};
 pub use kafka::{Kafka, Sasl, Tls};
-pub use sections::{Cluster, Committer, Entities, Lease, Log, Node, Service, Services, Tokens};
+pub use sections::{Committer, Entities, Lease, Log, Node, Service, Services, Tokens};
 pub use types::{
-    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, LogFilter, LogFormat, Network, NodeName, Password, Role, Roles, SaslMechanism,
+    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, HostPort, LogFilter, LogFormat, Network, NodeName, Password, Role, Roles,
+    SaslMechanism,
 };
 
 use knob::{Section, Visitor};

@@ -15,5 +15,6 @@ pub mod ownership;
 pub mod placement;
 pub mod postgres;
 pub mod report;
+pub mod routing;
 pub mod telemetry;
 pub mod testing;

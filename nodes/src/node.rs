@@ -3,6 +3,7 @@
 //! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, the
 //! bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
+mod cluster;
 mod events;
 mod front;
 mod health;
@@ -36,6 +37,7 @@ use rookery_actors::{
 use rookery_gateway::server;
 
 use self::{
+    cluster::Cluster,
     events::Events,
     front::{Front, Listening},
     health::NodeHealth,
@@ -65,6 +67,7 @@ pub struct Node {
     data: DataDir,
     tree: SupervisorRef,
     databases: Databases,
+    cluster: Option<cluster::Running>,
     front: Option<Listening>,
     users: RunningService,
     posts: RunningService,
@@ -122,7 +125,9 @@ impl Node {
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
-        let services = services::start(&config, &databases, &tree).await?;
+        let cluster = Cluster::start(&config, &secret).await?;
+        let services = services::start(&config, &databases, &tree, cluster.as_ref()).await?;
+        let cluster = cluster.map(|cluster| cluster.running(&services));
 
         let events = Events::start(&config.kafka, roles, &services);
         let bridges = Arc::new(bridges(&services, &events));
@@ -164,6 +169,7 @@ impl Node {
             data,
             tree,
             databases,
+            cluster,
             front,
             users: users.erase(),
             posts: posts.erase(),
@@ -207,6 +213,9 @@ impl Node {
         tokio::join!(self.search.stop(), self.comments.stop(), self.posts.stop(), self.users.stop());
         self.faces.search.closed().await;
         self.reporter.leave().await;
+        if let Some(cluster) = self.cluster {
+            cluster.stop().await;
+        }
         self.ports.stop();
         self.databases.stop().await;
         drop(self.data);

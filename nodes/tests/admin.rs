@@ -18,7 +18,7 @@ async fn start(data: &Path) -> (Node, String) {
     }
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     let node = Node::start(config, metrics).await.unwrap_or_else(|error| panic!("{error:#}"));
-    let url = format!("http://{}", node.gateway);
+    let url = format!("http://{}", node.gateway.expect("a whole node has a gateway"));
     (node, url)
 }
 

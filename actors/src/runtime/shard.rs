@@ -226,7 +226,7 @@ impl<S: Service> Shard<S> {
 
     /// Goes on under this epoch, whose record at `seq` is the last of the log.
     fn begin_epoch(&self, epoch: Epoch, seq: Seq, mut tail: MutexGuard<'_, Tail>) {
-        tail.clear();
+        tail.begin(epoch, seq);
         self.latest.fetch_max(epoch, Ordering::AcqRel);
         self.head.store(seq, Ordering::Release);
         self.writing.store(epoch, Ordering::Release);

@@ -2,11 +2,13 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use uuid::Uuid;
+
 use super::{Inner, activation, commit_batch::Positioned};
 use crate::{
     entity::Failure,
-    event::Record,
-    ids::{Seq, ShardId},
+    event::{EPOCH, Record},
+    ids::{Epoch, Seq, ShardId},
     service::Service,
 };
 
@@ -18,10 +20,14 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Forgets everything: the log went on elsewhere.
-    pub(crate) fn clear(&mut self) {
+    /// Forgets everything, for the log went on elsewhere, and begins with the record of this epoch: whoever has followed
+    /// the log up to the move goes on without a question to SQL, for hundreds of shards at once.
+    pub(crate) fn begin(&mut self, epoch: Epoch, seq: Seq) {
+        let kind = EPOCH.into();
+        let record = Record { seq, epoch, key: Uuid::nil(), kind, payload: None, traceparent: None, at: super::now() };
+        self.bytes = record.weight();
         self.records.clear();
-        self.bytes = 0;
+        self.records.push_back(Arc::new(record));
     }
 
     pub(crate) fn append(&mut self, records: Positioned, bytes_max: usize) {

@@ -99,6 +99,11 @@ pub(super) fn address(slot: &mut SocketAddr) -> impl Knob {
     Address(slot)
 }
 
+/// An address to listen on that need not be given; empty stands for none.
+pub(super) fn optional_address(slot: &mut Option<SocketAddr>) -> impl Knob {
+    OptionalAddress(slot)
+}
+
 /// A file or folder.
 pub(super) fn path(slot: &mut PathBuf) -> impl Knob {
     FilePath(slot)
@@ -267,17 +272,34 @@ struct Address<'a>(&'a mut SocketAddr);
 
 impl Knob for Address<'_> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
-        let text = string(value)?;
-        *self.0 = text.parse().map_err(|_| Mismatch {
-            wanted: "an IP address and a port, such as 127.0.0.1:8080".into(),
-            nearest: text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}")),
-        })?;
+        *self.0 = socket_address(string(value)?)?;
         Ok(())
     }
 
     fn show(&self) -> String {
         quoted(&self.0.to_string())
     }
+}
+
+struct OptionalAddress<'a>(&'a mut Option<SocketAddr>);
+
+impl Knob for OptionalAddress<'_> {
+    fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
+        let text = string(value)?;
+        *self.0 = if text.is_empty() { None } else { Some(socket_address(text)?) };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.0.map(|address| address.to_string()).unwrap_or_default())
+    }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, Mismatch> {
+    text.parse().map_err(|_| Mismatch {
+        wanted: "an IP address and a port, such as 127.0.0.1:8080".into(),
+        nearest: text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}")),
+    })
 }
 
 struct FilePath<'a>(&'a mut PathBuf);

@@ -41,28 +41,6 @@ impl Section for Node {
     }
 }
 
-/// `[cluster]`: what all nodes must agree on.
-#[derive(Debug, Clone)]
-pub struct Cluster {
-    /// Shards of each service; fixed with its database.
-    pub shards: u16,
-    /// Partitions of the search index.
-    pub search_partitions: u16,
-}
-
-impl Default for Cluster {
-    fn default() -> Self {
-        Self { shards: 256, search_partitions: 4 }
-    }
-}
-
-impl Section for Cluster {
-    fn visit(&mut self, visitor: &mut dyn Visitor) {
-        visitor.knob("shards", &mut knob::count(&mut self.shards, 1..=4096));
-        visitor.knob("search_partitions", &mut knob::count(&mut self.search_partitions, 1..=64));
-    }
-}
-
 /// `[lease]`: how long a node that falls silent keeps what it owns.
 #[derive(Debug, Clone)]
 pub struct Lease {

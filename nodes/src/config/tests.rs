@@ -242,6 +242,31 @@ mod mistakes {
     }
 
     #[test]
+    fn a_node_behind_every_interface_must_say_where_it_is() {
+        assert_eq!(
+            refused("[cluster]\nlisten = \"0.0.0.0:7400\"", &[]),
+            "default: `cluster.advertise` cannot be unset: expected host:port by which other nodes reach this one, since cluster.listen \
+             is 0.0.0.0:7400"
+        );
+        let config = accepted("[cluster]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"n1.example.org:7400\"", &[]);
+        assert_eq!(config.cluster.advertised("0.0.0.0:7400".parse().unwrap()), "n1.example.org:7400");
+    }
+
+    #[test]
+    fn a_node_that_is_to_be_found_must_listen() {
+        let mistake = refused("[cluster]\nadvertise = \"n1:7400\"", &[]);
+        assert!(mistake.contains("`cluster.listen`"), "{mistake}");
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_refused() {
+        let mistake = refused("[cluster.tls]\ncert_file = \"n1.pem\"", &[]);
+        assert!(mistake.contains("`cluster.tls.key_file`"), "{mistake}");
+        let mistake = refused("[cluster.tls]\nca_file = \"ca.pem\"", &[]);
+        assert!(mistake.contains("`cluster.tls.cert_file`"), "{mistake}");
+    }
+
+    #[test]
     fn an_origin_with_a_path_is_told_the_one_without() {
         let mistake = refused("[gateway]\ncors_origins = [\"https://example.org/\"]", &[]);
         assert!(mistake.ends_with("did you mean `https://example.org`?"), "{mistake}");

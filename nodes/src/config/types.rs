@@ -274,22 +274,44 @@ impl FromStr for Broker {
     type Err = Mismatch;
 
     fn from_str(text: &str) -> Result<Self, Mismatch> {
-        let wanted = || Mismatch::wanted("host:port, such as kafka:9092");
-        if text.parse::<SocketAddr>().is_ok() {
-            return Ok(Self(text.to_owned()));
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
-        let name = host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        match port.parse::<u16>() {
-            Ok(1..) if name && !host.is_empty() => Ok(Self(text.to_owned())),
-            _ => Err(wanted()),
-        }
+        host_port(text, "kafka:9092").map(Self)
     }
 }
 
 impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The host and port of a node. Names are allowed, as for a [`Broker`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort(String);
+
+impl FromStr for HostPort {
+    type Err = Mismatch;
+
+    fn from_str(text: &str) -> Result<Self, Mismatch> {
+        host_port(text, "n1.example.org:7400").map(Self)
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn host_port(text: &str, example: &str) -> Result<String, Mismatch> {
+    let wanted = || Mismatch::wanted(format!("host:port, such as {example}"));
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
+    let name = host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    match port.parse::<u16>() {
+        Ok(1..) if name && !host.is_empty() => Ok(text.to_owned()),
+        _ => Err(wanted()),
     }
 }
 

@@ -12,6 +12,7 @@
 mod assembly;
 mod board;
 mod calls;
+mod config;
 mod desk;
 mod door;
 mod envelope;
@@ -49,6 +50,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use config::LinksConfig;
 pub use envelope::BODY_BYTES_MAX;
 pub use error::{LinkError, Lost, Refusal, StartError, Undelivered};
 pub use greeting::LinkKey;
@@ -112,31 +114,6 @@ pub struct PeerAddress {
     pub name: String,
     /// `host:port`; a name is resolved anew at every attempt.
     pub address: String,
-}
-
-/// How the links of this node are to be.
-#[derive(Debug, Clone)]
-pub struct LinksConfig {
-    /// This node's configured name.
-    pub node: String,
-    /// Where other nodes reach us; none: we only dial.
-    pub listen: Option<SocketAddr>,
-    /// By what the nodes know each other.
-    pub key: LinkKey,
-    /// Certificates; none: plain TCP.
-    pub tls: Option<TlsFiles>,
-    /// Whether to dial every peer, since they do not know of us; otherwise the lower name dials.
-    pub dials_all: bool,
-    /// Between two heartbeats of a link.
-    pub heartbeat: Duration,
-    /// So many unanswered heartbeats in a row end a link.
-    pub heartbeats_missed_max: u32,
-    /// Requests in flight to one peer, and in work for one, at most.
-    pub in_flight_max: usize,
-    /// From a connection to a link that is ready; what takes longer is dropped.
-    pub handshake_timeout: Duration,
-    /// Connections that others may have to us, the unproven ones among them.
-    pub connections_max: usize,
 }
 
 /// The peers of this node, by name.

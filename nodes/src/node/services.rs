@@ -21,14 +21,17 @@ use rookery_actors::{
     supervisor::{ChildSpec, SupervisorRef},
     users::UserService,
 };
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::cluster::Cluster;
 use crate::{
     config::{self, Config, Role, Roles},
     databases::Databases,
     migrate::Database,
-    ownership::{LeaseSettings, Membership, Ownership},
+    ownership::{LeaseSettings, Membership, Observer, Ownership},
     report::{Report, ServiceReport},
+    routing::Routes,
 };
 
 /// How long a stop waits until the other nodes have what was served here; they take the rest when we have left.
@@ -37,8 +40,17 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// A service at work.
 pub(super) struct Running<S: Service> {
     pub(super) runtime: Runtime<S>,
-    /// None: the node does not have the role.
-    ownership: Option<Ownership>,
+    part: Part,
+}
+
+/// What a node has to do with the shards of a service.
+enum Part {
+    /// It may own some.
+    Member(Ownership),
+    /// It only has to find them.
+    Onlooker(Observer),
+    /// There are no other nodes to find them on.
+    None,
 }
 
 /// A service that only has to be stopped.
@@ -55,17 +67,27 @@ impl RunningService {
 impl<S: Service> Running<S> {
     /// Whether this node may own shards of the service.
     pub(super) fn is_member(&self) -> bool {
-        self.ownership.is_some()
+        matches!(self.part, Part::Member(_))
+    }
+
+    /// Puts the service on the routes between nodes.
+    fn connect(&self, routes: &Routes, tasks: &mut JoinSet<()>) {
+        let contact = match &self.part {
+            Part::Member(ownership) => ownership.contact(),
+            Part::Onlooker(observer) => observer.contact(),
+            Part::None => return,
+        };
+        routes.follow(S::NAME, contact, tasks);
     }
 
     pub(super) fn erase(self) -> RunningService {
         let stop = Box::pin(async move {
-            if let Some(ownership) = &self.ownership {
+            if let Part::Member(ownership) = &self.part {
                 ownership.drain(DRAIN_MAX).await;
             }
             // The lease lasts until the last commit has been answered.
             self.runtime.stop().await;
-            if let Some(ownership) = self.ownership {
+            if let Part::Member(ownership) = self.part {
                 ownership.leave().await;
             }
         });
@@ -121,11 +143,28 @@ impl Started {
             }
         }
     }
+
+    /// Puts all of them on the routes; they are found, and find others, as long as the tasks run.
+    pub(super) fn connect(&self, routes: &Routes) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        self.users.connect(routes, &mut tasks);
+        self.posts.connect(routes, &mut tasks);
+        self.comments.connect(routes, &mut tasks);
+        self.search.connect(routes, &mut tasks);
+        routes.watch_links(&mut tasks);
+        tasks
+    }
 }
 
-pub(super) async fn start(config: &Config, databases: &Databases, tree: &SupervisorRef) -> anyhow::Result<Started> {
+/// Starts the services; with `cluster`, they are asked from other nodes and find them.
+pub(super) async fn start(
+    config: &Config,
+    databases: &Databases,
+    tree: &SupervisorRef,
+    cluster: Option<&Cluster>,
+) -> anyhow::Result<Started> {
     let (services, roles) = (&config.services, &config.node.roles);
-    let place = |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree };
+    let place = |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree, cluster };
     let (users, posts, comments, search) = tokio::try_join!(
         one(UserService::default(), place(&services.users, Role::Users, Database::Users), config),
         one(PostService::default(), place(&services.posts, Role::Posts, Database::Posts), config),
@@ -142,10 +181,11 @@ struct Place<'a> {
     member: bool,
     database: tokio_postgres::Config,
     tree: &'a SupervisorRef,
+    cluster: Option<&'a Cluster>,
 }
 
 async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyhow::Result<Running<S>> {
-    let Place { of, member, database, tree } = place;
+    let Place { of, member, database, tree, cluster } = place;
     let settings = Settings {
         shards: if S::NAME == SearchService::NAME { config.cluster.search_partitions } else { config.cluster.shards },
         cache_bytes: usize::try_from(of.cache_bytes)?,
@@ -159,20 +199,34 @@ async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyho
     // A level of its own in the tree: its shards end with it.
     let supervisor = SupervisorRef::spawn_linked(S::NAME, Vec::<ChildSpec>::new(), tree.cell()).await?.0;
     runtime.start(supervisor.cell());
-    let ownership = if member { Some(join(&runtime, config).await?) } else { None };
-    Ok(Running { runtime, ownership })
+    let lease = LeaseSettings { ttl: config.lease.ttl, renew_every: config.lease.renew };
+    // Before anything is served: whoever finds us can ask at once.
+    if let Some(cluster) = cluster {
+        cluster.routes.serve(&runtime);
+    }
+    let part = match cluster {
+        _ if member => Part::Member(join(&runtime, config, lease, cluster).await?),
+        Some(_) => Part::Onlooker(Observer::start(runtime.database().clone(), S::NAME, lease)),
+        None => Part::None,
+    };
+    Ok(Running { runtime, part })
 }
 
-async fn join<S: Service>(runtime: &Runtime<S>, config: &Config) -> anyhow::Result<Ownership> {
-    let lease = LeaseSettings { ttl: config.lease.ttl, renew_every: config.lease.renew };
+async fn join<S: Service>(
+    runtime: &Runtime<S>,
+    config: &Config,
+    lease: LeaseSettings,
+    cluster: Option<&Cluster>,
+) -> anyhow::Result<Ownership> {
     let reader = runtime.clone();
+    let lonely = Membership::new(config.node.name.as_str(), lease);
     let membership = Membership {
+        address: cluster.map(|cluster| cluster.address.clone()),
+        announce: cluster.map_or(lonely.announce, |cluster| Arc::new(cluster.routes.clone())),
         // We hold the lock of the data folder, so whoever was this node before is dead.
         alone: true,
         changed: Arc::new(move || reader.service().shards_changed()),
-        ..Membership::new(config.node.name.as_str(), lease)
+        ..lonely
     };
-    Ownership::start(runtime.clone(), membership)
-        .await
-        .with_context(|| format!("the {} service cannot begin to serve", S::NAME))
+    Ownership::start(runtime.clone(), membership).await.with_context(|| format!("the {} service cannot begin to serve", S::NAME))
 }

@@ -133,6 +133,11 @@ impl Contact {
         self.0.view.subscribe()
     }
 
+    /// The epochs under which shards are served here, by shard; 0: not.
+    pub fn served(&self) -> watch::Receiver<Vec<Epoch>> {
+        self.0.served.subscribe()
+    }
+
     /// Has the directory asked now rather than with the next poll: a peer's link died, say, or nobody serves a shard.
     pub fn poke(&self) {
         self.0.poke();

@@ -1,0 +1,57 @@
+//! The way to other nodes: links, and the routes over them. A node that listens for nobody is alone and has none.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use rookery_actors::secret::ClusterSecret;
+use tokio::task::JoinSet;
+
+use super::services::Started;
+use crate::{
+    config::Config,
+    links::{Links, LinksConfig},
+    routing::Routes,
+};
+
+/// How long a stop waits for what other nodes still ask of us.
+const LINKS_SETTLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Links without anybody at their other ends yet.
+pub(super) struct Cluster {
+    pub(super) routes: Routes,
+    /// Where other nodes reach us.
+    pub(super) address: String,
+}
+
+/// A node among others.
+pub(super) struct Running {
+    routes: Routes,
+    tasks: JoinSet<()>,
+}
+
+impl Cluster {
+    /// Begins to listen for other nodes; none: the configuration says that there are none.
+    pub(super) async fn start(config: &Config, secret: &ClusterSecret) -> anyhow::Result<Option<Self>> {
+        let Some(links) = LinksConfig::of(config, secret) else { return Ok(None) };
+        let routes = Routes::new(config.node.name.as_str());
+        let links = Links::start(links, routes.handler()).await.context("the links to other nodes do not start")?;
+        let address = config.cluster.advertised(links.address().context("the links listen nowhere")?);
+        routes.over(links);
+        Ok(Some(Self { routes, address }))
+    }
+
+    /// Puts the services on the routes.
+    pub(super) fn running(self, services: &Started) -> Running {
+        Running { tasks: services.connect(&self.routes), routes: self.routes }
+    }
+}
+
+impl Running {
+    /// Ends the links when what is under way over them has been answered.
+    pub(super) async fn stop(mut self) {
+        if let Some(links) = self.routes.links() {
+            links.stop(LINKS_SETTLE_WITHIN).await;
+        }
+        self.tasks.abort_all();
+    }
+}
