@@ -8,3 +8,4 @@ pub mod histogram;
 pub mod http;
 pub mod load;
 pub mod process;
+pub mod text;

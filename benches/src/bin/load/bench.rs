@@ -25,7 +25,6 @@ use crate::{
     rookery::{CatchUp, Rookery},
     servers,
     subjects::{Sample, Subject, postmaster_of},
-    text,
 };
 
 /// How the bench runs.
@@ -188,7 +187,7 @@ impl Stage {
             }
             Kind::Insert => {
                 let subject = self.insert.as_ref().expect("what is planned was started");
-                let request = |n| Request::post(servers::INSERT_PATH, &[], &text::post(n));
+                let request = |n| Request::post(servers::INSERT_PATH, &[], &rookery_benches::text::post(n));
                 let requests = (0..512).map(request).collect();
                 Ok(Measurement::of(&load(subject, &requests)?))
             }

@@ -12,7 +12,6 @@ mod report;
 mod rookery;
 mod servers;
 mod subjects;
-mod text;
 
 use clap::{Parser, Subcommand};
 

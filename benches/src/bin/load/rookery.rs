@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::Context;
-use rookery_benches::http::{Connection, Request};
+use rookery_benches::{
+    http::{Connection, Request},
+    text,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -19,7 +22,6 @@ use tempfile::TempDir;
 use crate::{
     cases::Kind,
     subjects::{Sample, Subject},
-    text,
 };
 
 const USERS: usize = 64;

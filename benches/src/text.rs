@@ -1,10 +1,10 @@
 //! Posts like those that people write: some 600 bytes of words, common ones more often.
 
-use rookery_benches::http::SERIAL;
+use crate::http::SERIAL;
 use serde_json::json;
 
 /// A word in every post of the bench, by which search can count them.
-pub(crate) const MARKER: &str = "quernstone";
+pub const MARKER: &str = "quernstone";
 
 const BODY_BYTES: usize = 600;
 
@@ -26,7 +26,7 @@ const WORDS: &str = "the a to of and in is that it for on with as this was be ar
 const TAGS: [&str; 8] = ["programming", "rust", "databases", "linux", "web", "science", "books", "history"];
 
 /// The JSON of a new post, number `n` of the kinds that there are; its serial makes it unique.
-pub(crate) fn post(n: u64) -> String {
+pub fn post(n: u64) -> String {
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
     let mut draw = Draw(n);
     let mut word = move || {
@@ -49,7 +49,7 @@ pub(crate) fn post(n: u64) -> String {
 }
 
 /// The text of comment number `n`, about a third as long.
-pub(crate) fn comment(n: u64) -> String {
+pub fn comment(n: u64) -> String {
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
     let mut draw = Draw(!n);
     (0..35).map(|_| words[(draw.uniform() * words.len() as f64) as usize]).collect::<Vec<_>>().join(" ")

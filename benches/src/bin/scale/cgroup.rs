@@ -1,0 +1,56 @@
+//! A share of the processor for a process: a cgroup of its own, of either version.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+
+/// Short, so that a node is slowed down evenly rather than stopped for long.
+const PERIOD_US: u32 = 20_000;
+
+/// A cgroup that is taken away when dropped; its processes must have ended or left by then.
+pub(crate) struct Quota {
+    folder: PathBuf,
+}
+
+impl Quota {
+    /// Holds a process, its threads and what it starts from now on, to so many percent of one core.
+    ///
+    /// # Errors
+    /// Without root, or without the cpu controller.
+    pub(crate) fn hold(pid: u32, name: &str, percent: u32) -> anyhow::Result<Self> {
+        let (root, v1) =
+            match Path::new("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() || Path::new("/sys/fs/cgroup/cpu").is_dir() {
+                true => (Path::new("/sys/fs/cgroup/cpu"), true),
+                false => (Path::new("/sys/fs/cgroup"), false),
+            };
+        let folder = root.join(format!("rookery-scale-{}-{name}", std::process::id()));
+        let quota = Self { folder };
+        quota.set(pid, percent, v1).with_context(|| {
+            format!("cannot hold a node to its share in {}: this bench needs root and the cpu controller", quota.folder.display())
+        })?;
+        Ok(quota)
+    }
+
+    fn set(&self, pid: u32, percent: u32, v1: bool) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let quota = PERIOD_US * percent / 100;
+        if v1 {
+            fs::write(self.folder.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
+            fs::write(self.folder.join("cpu.cfs_quota_us"), quota.to_string())?;
+        } else {
+            fs::write(self.folder.join("cpu.max"), format!("{quota} {PERIOD_US}"))?;
+        }
+        fs::write(self.folder.join("cgroup.procs"), pid.to_string())
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.folder) {
+            eprintln!("{} stays behind: {error}", self.folder.display());
+        }
+    }
+}
