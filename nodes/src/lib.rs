@@ -13,5 +13,6 @@ pub mod node;
 pub mod ownership;
 pub mod placement;
 pub mod postgres;
+mod readers;
 pub mod telemetry;
 pub mod testing;
