@@ -16,3 +16,4 @@ pub mod postgres;
 mod readers;
 pub mod telemetry;
 pub mod testing;
+pub mod user_news;

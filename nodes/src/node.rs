@@ -7,7 +7,6 @@ mod events;
 mod front;
 mod health;
 mod janitor;
-mod revocations;
 mod secret;
 mod services;
 

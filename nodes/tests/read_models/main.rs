@@ -1,4 +1,5 @@
 //! Read models whose shards lie on several nodes: what one node writes, the others show, and each is asked but once.
 
 mod bridges;
+mod names;
 mod support;
