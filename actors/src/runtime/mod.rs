@@ -383,6 +383,22 @@ impl<S: Service> Runtime<S> {
         self.inner.tenures.subscribe()
     }
 
+    /// The shards that are served here now.
+    pub(crate) fn served(&self) -> Served {
+        loop {
+            let number = self.tenure_number();
+            let shards = self.inner.shards.iter().filter(|shard| shard.tenure().is_some()).map(|shard| shard.id).collect();
+            if self.tenure_number() == number {
+                return Served { number, shards };
+            }
+        }
+    }
+
+    /// The number of [`Runtime::served`]: another when it is no longer the same.
+    pub(crate) fn tenure_number(&self) -> u64 {
+        *self.inner.tenures.borrow()
+    }
+
     /// Forgets records that every reader has, and old idempotency keys; the rows that went.
     ///
     /// # Errors
@@ -436,6 +452,15 @@ impl<S: Service> Runtime<S> {
         let rows = client.query("SELECT shard, min(position) FROM consumer GROUP BY shard ORDER BY shard", &[]).await?;
         Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
     }
+}
+
+/// The shards that a node serves at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// Names the moment.
+    pub(crate) number: u64,
+    /// In order.
+    pub(crate) shards: Vec<ShardId>,
 }
 
 impl<S: Service> Inner<S> {
