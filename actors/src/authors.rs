@@ -11,13 +11,13 @@ use std::{
     },
 };
 
-use moka::sync::Cache;
+use moka::{ops::compute::CompResult, policy::EvictionPolicy, sync::Cache};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     entity::Failure,
-    event::Topic,
+    event::{Record, Topic},
     ids::UserId,
     runtime::Database,
     service::{Foreign, Poison},
@@ -47,10 +47,13 @@ impl Author {
     /// # Errors
     /// When the payload is not a user.
     pub(crate) fn of(foreign: &Foreign<'_>) -> Result<Option<Self>, Poison> {
-        let about_user = foreign.source.topic == Topic::Users
-            && matches!(&*foreign.record.kind, "user.created" | "user.updated" | "user.deleted");
+        let about_user = foreign.source.topic == Topic::Users && is_author(foreign.record);
         about_user.then(|| foreign.parse()).transpose()
     }
+}
+
+fn is_author(record: &Record) -> bool {
+    matches!(&*record.kind, "user.created" | "user.updated" | "user.deleted")
 }
 
 table! {
@@ -99,18 +102,39 @@ impl Authors {
             let texts = author.username.len() + author.display_name.len() + author.avatar_url.as_ref().map_or(0, String::len);
             u32::try_from(texts + 200).unwrap_or(u32::MAX)
         };
-        Self { generation: AtomicU64::new(0), cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+        // Least recently used: what was heard just now is always taken in. A cache that refused a new name would take an
+        // old one from the table, which follows the log a little later.
+        let policy = EvictionPolicy::lru();
+        let cache = Cache::builder().max_capacity(bytes_max).weigher(weigh).eviction_policy(policy).build();
+        Self { generation: AtomicU64::new(0), cache }
     }
 
     /// Takes note of a newer version; an older one changes nothing.
     pub fn note(&self, author: Author) {
         let id = author.id;
         let author = Arc::new(author);
-        self.cache.entry(id).and_compute_with(|known| match known {
+        let result = self.cache.entry(id).and_compute_with(|known| match known {
             Some(known) if known.value().version >= author.version => moka::ops::compute::Op::Nop,
             _ => moka::ops::compute::Op::Put(author),
         });
         // After the name: who reads the number first and the name then may keep too little, never too much.
+        if !matches!(result, CompResult::Unchanged(_)) {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes note of what a record of the users' log says of an author, before the table has it.
+    pub fn hear(&self, record: &Record) {
+        match record.payload.as_deref().map(serde_json::from_str).filter(|_| is_author(record)) {
+            Some(Ok(author)) => self.note(author),
+            // The projection buries it, and says so.
+            Some(Err(_)) | None => {}
+        }
+    }
+
+    /// Forgets everybody: something was missed.
+    pub fn clear(&self) {
+        self.cache.invalidate_all();
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::ids::{Epoch, Seq, ShardId};
@@ -163,5 +164,10 @@ pub trait EventLog: Send + Sync + 'static {
     /// These shards in groups that are best asked for separately; all together unless the log is spread.
     fn groups(&self, _: Topic, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
         vec![shards]
+    }
+
+    /// Wakes when this node serves other shards of the publisher than before, if that changes the groups.
+    fn regroups(&self, _: Topic) -> Option<watch::Receiver<u64>> {
+        None
     }
 }

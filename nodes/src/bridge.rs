@@ -2,10 +2,13 @@
 //!
 //! The bridge itself may repeat anything: the target shards keep the positions and drop what they have (rule 16).
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::{BoxFuture, join_all};
-use jiff::Timestamp;
 use rookery_actors::{
     entity::Failure,
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
@@ -19,13 +22,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Payload asked for at a time, in bytes: what is applied together.
-const FETCH_BYTES: usize = 4 << 20;
-/// After news were carried: more gather meanwhile, and share their commits. A tenth of what search may take.
-const LINGER: Duration = Duration::from_millis(50);
-/// Longest wait for news; the bridge looks around at least this often.
-const FETCH_WAIT: Duration = Duration::from_secs(1);
-/// Between two notes of how far we came; a restart repeats at most this much, harmlessly.
+use crate::readers::{Marks, Reader, Readers, changed};
+
+/// Between two notes of how far we came; whoever goes on from there repeats at most this much, harmlessly.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Before an outage is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -50,34 +49,40 @@ impl<S: Service> Places for Runtime<S> {
     }
 }
 
-/// One topic on its way into one service.
+/// One topic on its way into one service, as far as this node carries it: from those shards of the publisher whose number
+/// the consumer serves here. With that shard they come and go.
 pub struct Bridge<S: Service> {
     consumer: Runtime<S>,
-    log: Arc<dyn EventLog>,
     places: Arc<dyn Places>,
-    topic: Topic,
-    positions: Vec<(ShardId, Seq)>,
-    noted: Vec<(ShardId, Seq)>,
+    source_shards: u16,
+    marks: Marks,
+    noted: BTreeMap<ShardId, Seq>,
+    readers: Readers<Carrier<S>>,
+    /// Of who serves what.
+    news: Vec<watch::Receiver<u64>>,
 }
 
-/// The moment up to which everything that was committed is in what was fetched.
-fn up_to(fetched: &[Fetched]) -> Instant {
-    let last = fetched.iter().filter_map(|fetched| fetched.records.last()).map(|record| record.at).min();
-    let age = last.map(|at| Timestamp::now().duration_since(at)).and_then(|age| Duration::try_from(age).ok());
-    let now = Instant::now();
-    now.checked_sub(age.unwrap_or_default()).unwrap_or(now)
+/// Takes records to the shards that they concern.
+struct Carrier<S: Service> {
+    consumer: Runtime<S>,
+    topic: Topic,
 }
 
 /// A bridge at work.
 pub struct RunningBridge {
     task: JoinHandle<()>,
-    lag: watch::Receiver<Instant>,
+    marks: Marks,
 }
 
 impl RunningBridge {
-    /// Up to when everything that was committed has been applied, as far as the bridge knows.
+    /// Up to when everything that was committed has been applied, as far as this node carries it and knows.
     pub fn caught_up_at(&self) -> Instant {
-        *self.lag.borrow()
+        self.marks.caught_up()
+    }
+
+    /// The shards of the publisher that are carried by this node now.
+    pub fn carries(&self) -> Vec<ShardId> {
+        self.marks.all().into_iter().map(|(shard, _)| shard).collect()
     }
 
     /// Ends it, wherever it is: what it was about to do comes again at the next start.
@@ -87,7 +92,7 @@ impl RunningBridge {
 }
 
 impl<S: Service> Bridge<S> {
-    /// Starts a bridge for all `source_shards` of a topic.
+    /// Starts a bridge for a topic of `source_shards`.
     pub fn start(
         consumer: Runtime<S>,
         log: Arc<dyn EventLog>,
@@ -95,82 +100,83 @@ impl<S: Service> Bridge<S> {
         topic: Topic,
         source_shards: u16,
     ) -> RunningBridge {
-        let positions: Vec<_> = (0..source_shards).map(|shard| (ShardId(shard), 0)).collect();
-        let (caught_up, lag) = watch::channel(Instant::now());
-        let bridge = Self { consumer, log, places, topic, noted: positions.clone(), positions };
-        RunningBridge { task: tokio::spawn(bridge.run(caught_up)), lag }
+        let marks = Marks::default();
+        let mut news = vec![consumer.tenures()];
+        news.extend(log.regroups(topic));
+        news.extend(consumer.router().map(|router| router.changes()));
+        let carrier = Arc::new(Carrier { consumer: consumer.clone(), topic });
+        let readers = Readers::new(carrier, log, topic, marks.clone());
+        let bridge = Self { consumer, places, source_shards, marks: marks.clone(), noted: BTreeMap::new(), readers, news };
+        RunningBridge { task: tokio::spawn(bridge.run()), marks }
     }
 
-    async fn run(mut self, caught_up: watch::Sender<Instant>) {
-        self.find_place().await;
-        let mut noted_at = Instant::now();
+    async fn run(mut self) {
         loop {
-            match self.log.fetch(self.topic, &self.positions, FETCH_BYTES, FETCH_WAIT).await {
-                Ok(fetched) if fetched.is_empty() => drop(caught_up.send_replace(Instant::now())),
-                Ok(fetched) => {
-                    let applied_up_to = up_to(&fetched);
-                    self.carry(fetched).await;
-                    caught_up.send_replace(applied_up_to);
-                    sleep(LINGER).await;
+            let pause = match self.look_around().await {
+                Ok(()) => NOTE_EVERY,
+                Err(failure) => {
+                    tracing::debug!(consumer = S::NAME, %failure, "the place of a bridge cannot be read or noted");
+                    RETRY_AFTER
                 }
-                Err(error @ LogError::OutOfRange { .. }) => {
-                    tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log: rebuild from state with `rookery reindex`");
-                    sleep(Duration::from_secs(10)).await;
-                }
-                Err(error) => {
-                    tracing::debug!(consumer = S::NAME, %error, "a log is unavailable");
-                    sleep(RETRY_AFTER).await;
-                }
-            }
-            if noted_at.elapsed() >= NOTE_EVERY {
-                self.note().await;
-                noted_at = Instant::now();
-            }
+            };
+            changed(&mut self.news, pause).await;
         }
     }
 
-    async fn find_place(&mut self) {
-        let places = loop {
-            match self.places.places(S::NAME).await {
-                Ok(places) => break places,
-                Err(error) => {
-                    tracing::debug!(consumer = S::NAME, %error, "cannot read the place of a bridge yet");
-                    sleep(RETRY_AFTER).await;
-                }
-            }
-        };
-        for (shard, place) in places {
-            if let Some((_, position)) = self.positions.get_mut(shard.index()) {
-                *position = place;
+    /// Carries what this node should, and notes how far it came.
+    async fn look_around(&mut self) -> Result<(), Failure> {
+        let held = |shard: &ShardId| self.consumer.is_held(ShardId(shard.0 % self.consumer.shards()));
+        let ours: Vec<ShardId> = (0..self.source_shards).map(ShardId).filter(held).collect();
+        let known: Vec<(ShardId, Seq)> = self.marks.all();
+        let new: Vec<ShardId> = ours.iter().copied().filter(|shard| known.iter().all(|(known, _)| known != shard)).collect();
+        if !new.is_empty() {
+            // Whoever carried it before has noted how far it came.
+            let places: HashMap<ShardId, Seq> = self.places.places(S::NAME).await?.into_iter().collect();
+            for shard in new {
+                let place = places.get(&shard).copied().unwrap_or(0);
+                self.marks.begin(shard, place);
+                self.noted.insert(shard, place);
             }
         }
-        self.noted.clone_from(&self.positions);
-    }
-
-    async fn note(&mut self) {
-        let moved: Vec<_> =
-            self.positions.iter().zip(&self.noted).filter(|(now, noted)| now != noted).map(|(now, _)| *now).collect();
-        if !moved.is_empty() && self.places.note(S::NAME, &moved).await.is_ok() {
-            self.noted.clone_from(&self.positions);
+        self.readers.read(ours.clone());
+        let noted = self.note().await;
+        for (shard, _) in known.into_iter().filter(|(shard, _)| !ours.contains(shard)) {
+            self.marks.end(shard);
+            self.noted.remove(&shard);
         }
+        noted
     }
 
-    /// Takes what was fetched to its targets; the place moves when all of them have answered.
-    async fn carry(&mut self, fetched: Vec<Fetched>) {
+    async fn note(&mut self) -> Result<(), Failure> {
+        let moved = |(shard, position): &(ShardId, Seq)| self.noted.get(shard) != Some(position);
+        let moved: Vec<_> = self.marks.all().into_iter().filter(moved).collect();
+        if !moved.is_empty() {
+            self.places.note(S::NAME, &moved).await?;
+            self.noted.extend(moved);
+        }
+        Ok(())
+    }
+}
+
+impl<S: Service> Reader for Carrier<S> {
+    /// Takes what was fetched to its targets and waits until all of them have answered.
+    async fn take(&self, fetched: &[Fetched]) {
         let mut slices: HashMap<ShardId, Slice> = HashMap::new();
-        for Fetched { shard, records } in &fetched {
+        for Fetched { shard, records } in fetched {
             for (target, part) in self.slice(*shard, records) {
                 slices.entry(target).or_default().parts.push(part);
             }
         }
         join_all(slices.iter().map(|(target, slice)| self.deliver(*target, slice))).await;
-        for Fetched { shard, records } in fetched {
-            if let Some(last) = records.last() {
-                self.positions[shard.index()].1 = last.seq;
-            }
-        }
     }
 
+    fn outside(&self, error: &LogError) -> Option<(ShardId, Seq)> {
+        tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log: rebuild from state with `rookery reindex`");
+        None
+    }
+}
+
+impl<S: Service> Carrier<S> {
     /// What the records of one source mean to each target.
     fn slice(&self, shard: ShardId, records: &[Arc<Record>]) -> HashMap<ShardId, SlicePart> {
         let source = Source { topic: self.topic, shard };

@@ -30,6 +30,8 @@ pub trait LogSource: Send + Sync + 'static {
         bytes_max: usize,
         wait: Duration,
     ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>>;
+    /// Wakes whenever a shard begins or ends to be served here.
+    fn tenures(&self) -> watch::Receiver<u64>;
     /// These shards by who serves them now.
     fn by_owner(&self, shards: Vec<ShardId>) -> Vec<Vec<ShardId>>;
 }
@@ -59,6 +61,10 @@ impl<S: Service> LogSource for Runtime<S> {
         wait: Duration,
     ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>> {
         Runtime::fetch_log(self, topic, positions, bytes_max, wait).boxed()
+    }
+
+    fn tenures(&self) -> watch::Receiver<u64> {
+        Runtime::tenures(self)
     }
 
     fn by_owner(&self, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
@@ -101,5 +107,9 @@ impl EventLog for EmbeddedLog {
 
     fn groups(&self, topic: Topic, shards: Vec<ShardId>) -> Vec<Vec<ShardId>> {
         self.source(topic).by_owner(shards)
+    }
+
+    fn regroups(&self, topic: Topic) -> Option<watch::Receiver<u64>> {
+        Some(self.source(topic).tenures())
     }
 }

@@ -8,7 +8,6 @@ mod events;
 mod front;
 mod health;
 mod janitor;
-mod revocations;
 mod secret;
 mod services;
 

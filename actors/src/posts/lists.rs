@@ -1,12 +1,12 @@
 //! The heads of the lists that everybody asks for: ordered slices in memory, kept current by every commit.
 //!
-//! A slice holds *every* post whose key is at or above its floor; what lies below is asked of SQL. So a page is
-//! answered from memory exactly when it lies above the floor.
+//! A slice holds *every* post of the shards that are served here whose key is at or above its floor; what lies below is
+//! asked of SQL. So a page is answered from memory exactly when it lies above the floors of all nodes ([`super::heads`]).
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -19,7 +19,10 @@ use super::{
     entity::{Event, Post},
     rules::hot,
 };
-use crate::ids::{PostId, UserId};
+use crate::{
+    ids::{PostId, UserId},
+    runtime::Served,
+};
 
 /// Entries that a slice keeps; it may grow to twice as many before it is cut.
 pub(crate) const HEAD: usize = 1_000;
@@ -87,9 +90,13 @@ type SliceKey = (Sort, Filter);
 pub struct Lists {
     slices: Mutex<HashMap<SliceKey, Slice>>,
     clock: AtomicU64,
+    /// What is served here, as of the last look.
+    served: Mutex<Option<Arc<Served>>>,
 }
 
 struct Slice {
+    /// The shards whose posts it holds. Once others are served here it is of no use any more.
+    served: Arc<Served>,
     state: State,
     used: u64,
 }
@@ -128,62 +135,101 @@ impl Head {
         }
     }
 
-    fn page(&self, after: Option<Key>, limit: usize) -> Option<Vec<Key>> {
+    fn page(&self, after: Option<Key>, limit: usize) -> Vec<Key> {
         use std::ops::Bound::{Excluded, Unbounded};
         let range = (Unbounded, after.map_or(Unbounded, Excluded));
-        let page: Vec<Key> = self.entries.range(range).rev().take(limit).copied().collect();
-        (page.len() == limit || self.floor.is_none()).then_some(page)
+        self.entries.range(range).rev().take(limit).copied().collect()
     }
 }
 
 /// How a page was answered.
 pub(crate) enum Paged {
     /// From memory.
-    Here(Vec<Key>),
+    Here(HerePage),
     /// Ask SQL for this page alone.
     AskPage,
-    /// Ask SQL for the head and give it to [`Lists::loaded`].
+    /// Begin to load the head.
     AskHead,
 }
 
+/// The part of a page that memory has.
+pub(crate) struct HerePage {
+    /// In order; fewer than asked for if the slice has no more.
+    pub(crate) keys: Vec<Key>,
+    /// Down to where the slice knows everything; none: all the way.
+    pub(crate) floor: Option<Key>,
+    /// The shards whose posts it knows.
+    pub(crate) served: Arc<Served>,
+}
+
 impl Lists {
-    /// A page after a place, if memory has it.
-    pub(crate) fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Paged {
+    /// The shards that are served under this number; looks again only if it is another than the last time.
+    pub(crate) fn served(&self, number: u64, look: impl FnOnce() -> Served) -> Arc<Served> {
+        let mut served = self.served.lock().expect("no panic under this lock");
+        match &*served {
+            Some(served) if served.number == number => Arc::clone(served),
+            _ => Arc::clone(served.insert(Arc::new(look()))),
+        }
+    }
+
+    /// A page after a place, if memory has it for the shards that are served now.
+    pub(crate) fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize, served: &Served) -> Paged {
         let used = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut slices = self.slices.lock().expect("no panic under this lock");
-        let key = (sort, filter.clone());
-        match slices.get_mut(&key) {
+        match slices.get_mut(&(sort, filter.clone())).filter(|slice| slice.served.number == served.number) {
             Some(slice) => {
                 slice.used = used;
                 match &slice.state {
-                    State::Loading(_) => Paged::AskPage,
-                    State::Ready(head) => head.page(after, limit).map_or(Paged::AskPage, Paged::Here),
+                    State::Ready(head) if head.floor.is_none_or(|floor| after.is_none_or(|after| after > floor)) => {
+                        let (keys, floor) = (head.page(after, limit), head.floor);
+                        Paged::Here(HerePage { keys, floor, served: Arc::clone(&slice.served) })
+                    }
+                    _ => Paged::AskPage,
                 }
             }
-            None if after.is_none() => {
-                if slices.len() >= SLICES_MAX
-                    && let Some(oldest) = slices.iter().min_by_key(|(_, slice)| slice.used).map(|(key, _)| key.clone())
-                {
-                    slices.remove(&oldest);
-                }
-                slices.insert(key, Slice { state: State::Loading(Vec::new()), used });
-                Paged::AskHead
-            }
+            None if after.is_none() => Paged::AskHead,
             None => Paged::AskPage,
         }
     }
 
-    /// Takes the head that SQL gave: at most [`HEAD`] keys; fewer mean that there are no more.
-    pub(crate) fn loaded(&self, sort: Sort, filter: &Filter, keys: &[Key]) {
+    /// Begins to load a head for the shards that are served now: what is committed from here on is added to it. The caller
+    /// asks SQL and tells [`Lists::loaded`]. False: somebody else has begun.
+    pub(crate) fn begin(&self, sort: Sort, filter: &Filter, served: &Arc<Served>) -> bool {
         let mut slices = self.slices.lock().expect("no panic under this lock");
-        let Some(slice) = slices.get_mut(&(sort, filter.clone())) else {
+        let key = (sort, filter.clone());
+        if slices.get(&key).is_some_and(|slice| slice.served.number >= served.number) {
+            return false;
+        }
+        if slices.len() >= SLICES_MAX
+            && let Some(oldest) = slices.iter().min_by_key(|(_, slice)| slice.used).map(|(key, _)| key.clone())
+        {
+            slices.remove(&oldest);
+        }
+        let used = self.clock.load(Ordering::Relaxed);
+        slices.insert(key, Slice { served: Arc::clone(served), state: State::Loading(Vec::new()), used });
+        true
+    }
+
+    /// Takes the head that SQL gave: at most [`HEAD`] keys of all shards; fewer mean that there are no more. `is_served`
+    /// tells which of them are of the shards that the slice began with.
+    pub(crate) fn loaded(
+        &self,
+        sort: Sort,
+        filter: &Filter,
+        served: &Arc<Served>,
+        keys: &[Key],
+        is_served: impl Fn(PostId) -> bool,
+    ) {
+        let mut slices = self.slices.lock().expect("no panic under this lock");
+        let slice = slices.get_mut(&(sort, filter.clone())).filter(|slice| Arc::ptr_eq(&slice.served, served));
+        let Some(slice) = slice else {
             return;
         };
         let State::Loading(changes) = &mut slice.state else {
             return;
         };
         let floor = if keys.len() < HEAD { None } else { keys.last().copied() };
-        let mut head = Head { entries: keys.iter().copied().collect(), floor };
+        let mut head = Head { entries: keys.iter().filter(|key| is_served(key.id)).copied().collect(), floor };
         for change in std::mem::take(changes) {
             head.apply(change);
         }
@@ -191,8 +237,12 @@ impl Lists {
     }
 
     /// Forgets a head whose load failed.
-    pub(crate) fn failed(&self, sort: Sort, filter: &Filter) {
-        self.slices.lock().expect("no panic under this lock").remove(&(sort, filter.clone()));
+    pub(crate) fn failed(&self, sort: Sort, filter: &Filter, served: &Arc<Served>) {
+        let mut slices = self.slices.lock().expect("no panic under this lock");
+        let key = (sort, filter.clone());
+        if slices.get(&key).is_some_and(|slice| Arc::ptr_eq(&slice.served, served)) {
+            slices.remove(&key);
+        }
     }
 
     /// Forgets everything: shards came or went, so the heads are of other posts.

@@ -1,6 +1,7 @@
 //! Posts: what people write, in lists that everybody reads.
 
 pub mod entity;
+mod heads;
 pub mod lists;
 pub mod rules;
 pub mod service;
@@ -12,17 +13,13 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use self::rules::{Body, Tags, Title};
 pub use self::{
     entity::{Command, Post, Rejection},
     lists::{Filter, Key, Sort},
     service::{Answer, PostService, Query, Reply},
-};
-use self::{
-    lists::{HEAD, Paged, TOP, page_sql},
-    rules::{Body, Tags, Title},
 };
 use crate::{
     authors::Author,
@@ -171,7 +168,7 @@ impl Posts {
         for answer in answers {
             match answer {
                 Answer::Posts(found) => posts.extend(found.into_iter().map(|post| (post.id, post))),
-                Answer::Liked(_) => return Err(strange_answer()),
+                _ => return Err(strange_answer()),
             }
         }
         Ok(ids.iter().filter_map(|id| posts.remove(id)).collect())
@@ -212,10 +209,15 @@ impl Posts {
         deadline: Instant,
     ) -> Result<Page<Post, Key>, Failure> {
         // One more than asked for tells whether there is a next page.
-        let mut keys = self.keys(sort, filter, after, limit + 1).await?;
-        let next = (keys.len() > limit).then(|| keys[limit - 1]);
-        keys.truncate(limit);
-        let items = self.get_many(keys.into_iter().map(|key| key.id), deadline).await?;
+        let asked = heads::Asked { sort, filter: filter.clone(), after, limit: limit + 1 };
+        let mut listed = heads::list(&self.runtime, asked, deadline).await?;
+        let next = (listed.len() > limit).then(|| listed[limit - 1].key);
+        listed.truncate(limit);
+        // Whoever serves a post has sent it along, unless that is us or SQL had to be asked.
+        let missing = listed.iter().filter(|listed| listed.post.is_none()).map(|listed| listed.key.id);
+        let mut posts: HashMap<PostId, Post> =
+            self.get_many(missing, deadline).await?.into_iter().map(|post| (post.id, post)).collect();
+        let items = listed.into_iter().filter_map(|listed| listed.post.or_else(|| posts.remove(&listed.key.id))).collect();
         Ok(Page { items, next })
     }
 
@@ -260,7 +262,7 @@ impl Posts {
         for answer in self.runtime.query_each(posts.to_vec(), |id| id.0, query, deadline).await? {
             match answer {
                 Answer::Liked(found) => liked.extend(found),
-                Answer::Posts(_) => return Err(strange_answer()),
+                _ => return Err(strange_answer()),
             }
         }
         Ok(liked)
@@ -298,40 +300,6 @@ impl Posts {
         };
         let ids = rows.iter().map(|row| PostId(row.get(0)));
         Ok(self.get_many(ids, deadline).await?.iter().map(PostRecord::of).collect())
-    }
-
-    async fn keys(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
-        let lists = &self.runtime.service().lists;
-        match lists.page(sort, filter, after, limit) {
-            Paged::Here(keys) => Ok(keys),
-            Paged::AskPage => self.page(sort, filter, after, limit).await,
-            Paged::AskHead => match self.page(sort, filter, None, HEAD).await {
-                Ok(mut keys) => {
-                    lists.loaded(sort, filter, &keys);
-                    keys.truncate(limit);
-                    Ok(keys)
-                }
-                Err(failure) => {
-                    lists.failed(sort, filter);
-                    Err(failure)
-                }
-            },
-        }
-    }
-
-    async fn page(&self, sort: Sort, filter: &Filter, after: Option<Key>, limit: usize) -> Result<Vec<Key>, Failure> {
-        let Key { rank, id } = after.unwrap_or(TOP);
-        let count = i64::try_from(limit).expect("a page is short");
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&rank, &id.0, &count];
-        match filter {
-            Filter::All => {}
-            Filter::Tag(tag) => params.push(tag),
-            Filter::Author(author) => params.push(&author.0),
-        }
-        let client = self.runtime.database().get().await?;
-        let statement = client.prepare_typed(&page_sql(sort, filter), &[]).await?;
-        let rows = client.query(&statement, &params).await?;
-        Ok(rows.iter().map(|row| Key { rank: row.get(0), id: PostId(row.get(1)) }).collect())
     }
 }
 

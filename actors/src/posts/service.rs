@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     entity::{Command, Event, Facts, Post, Rejection},
+    heads,
     lists::{Lists, hot_rank},
     rules::{Body, Tags, Title},
 };
@@ -148,6 +149,8 @@ pub enum Query {
     Get(Vec<PostId>),
     /// Which of these posts a user likes.
     Liked(UserId, Vec<PostId>),
+    /// Their part of a page of a list.
+    Head(heads::Asked),
 }
 
 /// What they answer.
@@ -157,6 +160,8 @@ pub enum Answer {
     Posts(Vec<Post>),
     /// Those of the posts that are liked.
     Liked(Vec<PostId>),
+    /// What they have of the page; none: SQL must be asked.
+    Head(Option<heads::Head>),
 }
 
 impl Service for PostService {
@@ -306,6 +311,7 @@ impl Service for PostService {
                 Ok(Answer::Posts(posts.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?))
             }
             Query::Liked(user, ids) => super::liked_here(runtime, *user, ids).await.map(Answer::Liked),
+            Query::Head(asked) => heads::here_with_posts(runtime, asked, deadline).await.map(Answer::Head),
         }
     }
 

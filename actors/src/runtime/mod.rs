@@ -170,6 +170,8 @@ pub(crate) struct Inner<S: Service> {
     pub(crate) loader: Loader<S::Entity>,
     /// Counts batches, so that readers of the log wake up.
     pub(crate) batches: watch::Sender<u64>,
+    /// Counts the beginnings and ends of tenures.
+    tenures: watch::Sender<u64>,
     pub(crate) supervisor: OnceLock<ActorCell>,
     /// When a commit last worked: a member whose commits fail stops renewing (rule 10).
     pub(crate) commits: committer::Health,
@@ -185,7 +187,8 @@ impl<S: Service> Runtime<S> {
     pub fn new(service: S, config: Config, incarnation: Incarnation, settings: Settings) -> Self {
         let name = format!("{}:{incarnation}", S::NAME);
         let database = Database::new(config, &name, settings.pool);
-        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id))).collect();
+        let tenures = watch::Sender::new(0);
+        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id), tenures.clone())).collect();
         let inner = Inner {
             service,
             incarnation: RwLock::new(incarnation),
@@ -196,6 +199,7 @@ impl<S: Service> Runtime<S> {
             committer: Committer::new(settings.queue_max),
             loader: Loader::new(settings.loads_max),
             batches: watch::Sender::new(0),
+            tenures,
             supervisor: OnceLock::new(),
             commits: committer::Health::default(),
             router: OnceLock::new(),
@@ -352,6 +356,18 @@ impl<S: Service> Runtime<S> {
         Some((head, shard.inbox.lock().expect("no panic under this lock").clone()))
     }
 
+    /// The last position of every shard's log, wherever it is served.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn heads(&self) -> Result<Vec<(ShardId, Seq)>, Failure> {
+        let client = self.inner.database.get().await?;
+        // A look at the end of each log, not a pass over all of them.
+        let sql = "SELECT id, COALESCE((SELECT max(seq) FROM outbox o WHERE o.shard = s.id), 0) FROM shard s ORDER BY id";
+        let rows = client.query(sql, &[]).await?;
+        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
+    }
+
     /// Whether [`Runtime::stop`] was called.
     pub fn is_stopped(&self) -> bool {
         self.inner.committer.is_closed()
@@ -360,6 +376,27 @@ impl<S: Service> Runtime<S> {
     /// Wakes whenever a batch was committed.
     pub fn batches(&self) -> watch::Receiver<u64> {
         self.inner.batches.subscribe()
+    }
+
+    /// Wakes whenever a shard begins or ends to be served here; what is served may be looked up when its number is seen.
+    pub fn tenures(&self) -> watch::Receiver<u64> {
+        self.inner.tenures.subscribe()
+    }
+
+    /// The shards that are served here now.
+    pub(crate) fn served(&self) -> Served {
+        loop {
+            let number = self.tenure_number();
+            let shards = self.inner.shards.iter().filter(|shard| shard.tenure().is_some()).map(|shard| shard.id).collect();
+            if self.tenure_number() == number {
+                return Served { number, shards };
+            }
+        }
+    }
+
+    /// The number of [`Runtime::served`]: another when it is no longer the same.
+    pub(crate) fn tenure_number(&self) -> u64 {
+        *self.inner.tenures.borrow()
     }
 
     /// Forgets records that every reader has, and old idempotency keys; the rows that went.
@@ -405,6 +442,15 @@ impl<S: Service> Runtime<S> {
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
         dead_letters::list(&self.inner, limit).await
     }
+}
+
+/// The shards that a node serves at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// Names the moment.
+    pub(crate) number: u64,
+    /// In order.
+    pub(crate) shards: Vec<ShardId>,
 }
 
 impl<S: Service> Inner<S> {

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, join, join_all};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
@@ -228,11 +228,25 @@ impl<S: Service> Runtime<S> {
 
     /// Asks every node that may serve shards of the service, this one included.
     pub async fn query_all(&self, query: &S::Query, deadline: Instant) -> Vec<(Option<NodeName>, Result<S::Answer, Failure>)> {
+        let others = self.query_others(query, deadline);
+        let (here, others) = join(self.query_at(&Place::Here, query, deadline), others).await;
+        std::iter::once((None, here)).chain(others.into_iter().map(|(node, answer)| (Some(node), answer))).collect()
+    }
+
+    /// Asks one other node.
+    ///
+    /// # Errors
+    /// Why it did not answer.
+    pub async fn query_node(&self, node: &NodeName, query: &S::Query, deadline: Instant) -> Result<S::Answer, Failure> {
+        self.query_at(&Place::There(Arc::clone(node)), query, deadline).await
+    }
+
+    /// Asks every other node that may serve shards of the service.
+    pub async fn query_others(&self, query: &S::Query, deadline: Instant) -> Vec<(NodeName, Result<S::Answer, Failure>)> {
         let peers = self.router().map(|router| router.peers(S::NAME)).unwrap_or_default();
-        let places = std::iter::once(Place::Here).chain(peers.into_iter().map(Place::There));
-        let asked = places.map(async |place| {
-            let answer = self.query_at(&place, query, deadline).await;
-            (if let Place::There(node) = place { Some(node) } else { None }, answer)
+        let asked = peers.into_iter().map(async |node| {
+            let answer = self.query_at(&Place::There(Arc::clone(&node)), query, deadline).await;
+            (node, answer)
         });
         join_all(asked).await
     }

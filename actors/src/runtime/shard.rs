@@ -27,6 +27,8 @@ use crate::{
 
 pub(crate) struct Shard<S: Service> {
     pub(crate) id: ShardId,
+    /// Counts the changes of what is admitted, of all shards.
+    tenures: watch::Sender<u64>,
     /// The epoch under which commands, reads and slices are admitted; zero: none are.
     epoch: AtomicI64,
     /// The epoch under which what was admitted is committed; zero: it is not ours, or a doubt is open.
@@ -163,9 +165,10 @@ impl<S: Service> Cell<S> {
 }
 
 impl<S: Service> Shard<S> {
-    pub(crate) fn new(id: ShardId) -> Self {
+    pub(crate) fn new(id: ShardId, tenures: watch::Sender<u64>) -> Self {
         Self {
             id,
+            tenures,
             epoch: AtomicI64::new(0),
             writing: AtomicI64::new(0),
             since: AtomicI64::new(0),
@@ -234,6 +237,12 @@ impl<S: Service> Shard<S> {
         if !self.closing.load(Ordering::Acquire) {
             self.epoch.store(epoch, Ordering::Release);
         }
+        self.admission_changed();
+    }
+
+    /// After what is admitted has changed: who looked before that sees that the number is another.
+    fn admission_changed(&self) {
+        self.tenures.send_modify(|count| *count += 1);
     }
 
     /// Stops answering without forgetting: a doubt about a batch of `epoch` is being resolved.
@@ -277,6 +286,7 @@ impl<S: Service> Shard<S> {
         let open = self.epoch.swap(0, Ordering::AcqRel) != 0;
         if open {
             self.closing.store(true, Ordering::Release);
+            self.admission_changed();
         }
         open
     }
@@ -296,6 +306,7 @@ impl<S: Service> Shard<S> {
         // While a doubt is open there is no epoch to serve under; its end admits.
         if self.closing.swap(false, Ordering::AcqRel) {
             self.epoch.store(self.writing.load(Ordering::Acquire), Ordering::Release);
+            self.admission_changed();
         }
     }
 
@@ -329,6 +340,7 @@ impl<S: Service> Shard<S> {
         self.writing.store(0, Ordering::Release);
         self.suspended.store(false, Ordering::Release);
         self.closing.store(false, Ordering::Release);
+        self.admission_changed();
         self.folded.notify_waiters();
         if let Some(supervisor) = entities.supervisor.take() {
             // The end of a supervisor kills its children, and one that waits for a commit must still hear its outcome.

@@ -1,6 +1,6 @@
 //! Who follows whom: lists that are never held whole.
 
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -196,10 +196,8 @@ impl Users {
         let mut ids: Vec<UserId> = self.edges(edges, user, after, limit + 1).await?.into_iter().map(|edge| edge.user).collect();
         let next = (ids.len() > limit).then(|| ids[limit - 1]);
         ids.truncate(limit);
-        let profiles = join_all(ids.into_iter().map(|id| self.get(id, deadline))).await;
         // Whoever is gone is left out; their edges go a little later.
-        let items = profiles.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
-        Ok(Page { items, next })
+        Ok(Page { items: self.get_many(ids, deadline).await?, next })
     }
 
     pub(super) async fn edges(

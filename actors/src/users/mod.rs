@@ -10,7 +10,10 @@ pub mod service;
 pub mod session;
 pub mod token;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,7 +24,7 @@ pub use self::{
     auth::{LoggedIn, NewUser},
     edges::{Edge, Edges},
     entity::{Account, Command, Profile, Rejection, Role, UnknownRole, User},
-    service::{Query, Reply, UserService},
+    service::{Answer, Query, Reply, UserService},
 };
 use self::{
     names::{AvatarUrl, Bio, DisplayName, Email, Username},
@@ -34,7 +37,7 @@ use crate::{
     entity::{AskError, Failure},
     ids::{SessionId, UserId},
     records::UserRecord,
-    runtime::{Accepted, AskResult, Context, Runtime, now},
+    runtime::{Accepted, AskResult, Context, Runtime, now, strange_answer},
 };
 
 /// The public face of the users service.
@@ -124,6 +127,22 @@ impl Users {
     /// When it cannot be read now.
     pub async fn get(&self, id: UserId, deadline: Instant) -> Result<Option<Profile>, Failure> {
         self.view(id, deadline, |user| user.profile.clone()).await
+    }
+
+    /// What everybody may see of these users, in that order; those that are gone are left out. Asks each node once.
+    ///
+    /// # Errors
+    /// When one of them cannot be read now.
+    pub async fn get_many(&self, ids: Vec<UserId>, deadline: Instant) -> Result<Vec<Profile>, Failure> {
+        let answers = self.runtime.query_each(ids.clone(), |id| id.0, Query::Profiles, deadline).await?;
+        let mut profiles: HashMap<UserId, Profile> = HashMap::new();
+        for answer in answers {
+            match answer {
+                Answer::Profiles(found) => profiles.extend(found.into_iter().map(|profile| (profile.id, profile))),
+                Answer::User(_) => return Err(strange_answer()),
+            }
+        }
+        Ok(ids.iter().filter_map(|id| profiles.remove(id)).collect())
     }
 
     /// What users see of themselves.
@@ -243,14 +262,14 @@ impl Users {
                 )
                 .await?
         };
+        let living: Vec<UserId> = rows.iter().filter(|row| !row.get::<_, bool>(1)).map(|row| UserId(row.get(0))).collect();
+        for id in &living {
+            self.runtime.settled(self.runtime.shard_of(id.0)).await;
+        }
+        let mut profiles = self.get_many(living, deadline).await?.into_iter().peekable();
         let mut records = Vec::with_capacity(rows.len());
-        // One page loads together: the loader takes what waits.
-        let profiles = futures_util::future::join_all(
-            rows.iter().map(async |row| if row.get(1) { Ok(None) } else { self.seen(UserId(row.get(0)), deadline).await }),
-        )
-        .await;
-        for (row, profile) in rows.iter().zip(profiles) {
-            records.push(match profile? {
+        for row in &rows {
+            records.push(match profiles.next_if(|profile| profile.id.0 == row.get::<_, Uuid>(0)) {
                 Some(profile) => UserRecord::of(&profile),
                 // Deleted, if only just now: then newer than what SQL saw.
                 None => {
@@ -301,16 +320,14 @@ impl Users {
     }
 
     async fn view<T>(&self, id: UserId, deadline: Instant, view: impl Fn(&User) -> T) -> Result<Option<T>, Failure> {
-        match self.runtime.read_loaded(id.0, |user| user.map(&view)) {
-            Some(Err(Failure::Moved(_))) => {}
-            Some(seen) => return seen,
-            None => match self.runtime.read(id.0, deadline, |user| user.map(&view)).await {
-                Err(Failure::Moved(_)) => {}
-                seen => return seen,
-            },
+        match view_here(&self.runtime, id, deadline, &view).await {
+            Err(Failure::Moved(_)) => {}
+            seen => return seen,
         }
-        let user = self.runtime.query(self.runtime.shard_of(id.0), &Query { user: id }, deadline).await?;
-        Ok(user.as_deref().map(view))
+        match self.runtime.query(self.runtime.shard_of(id.0), &Query::User(id), deadline).await? {
+            Answer::User(user) => Ok(user.as_deref().map(view)),
+            Answer::Profiles(_) => Err(strange_answer()),
+        }
     }
 
     /// A user whom SQL has shown: memory must have what SQL saw committed (rule 9).
@@ -325,6 +342,19 @@ impl Users {
 
     async fn named(&self, username: &Username, deadline: Instant) -> Result<Profile, AskError<Rejection>> {
         self.by_username(username, deadline).await?.ok_or(AskError::Rejected(Rejection::NotFound))
+    }
+}
+
+/// What is to be seen of a user who is served here, from memory.
+async fn view_here<T>(
+    runtime: &Runtime<UserService>,
+    id: UserId,
+    deadline: Instant,
+    view: impl Fn(&User) -> T,
+) -> Result<Option<T>, Failure> {
+    match runtime.read_loaded(id.0, |user| user.map(&view)) {
+        Some(seen) => seen,
+        None => runtime.read(id.0, deadline, |user| user.map(&view)).await,
     }
 }
 

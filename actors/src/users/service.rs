@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use futures_util::future::try_join;
+use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
@@ -194,10 +194,22 @@ tables! {
     }
 }
 
-/// Asks for a user as a whole: for a node that serves others' requests and shows of it what its own users would be shown.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Query {
-    pub(crate) user: UserId,
+/// What the owners of users are asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// A user as a whole: for a node that serves others' requests and shows of it what its own users would be shown.
+    User(UserId),
+    /// What everybody may see of these users.
+    Profiles(Vec<UserId>),
+}
+
+/// What they answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The user, if there is one.
+    User(Option<Box<User>>),
+    /// Those of the users that there are.
+    Profiles(Vec<Profile>),
 }
 
 impl Service for UserService {
@@ -209,7 +221,7 @@ impl Service for UserService {
     type Need = UserId;
     type Note = ();
     type Query = Query;
-    type Answer = Option<Box<User>>;
+    type Answer = Answer;
 
     async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, User>, LoadError> {
         // Two statements, sent together: a join would repeat the user for every session.
@@ -324,8 +336,17 @@ impl Service for UserService {
         })
     }
 
-    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Self::Answer, Failure> {
-        runtime.read(query.user.0, deadline, |user| user.cloned().map(Box::new)).await
+    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+        match query {
+            Query::User(user) => runtime.read(user.0, deadline, |user| user.cloned().map(Box::new)).await.map(Answer::User),
+            Query::Profiles(users) => {
+                // What is not in memory loads together: the loader takes what waits.
+                let profile = |user: &User| user.profile.clone();
+                let profiles = join_all(users.iter().map(|id| super::view_here(runtime, *id, deadline, profile))).await;
+                let found = profiles.into_iter().filter_map(Result::transpose);
+                Ok(Answer::Profiles(found.collect::<Result<_, _>>()?))
+            }
+        }
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

@@ -23,8 +23,11 @@ use rookery_gateway::{
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
 
-use super::{Faces, events::Events, janitor, revocations, services::Started};
-use crate::config::{Config, Rate, Rates};
+use super::{Faces, events::Events, janitor, services::Started};
+use crate::{
+    config::{Config, Rate, Rates},
+    user_news,
+};
 
 /// The child of the node's tree that serves HTTP.
 const CHILD: &str = "gateway";
@@ -37,7 +40,7 @@ pub(super) struct Front {
     api: Api,
     verifier: Arc<Verifier>,
     issuer: Arc<Issuer>,
-    revocations: JoinHandle<()>,
+    user_news: JoinHandle<()>,
 }
 
 impl Front {
@@ -51,8 +54,10 @@ impl Front {
         let users = &services.users.runtime;
         let keys = SigningKeys::load_or_create(users.database(), secret).await?;
         let revoked = Arc::new(RevokedSessions::default());
-        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, revoked));
-        let revocations = revocations::start(users, Arc::clone(&events.embedded), Arc::clone(&verifier)).await?;
+        let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, Arc::clone(&revoked)));
+        let (posts, comments) = (services.posts.runtime.clone(), services.comments.runtime.clone());
+        let listeners = user_news::Listeners { revoked, posts, comments };
+        let user_news = user_news::follow(users, Arc::clone(&events.embedded), listeners).await?;
         let settings = settings(config)?;
         let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
         install(&keys, &verifier, &issuer)?;
@@ -65,7 +70,7 @@ impl Front {
             search: faces.search.clone(),
         };
         let api = Api::new(faces, Arc::clone(&breakers), Arc::clone(&issuer), secret);
-        let front = Self { breakers, edge, api, verifier, issuer, revocations };
+        let front = Self { breakers, edge, api, verifier, issuer, user_news };
         janitor::follow_keys(users.clone(), secret.clone(), front.keys_changed());
         Ok(front)
     }
@@ -90,7 +95,7 @@ impl Front {
             }
         });
         tree.start_child(child).await?;
-        Ok(Listening { tree: tree.clone(), revocations: self.revocations })
+        Ok(Listening { tree: tree.clone(), user_news: self.user_news })
     }
 
     /// What signs and verifies with other keys from now on.
@@ -107,7 +112,7 @@ impl Front {
 /// A gateway at work.
 pub(super) struct Listening {
     tree: SupervisorRef,
-    revocations: JoinHandle<()>,
+    user_news: JoinHandle<()>,
 }
 
 impl Listening {
@@ -116,7 +121,7 @@ impl Listening {
         if let Err(error) = self.tree.stop_child(CHILD).await {
             tracing::debug!(%error, "the gateway had stopped already");
         }
-        self.revocations.abort();
+        self.user_news.abort();
     }
 }
 

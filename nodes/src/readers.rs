@@ -1,0 +1,194 @@
+//! Reads the shards of a log wherever they are served: those of each owner by themselves, so that the wait for one
+//! owner's news is not cut short by another's.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::{FutureExt, select_all};
+use jiff::Timestamp;
+use rookery_actors::{
+    event::{EventLog, Fetched, LogError, Topic},
+    ids::{Seq, ShardId},
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+/// Payload asked for at a time, in bytes: what is taken together.
+const FETCH_BYTES: usize = 4 << 20;
+/// After news were taken: more gather meanwhile, and share what they cost. A tenth of what search may take.
+const LINGER: Duration = Duration::from_millis(50);
+/// Longest wait for news; a reader looks around at least this often.
+const FETCH_WAIT: Duration = Duration::from_secs(1);
+/// Before an outage is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Before a position outside of the log is tried again, if there is nowhere else to go on.
+const OUTSIDE_AFTER: Duration = Duration::from_secs(10);
+
+/// What is made of the records.
+pub(crate) trait Reader: Send + Sync + 'static {
+    /// Takes records, however long that takes: their positions move when it has.
+    fn take(&self, fetched: &[Fetched]) -> impl Future<Output = ()> + Send;
+
+    /// A position lies outside of the log; where to go on instead, if anywhere.
+    fn outside(&self, error: &LogError) -> Option<(ShardId, Seq)>;
+}
+
+/// How far each shard has been read; clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Marks(Arc<Mutex<BTreeMap<ShardId, Mark>>>);
+
+#[derive(Clone, Copy)]
+struct Mark {
+    position: Seq,
+    /// Up to when everything that was committed has been taken.
+    caught_up: Instant,
+}
+
+impl Marks {
+    /// The shards that are read, and how far they have been.
+    pub(crate) fn all(&self) -> Vec<(ShardId, Seq)> {
+        self.with(|marks| marks.iter().map(|(shard, mark)| (*shard, mark.position)).collect())
+    }
+
+    /// Up to when everything that was committed in any of the shards has been taken, as far as is known.
+    pub(crate) fn caught_up(&self) -> Instant {
+        self.with(|marks| marks.values().map(|mark| mark.caught_up).min()).unwrap_or_else(Instant::now)
+    }
+
+    /// Begins a shard after a position.
+    pub(crate) fn begin(&self, shard: ShardId, position: Seq) {
+        self.with(|marks| marks.insert(shard, Mark { position, caught_up: Instant::now() }));
+    }
+
+    /// Forgets a shard; how far it was read.
+    pub(crate) fn end(&self, shard: ShardId) -> Option<Seq> {
+        self.with(|marks| marks.remove(&shard)).map(|mark| mark.position)
+    }
+
+    fn of(&self, shards: &[ShardId]) -> Vec<(ShardId, Seq)> {
+        self.with(|marks| shards.iter().filter_map(|shard| Some((*shard, marks.get(shard)?.position))).collect())
+    }
+
+    /// Moves on; never back, for a loop that was ended may still be about to say how far it came.
+    fn advance(&self, fetched: &[Fetched]) {
+        self.with(|marks| {
+            for Fetched { shard, records } in fetched {
+                if let (Some(mark), Some(last)) = (marks.get_mut(shard), records.last()) {
+                    mark.position = mark.position.max(last.seq);
+                }
+            }
+        });
+    }
+
+    fn caught_up_at(&self, shards: &[ShardId], at: Instant) {
+        self.with(|marks| {
+            for shard in shards {
+                if let Some(mark) = marks.get_mut(shard) {
+                    mark.caught_up = at;
+                }
+            }
+        });
+    }
+
+    fn with<T>(&self, view: impl FnOnce(&mut BTreeMap<ShardId, Mark>) -> T) -> T {
+        view(&mut self.0.lock().expect("no panic under this lock"))
+    }
+}
+
+/// The loops that read, one for the shards of each owner. They end with it, wherever they are.
+pub(crate) struct Readers<R> {
+    reader: Arc<R>,
+    log: Arc<dyn EventLog>,
+    topic: Topic,
+    marks: Marks,
+    loops: Vec<(Vec<ShardId>, Running)>,
+}
+
+impl<R: Reader> Readers<R> {
+    pub(crate) fn new(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, marks: Marks) -> Self {
+        Self { reader, log, topic, marks, loops: Vec::new() }
+    }
+
+    /// Reads these shards, which have marks, from now on and no others. The loop of a group that is as it was goes on.
+    pub(crate) fn read(&mut self, shards: Vec<ShardId>) {
+        let groups = self.log.groups(self.topic, shards);
+        self.loops.retain(|(group, _)| groups.contains(group));
+        for group in groups {
+            if group.is_empty() || self.loops.iter().any(|(running, _)| *running == group) {
+                continue;
+            }
+            let reading = read(Arc::clone(&self.reader), Arc::clone(&self.log), self.topic, self.marks.clone(), group.clone());
+            self.loops.push((group, Running(tokio::spawn(reading))));
+        }
+    }
+}
+
+/// A task that ends with this.
+struct Running(JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn read<R: Reader>(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, marks: Marks, shards: Vec<ShardId>) {
+    loop {
+        let asked = Instant::now();
+        match log.fetch(topic, &marks.of(&shards), FETCH_BYTES, FETCH_WAIT).await {
+            // Too early: whoever was asked does not serve them, or not any more.
+            Ok(fetched) if fetched.is_empty() && asked.elapsed() < FETCH_WAIT / 2 => sleep(LINGER).await,
+            Ok(fetched) if fetched.is_empty() => marks.caught_up_at(&shards, Instant::now()),
+            Ok(fetched) => {
+                let up_to = up_to(&fetched);
+                reader.take(&fetched).await;
+                marks.advance(&fetched);
+                marks.caught_up_at(&shards, up_to);
+                sleep(LINGER).await;
+            }
+            Err(error @ LogError::OutOfRange { .. }) => match reader.outside(&error) {
+                Some((shard, position)) => marks.begin(shard, position),
+                None => sleep(OUTSIDE_AFTER).await,
+            },
+            Err(error) => {
+                tracing::debug!(?topic, %error, "a log is unavailable");
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// The moment up to which everything that was committed is in what was fetched.
+fn up_to(fetched: &[Fetched]) -> Instant {
+    let last = fetched.iter().filter_map(|fetched| fetched.records.last()).map(|record| record.at).min();
+    let age = last.map(|at| Timestamp::now().duration_since(at)).and_then(|age| Duration::try_from(age).ok());
+    let now = Instant::now();
+    now.checked_sub(age.unwrap_or_default()).unwrap_or(now)
+}
+
+/// Waits until one of these has news, or for long enough.
+pub(crate) async fn changed(news: &mut [watch::Receiver<u64>], within: Duration) {
+    let one = news.iter_mut().map(|news| {
+        async {
+            // Who has ended has no more news.
+            if news.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+        .boxed()
+    });
+    let any = async {
+        match one.len() {
+            0 => std::future::pending().await,
+            _ => drop(select_all(one).await),
+        }
+    };
+    let _ = timeout(within, any).await;
+}

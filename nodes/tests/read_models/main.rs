@@ -1,0 +1,6 @@
+//! Read models whose shards lie on several nodes: what one node writes, the others show, and each is asked but once.
+
+mod bridges;
+mod lists;
+mod names;
+mod support;

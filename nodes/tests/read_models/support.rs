@@ -1,0 +1,182 @@
+//! Nodes of all four services in one process, on one set of databases. Nothing moves unless a test moves it.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use rookery::{
+    bridge::{Bridge, RunningBridge},
+    event_log::EmbeddedLog,
+    migrate::Database,
+    testing::{TestNetwork, TestPostgres},
+};
+use rookery_actors::{
+    comments::service::CommentService,
+    event::Topic,
+    ids::{Incarnation, PostId, ShardId, UserId, mint},
+    posts::{
+        Draft, Post, PostService, Posts,
+        rules::{Body, Tags, Title},
+    },
+    runtime::{BootTime, Context, Directory, PoolSize, Runtime, Settings},
+    secret::ClusterSecret,
+    service::Service,
+    supervisor::SupervisorRef,
+    users::{
+        UserService, Users,
+        names::Username,
+        password::{Hasher, HasherConfig},
+        session::Lifetime,
+        token::RefreshTokens,
+    },
+};
+use tokio::time::Instant;
+use tokio_postgres::Config;
+use uuid::Uuid;
+
+pub(crate) const ADA: UserId = UserId(Uuid::from_u128(1));
+
+/// Few, so that batches meet.
+pub(crate) const SHARDS: u16 = 8;
+
+/// Longer than any story.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// The nodes, and the way between them.
+pub(crate) struct World {
+    pub(crate) network: TestNetwork,
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A node with the runtimes of three services.
+pub(crate) struct Node {
+    pub(crate) users: Users,
+    pub(crate) posts: Posts,
+    pub(crate) comments: Runtime<CommentService>,
+    pub(crate) log: Arc<EmbeddedLog>,
+}
+
+impl World {
+    /// So many nodes, `n1` first. Shard `s` of every service is served by the node at `s % nodes`.
+    pub(crate) async fn of(nodes: usize) -> Self {
+        // A story that fails tells what the services thought of it.
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_test_writer().try_init();
+        let postgres = TestPostgres::shared();
+        let databases = [Database::Users, Database::Posts, Database::Comments].map(|one| postgres.fresh_database(one));
+        let [users, posts, comments]: [Config; 3] =
+            futures_util::future::join_all(databases).await.try_into().expect("one for each");
+        let mut world = Self { network: TestNetwork::default(), nodes: Vec::new() };
+        for n in 0..nodes {
+            world.join(n, nodes, [&users, &posts, &comments]).await;
+        }
+        world
+    }
+
+    async fn join(&mut self, n: usize, of: usize, [users, posts, comments]: [&Config; 3]) {
+        let name = format!("n{}", n + 1);
+        let ours: Vec<ShardId> = (0..SHARDS).map(ShardId).filter(|shard| shard.index() % of == n).collect();
+        let users = seat(UserService::default(), users, &name, &ours).await;
+        let posts = seat(PostService::default(), posts, &name, &ours).await;
+        let comments = seat(CommentService::default(), comments, &name, &ours).await;
+        self.network.join(&name, &users);
+        self.network.join(&name, &posts);
+        self.network.join(&name, &comments);
+        let log = Arc::new(EmbeddedLog::new(Arc::new(users.clone()), Arc::new(posts.clone()), Arc::new(comments.clone())));
+        let hasher = Hasher::start(HasherConfig::default()).unwrap();
+        let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
+        let users = Users::new(users, hasher, tokens, Lifetime::default());
+        self.nodes.push(Node { users, posts: Posts::new(posts), comments, log });
+    }
+
+    /// Moves a shard of a service from the node that serves it to another.
+    pub(crate) async fn hand_over<S: Service>(&self, of: impl Fn(&Node) -> &Runtime<S>, shard: ShardId, to: usize) {
+        let from = self.nodes.iter().map(&of).find(|runtime| runtime.head(shard).is_some()).unwrap();
+        from.close(shard);
+        from.service().shards_changed();
+        take(of(&self.nodes[to]), &[shard], Some(from.incarnation())).await;
+        self.network.changed();
+    }
+}
+
+impl Node {
+    /// Carries one topic into one service, as far as that is this node's to do.
+    pub(crate) fn bridge<F: Service, T: Service>(&self, topic: Topic, from: &Runtime<F>, to: &Runtime<T>) -> RunningBridge {
+        Bridge::start(to.clone(), self.log.clone(), Arc::new(from.clone()), topic, SHARDS)
+    }
+
+    pub(crate) async fn publish(&self, title: &str) -> Post {
+        self.posts.publish(draft(title), soon()).await.unwrap().reply.post.unwrap()
+    }
+
+    pub(crate) async fn publish_in(&self, shard: ShardId, title: &str) -> Post {
+        let id = PostId(mint(Timestamp::now(), SHARDS, Some(shard)));
+        self.posts.publish_as(id, draft(title), soon()).await.unwrap().reply.post.unwrap()
+    }
+
+    pub(crate) async fn sign_up(&self, name: &str) -> UserId {
+        let id = UserId(mint(Timestamp::now(), SHARDS, None));
+        self.users.ensure_author(id, Username::parse(name).unwrap(), Timestamp::now(), soon()).await.unwrap();
+        id
+    }
+}
+
+/// A runtime that serves these shards and does nothing of its own accord.
+async fn seat<S: Service>(service: S, config: &Config, node: &str, shards: &[ShardId]) -> Runtime<S> {
+    let pool = PoolSize { connections_max: 4, ..PoolSize::default() };
+    let settings = Settings { shards: SHARDS, pool, ..Settings::default() };
+    let runtime = Runtime::new(service, config.clone(), Incarnation(Uuid::new_v4()), settings);
+    runtime.start(SupervisorRef::spawn("node", Vec::new()).await.unwrap().0.cell());
+    let directory = directory(&runtime).await;
+    directory.prepare(SHARDS).await.unwrap();
+    directory.join(runtime.incarnation(), node, None).await.unwrap();
+    runtime.lease().renewed(BootTime::now(), LEASE);
+    take(&runtime, shards, None).await;
+    runtime
+}
+
+async fn directory<S: Service>(runtime: &Runtime<S>) -> Directory {
+    Directory::open(runtime.database(), S::NAME, runtime.incarnation()).await.unwrap()
+}
+
+async fn take<S: Service>(runtime: &Runtime<S>, shards: &[ShardId], from: Option<Incarnation>) {
+    let directory = directory(runtime).await;
+    let rows = directory.shards().await.unwrap();
+    let rows: Vec<_> = rows.into_iter().filter(|row| shards.contains(&row.id)).collect();
+    let granted = directory.take_over(&rows, from, runtime.incarnation()).await.unwrap();
+    let inbox = directory.inbox(shards).await.unwrap();
+    for granted in granted {
+        let positions = inbox.iter().filter(|(shard, ..)| *shard == granted.shard);
+        runtime.open(granted, positions.map(|(_, source, position)| (*source, *position)).collect()).await.unwrap();
+    }
+    runtime.service().shards_changed();
+}
+
+pub(crate) fn user_id(n: usize) -> UserId {
+    UserId(Uuid::from_u128(1_000 + n as u128))
+}
+
+pub(crate) fn soon() -> Context {
+    Context::within(Duration::from_secs(20))
+}
+
+pub(crate) fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+pub(crate) fn draft(title: &str) -> Draft {
+    Draft {
+        author: ADA,
+        title: Title::parse(title).unwrap(),
+        body: Body::parse("A body.").unwrap(),
+        tags: Tags::parse(&["rust"]).unwrap(),
+        at: Timestamp::now(),
+    }
+}
+
+/// Waits for a condition; there is no sleeping for luck.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
