@@ -31,6 +31,9 @@ use crate::{
     service::Poison,
 };
 
+/// How long a stop waits for the indexes: longer than a merge, shorter than an operator's patience.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The public face of the search service: this node's replicas of the index, and the way to the documents.
 #[derive(Clone)]
 pub struct SearchFace {
@@ -101,10 +104,13 @@ impl SearchFace {
 
     /// Waits until the followers have closed their indexes; the runtime must have stopped.
     pub async fn closed(&self) {
+        let deadline = Instant::now() + CLOSE_PATIENCE;
         for replica in self.replicas.iter() {
-            while !replica.follower.is_finished() {
+            while !replica.follower.is_finished() && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            // One that waits for a database which says nothing: its index is as of its last commit.
+            replica.follower.abort();
         }
     }
 
