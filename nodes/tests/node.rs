@@ -185,7 +185,7 @@ async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
     assert!(search.visible(token, Duration::from_secs(5)).await);
     assert_eq!(found().await, 0);
     search.put(late).await.unwrap();
-    search.rebuild().await;
+    search.rebuild(Duration::from_secs(10)).await.unwrap();
     assert_eq!(found().await, 0, "nor by an index that is built anew");
     node.stop().await;
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
 
@@ -38,6 +38,8 @@ pub(crate) struct Committer<S: Service> {
     drained: Notify,
     queue_max: usize,
     closed: AtomicBool,
+    /// A stop waits no longer for outcomes that stay open.
+    given_up: watch::Sender<bool>,
 }
 
 struct Queue<S: Service> {
@@ -46,12 +48,12 @@ struct Queue<S: Service> {
     busy: HashSet<ShardId>,
 }
 
-/// A unit on its way, with whoever waits for it.
+/// A unit on its way, with whoever waits for it. One that is dropped ends as unknown.
 pub(crate) struct Queued<S: Service> {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
     pub(crate) unit: Unit<S>,
-    ticket: u64,
+    under_way: UnderWay<S>,
     done: oneshot::Sender<Landed<S>>,
 }
 
@@ -59,13 +61,26 @@ pub(crate) struct Queued<S: Service> {
 /// so that nobody loads the entity, or answers from SQL beside it, in between (rule 9).
 pub(crate) struct Landed<S: Service> {
     pub(crate) result: Result<Committed, CommitError>,
+    _under_way: UnderWay<S>,
+}
+
+/// A unit counts as under way while this lives.
+struct UnderWay<S: Service> {
     inner: Arc<Inner<S>>,
     shard: ShardId,
     ticket: u64,
     touches: Vec<Uuid>,
 }
 
-impl<S: Service> Drop for Landed<S> {
+impl<S: Service> UnderWay<S> {
+    /// With the epoch now; none: what was decided under that epoch no longer stands.
+    fn begin(inner: &Arc<Inner<S>>, shard: ShardId, decided: Epoch, touches: Vec<Uuid>) -> Option<(Epoch, Self)> {
+        let (epoch, ticket) = inner.shards[shard.index()].begin(decided, &touches)?;
+        Some((epoch, Self { inner: Arc::clone(inner), shard, ticket, touches }))
+    }
+}
+
+impl<S: Service> Drop for UnderWay<S> {
     fn drop(&mut self) {
         self.inner.shards[self.shard.index()].end(self.ticket, &self.touches);
     }
@@ -116,6 +131,7 @@ impl<S: Service> Committer<S> {
             drained: Notify::new(),
             queue_max,
             closed: AtomicBool::new(false),
+            given_up: watch::Sender::new(false),
         }
     }
 
@@ -136,9 +152,29 @@ impl<S: Service> Committer<S> {
     }
 
     /// Refuses what comes, and waits until what is there has been answered.
-    pub(crate) async fn close(&self) {
+    ///
+    /// An outcome that stays open for so long, for the database is away, is not waited for: its callers hear that it is
+    /// unknown, and whoever takes the shards over finds out.
+    pub(crate) async fn close(&self, patience: Duration) {
         self.closed.store(true, Ordering::Release);
         self.wake();
+        if tokio::time::timeout(patience, self.drained()).await.is_ok() {
+            return;
+        }
+        tracing::warn!("commits whose outcome is open keep us from stopping, leaving them unresolved");
+        let unsent: Vec<Queued<S>> = {
+            let mut queue = self.queue.lock().expect("no panic under this lock");
+            let Queue { waiting, claims, .. } = &mut *queue;
+            waiting.drain(..).chain(claims.drain(..)).collect()
+        };
+        for queued in unsent {
+            queued.finish(Err(CommitError::Unavailable("shutting down".to_owned())));
+        }
+        self.given_up.send_replace(true);
+        self.drained().await;
+    }
+
+    async fn drained(&self) {
         loop {
             let drained = self.drained.notified();
             tokio::pin!(drained);
@@ -156,10 +192,9 @@ pub(crate) fn submit<S: Service>(
     inner: &Arc<Inner<S>>,
     shard: ShardId,
     decided: Epoch,
-    unit: Unit<S>,
+    mut unit: Unit<S>,
 ) -> Result<oneshot::Receiver<Landed<S>>, CommitError> {
     let committer = &inner.committer;
-    let state = &inner.shards[shard.index()];
     let (done, outcome) = oneshot::channel();
     let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
     {
@@ -171,8 +206,9 @@ pub(crate) fn submit<S: Service>(
         if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
             return Err(CommitError::Overloaded);
         }
-        let (epoch, ticket) = state.begin(decided, &unit.touches).ok_or(CommitError::Fenced)?;
-        let queued = Queued { shard, epoch, unit, ticket, done };
+        let (epoch, under_way) =
+            UnderWay::begin(inner, shard, decided, std::mem::take(&mut unit.touches)).ok_or(CommitError::Fenced)?;
+        let queued = Queued { shard, epoch, unit, under_way, done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
             Lane::Claims => queue.claims.push_back(queued),
@@ -223,12 +259,18 @@ impl Session {
 
 async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
     let mut session = None;
+    let mut given_up = inner.committer.given_up.subscribe();
     loop {
         let Some(units) = next(&inner, lane).await else {
             return;
         };
         let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
-        commit(&inner, &mut session, units).await;
+        tokio::select! {
+            biased;
+            () = commit(&inner, &mut session, units) => {}
+            // The only way in which a commit is dropped: unresolved, and told so.
+            _ = given_up.wait_for(|given_up| *given_up) => {}
+        }
         {
             let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
             for shard in shards {
@@ -317,7 +359,7 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
             Err(error) => {
                 inner.commits.failed();
                 for queued in units {
-                    queued.finish(inner, Err(CommitError::Unavailable(describe(&error))));
+                    queued.finish(Err(CommitError::Unavailable(describe(&error))));
                 }
                 continue;
             }
@@ -342,7 +384,7 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
                 queued.epoch = epoch;
                 admitted.push(queued);
             }
-            None => queued.finish(inner, Err(CommitError::Fenced)),
+            None => queued.finish(Err(CommitError::Fenced)),
         }
     }
     // Rows go in in (shard, seq) order, as a takeover's do: other orders deadlock (rule 11).
@@ -400,16 +442,15 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
         }
         shard.advance(queued.epoch, records, &queued.unit.inbox, inner.settings.tail_bytes);
         let epoch = queued.epoch;
-        queued.finish(inner, Ok(Committed { seq, epoch }));
+        queued.finish(Ok(Committed { seq, epoch }));
     }
     inner.batches.send_modify(|count| *count += 1);
 }
 
 impl<S: Service> Queued<S> {
-    pub(crate) fn finish(self, inner: &Arc<Inner<S>>, result: Result<Committed, CommitError>) {
-        let Self { shard, ticket, unit, done, .. } = self;
+    pub(crate) fn finish(self, result: Result<Committed, CommitError>) {
         // Nobody waiting is fine: what was to be folded is dropped with the entity, which loads anew.
-        let _ = done.send(Landed { result, inner: Arc::clone(inner), shard, ticket, touches: unit.touches });
+        let _ = self.done.send(Landed { result, _under_way: self.under_way });
     }
 }
 
@@ -440,7 +481,7 @@ async fn recover<S: Service>(
             tracing::warn!(service.name = S::NAME, error = describe(error), "the database takes no writes");
             inner.commits.failed();
             for Placed { queued, .. } in placed {
-                queued.finish(inner, Err(CommitError::Unavailable(describe(error))));
+                queued.finish(Err(CommitError::Unavailable(describe(error))));
             }
             Vec::new()
         }
@@ -455,7 +496,7 @@ async fn recover<S: Service>(
             let constraint = db.and_then(|db| db.constraint()).map(str::to_owned);
             let refused = CommitError::Refused { constraint, message: describe(error) };
             for queued in units {
-                queued.finish(inner, Err(refused.clone()));
+                queued.finish(Err(refused.clone()));
             }
             Vec::new()
         }

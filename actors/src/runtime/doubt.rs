@@ -64,7 +64,7 @@ pub(crate) async fn resolve<S: Service>(
         } else if ours.contains_key(&placed.queued.shard) {
             retry.push(placed.queued);
         } else {
-            placed.queued.finish(inner, Err(lost.clone()));
+            placed.queued.finish(Err(lost.clone()));
         }
     }
     // A batch that is proved absent has not worked (rule 10).

@@ -57,6 +57,9 @@ use crate::{
     service::Service,
 };
 
+/// How long a stop waits for the outcome of a commit: longer than a restart of Postgres, a third of a whole stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The knobs of a service on a node.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -218,10 +221,10 @@ impl<S: Service> Runtime<S> {
         memory::start(&self.inner);
     }
 
-    /// Takes no more work; what waits is answered.
+    /// Takes no more work; what waits is answered, within seconds also if the database is away.
     pub async fn stop(&self) {
         self.inner.lease.revoke();
-        self.inner.committer.close().await;
+        self.inner.committer.close(STOP_PATIENCE).await;
     }
 
     /// Rules, tables and read models of the service.

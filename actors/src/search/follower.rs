@@ -84,12 +84,42 @@ impl Rebuilds {
     }
 }
 
+/// What keeps an index from following, if anything does.
+#[derive(Clone, Default)]
+pub(crate) struct Obstacle(Arc<watch::Sender<Option<String>>>);
+
+impl Obstacle {
+    fn is(&self, reason: Option<String>) {
+        self.0.send_if_modified(|now| {
+            let changed = *now != reason;
+            *now = reason;
+            changed
+        });
+    }
+
+    /// Ends when there has been one for so long, with the reason.
+    pub(crate) async fn lasts(&self, patience: Duration) -> String {
+        let mut obstacle = self.0.subscribe();
+        loop {
+            // The sender lives as long as we do.
+            let _ = obstacle.wait_for(Option::is_some).await;
+            if tokio::time::timeout(patience, obstacle.wait_for(Option::is_none)).await.is_err()
+                && let Some(reason) = &*obstacle.borrow()
+            {
+                return reason.clone();
+            }
+        }
+    }
+}
+
 pub(crate) struct Follower {
-    runtime: Runtime<SearchService>,
-    shard: ShardId,
-    partition: Option<Partition>,
-    visible: Visible,
-    rebuilds: Rebuilds,
+    pub(crate) runtime: Runtime<SearchService>,
+    pub(crate) shard: ShardId,
+    /// None while it is being written to.
+    pub(crate) partition: Option<Partition>,
+    pub(crate) visible: Visible,
+    pub(crate) rebuilds: Rebuilds,
+    pub(crate) obstacle: Obstacle,
 }
 
 /// Why a step of following failed.
@@ -104,25 +134,22 @@ enum FollowError {
 }
 
 impl Follower {
-    pub(crate) fn new(
-        runtime: Runtime<SearchService>,
-        shard: ShardId,
-        partition: Partition,
-        visible: Visible,
-        rebuilds: Rebuilds,
-    ) -> Self {
-        Self { runtime, shard, partition: Some(partition), visible, rebuilds }
-    }
-
     /// Follows until the runtime stops, then closes the index.
     pub(crate) async fn run(mut self) {
         let mut batches = self.runtime.batches();
         while !self.runtime.is_stopped() {
             let began = Instant::now();
-            match self.step().await {
+            let step = self.step().await;
+            self.obstacle.is(match &step {
+                Ok(Step::NotServed) => Some(format!("search shard {} is not served here", self.shard)),
+                Ok(_) => None,
+                Err(error) => Some(format!("the index of search shard {} cannot be written: {error}", self.shard)),
+            });
+            match step {
                 Ok(Step::More) => continue,
-                Ok(Step::CaughtUp { documents }) => {
-                    let pause = if documents < BUSY { COMMIT_EVERY } else { COMMIT_EVERY_BUSY };
+                Ok(step) => {
+                    let busy = matches!(step, Step::CaughtUp { documents } if documents >= BUSY);
+                    let pause = if busy { COMMIT_EVERY_BUSY } else { COMMIT_EVERY };
                     tokio::time::sleep_until(began + pause).await;
                     // A tick even without news: the shard may have opened, or the stop may have come.
                     let news = async {
@@ -148,7 +175,7 @@ impl Follower {
     async fn step(&mut self) -> Result<Step, FollowError> {
         // First how far the shard has come, then its documents: so they contain all that the positions promise.
         let Some((head, positions)) = self.runtime.reached(self.shard) else {
-            return Ok(Step::CaughtUp { documents: 0 });
+            return Ok(Step::NotServed);
         };
         if let Some(number) = self.rebuilds.wanted() {
             self.rebuild(head, &positions).await?;
@@ -254,6 +281,8 @@ fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
 }
 
 enum Step {
+    /// Somebody else has the shard, or nobody.
+    NotServed,
     /// There are more documents than one commit takes.
     More,
     /// The index contains everything; how much of it came with this step.

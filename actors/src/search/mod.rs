@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
 pub use self::service::{SearchService, comment as comment_document, post as post_document, user as user_document};
 use self::{
-    follower::{Follower, Rebuilds, Visible},
+    follower::{Follower, Obstacle, Rebuilds, Visible},
     index::{
         Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions,
     },
@@ -31,6 +31,9 @@ use crate::{
     service::Poison,
 };
 
+/// How long a stop waits for the indexes: longer than a merge, shorter than an operator's patience.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The public face of the search service: this node's replicas of the index, and the way to the documents.
 #[derive(Clone)]
 pub struct SearchFace {
@@ -42,6 +45,7 @@ struct Replica {
     reader: PartitionReader,
     visible: Visible,
     rebuilds: Rebuilds,
+    obstacle: Obstacle,
     follower: JoinHandle<()>,
 }
 
@@ -83,8 +87,16 @@ impl SearchFace {
             let visible = Visible::default();
             let reader = partition.reader();
             let rebuilds = Rebuilds::default();
-            let follower = Follower::new(runtime.clone(), shard, partition, visible.clone(), rebuilds.clone());
-            replicas.push(Replica { reader, visible, rebuilds, follower: tokio::spawn(follower.run()) });
+            let obstacle = Obstacle::default();
+            let follower = Follower {
+                runtime: runtime.clone(),
+                shard,
+                partition: Some(partition),
+                visible: visible.clone(),
+                rebuilds: rebuilds.clone(),
+                obstacle: obstacle.clone(),
+            };
+            replicas.push(Replica { reader, visible, rebuilds, obstacle, follower: tokio::spawn(follower.run()) });
         }
         Ok(Self { runtime, replicas: Arc::new(replicas) })
     }
@@ -101,10 +113,13 @@ impl SearchFace {
 
     /// Waits until the followers have closed their indexes; the runtime must have stopped.
     pub async fn closed(&self) {
+        let deadline = Instant::now() + CLOSE_PATIENCE;
         for replica in self.replicas.iter() {
-            while !replica.follower.is_finished() {
+            while !replica.follower.is_finished() && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            // One that waits for a database which says nothing: its index is as of its last commit.
+            replica.follower.abort();
         }
     }
 
@@ -171,7 +186,8 @@ impl SearchFace {
         }
         for (n, unit) in units.into_iter().enumerate().filter(|(n, _)| count[*n] > 0) {
             let shard = ShardId(u16::try_from(n).expect("shards are few"));
-            self.runtime.commit(shard, unit).await?;
+            let named = |error| Failure::Unavailable(format!("search shard {shard}: {error}"));
+            self.runtime.commit(shard, unit).await.map_err(named)?;
         }
         Ok(())
     }
@@ -200,12 +216,42 @@ impl SearchFace {
 
     /// Builds this node's indexes anew from the documents, and waits until they are. The old ones serve meanwhile; what is
     /// written meanwhile is found afterwards.
-    pub async fn rebuild(&self) {
-        join_all(self.replicas.iter().map(|replica| replica.rebuilds.one())).await;
+    ///
+    /// # Errors
+    /// When an index cannot be built for so long: its shard is not served here, or its documents cannot be read. It will be
+    /// as soon as that has passed.
+    pub async fn rebuild(&self, patience: Duration) -> Result<(), Failure> {
+        try_join_all(self.replicas.iter().map(async |replica| {
+            tokio::select! {
+                () = replica.rebuilds.one() => Ok(()),
+                reason = replica.obstacle.lasts(patience) => Err(Failure::Unavailable(reason)),
+            }
+        }))
+        .await
+        .map(drop)
     }
 
     /// How many documents can be found here.
     pub fn document_count(&self) -> u64 {
         self.replicas.iter().map(|replica| replica.reader.document_count()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_postgres::Config;
+
+    use super::*;
+    use crate::{ids::Incarnation, runtime};
+
+    /// What was broken: it waited for ever, and the command with it.
+    #[tokio::test]
+    async fn a_rebuild_of_an_index_whose_shard_is_not_served_ends_and_names_it() {
+        let settings = runtime::Settings { shards: 1, ..runtime::Settings::default() };
+        let runtime = Runtime::new(SearchService, Config::new(), Incarnation(Uuid::from_u128(1)), settings);
+        let folder = tempfile::tempdir().unwrap();
+        let search = SearchFace::open(runtime, folder.path()).await.unwrap();
+        let ended = search.rebuild(Duration::from_millis(100)).await;
+        assert!(matches!(&ended, Err(Failure::Unavailable(reason)) if reason.contains("search shard 0")), "{ended:?}");
     }
 }

@@ -25,6 +25,8 @@ use crate::node::Faces;
 /// Records of an export, or documents, at a time.
 const PAGE: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an index may be kept from being built: longer than a takeover or a restart of Postgres.
+const OBSTACLE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How far a rebuild has come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,7 +83,7 @@ async fn rebuild(faces: &Faces, progress: &mpsc::Sender<Progress>) -> Result<(),
     export(faces, progress, "comments", |after| comments.export(after, PAGE), place, comment_document).await?;
     let removed = remove_gone(faces, progress).await?;
     let _ = progress.send(Progress::Indexing).await;
-    faces.search.rebuild().await;
+    faces.search.rebuild(OBSTACLE_PATIENCE).await?;
     let _ = progress.send(Progress::Done { documents: faces.search.document_count(), removed }).await;
     Ok(())
 }

@@ -80,7 +80,10 @@ impl<S: Service> Member<S> {
             };
             // A session that went silent would hold us for ever. What the step was about to do, the next one finds.
             let patience = lease.ttl * 4;
-            let step = tokio::time::timeout(patience, self.step(renew)).await;
+            let step = tokio::select! {
+                step = tokio::time::timeout(patience, self.step(renew)) => step,
+                _ = stopped.changed() => break,
+            };
             if let Err(error) = step.unwrap_or(Err(DirectoryError::Timeout(patience))) {
                 tracing::warn!(service.name = S::NAME, %error, "the membership could not be renewed");
                 self.looking.blink();
@@ -95,9 +98,7 @@ impl<S: Service> Member<S> {
         }
         self.moves.settle(lease.ttl).await;
         self.runtime.lease().revoke();
-        for (shard, ..) in self.runtime.owned() {
-            self.runtime.close(shard);
-        }
+        self.close_all();
         self.tell();
         let sign_off = self.directory.declare_dead(self.runtime.incarnation(), None);
         let signed_off = tokio::time::timeout(lease.ttl, sign_off).await;
@@ -125,15 +126,19 @@ impl<S: Service> Member<S> {
     /// Dead in this database, alive as a process: comes back as somebody else (rule 7).
     async fn rejoin(&mut self) -> Result<(), DirectoryError> {
         tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
-        // All of them: one whose last commit is in doubt is not served, and must not come back under the new name.
-        for shard in (0..self.runtime.shards()).map(ShardId) {
-            self.runtime.close(shard);
-        }
+        self.close_all();
         self.runtime.reincarnate(Incarnation(Uuid::new_v4()));
         self.looking.me = Some(self.runtime.incarnation());
         self.directory = open(&self.runtime).await?;
         self.enter().await?;
         self.renew().await
+    }
+
+    /// All of them: one whose last commit is in doubt is not served, and must not come back under another name.
+    fn close_all(&self) {
+        for shard in (0..self.runtime.shards()).map(ShardId) {
+            self.runtime.close(shard);
+        }
     }
 
     async fn renew(&mut self) -> Result<(), DirectoryError> {

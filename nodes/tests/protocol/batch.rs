@@ -55,3 +55,93 @@ async fn two_effects_on_the_same_key_count_both() {
     assert_gap_free(&client).await;
     service.stop().await;
 }
+
+fn claim() -> Unit<PostService> {
+    let mut claim = unit("{}");
+    claim.alone = true;
+    claim
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_commits_alone_and_only_its_own_shard_waits_for_it() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, _) = still_node(&proxy.config()).await;
+    let held = proxy.hold(BATCH);
+    let commit = |shard: u16, unit: Unit<PostService>| {
+        let runtime = service.runtime.clone();
+        tokio::spawn(async move { runtime.commit(ShardId(shard), unit).await.unwrap() })
+    };
+    let first = commit(1, claim());
+    let held = held.await;
+    let behind: Vec<_> = [claim(), unit("{}"), claim()].into_iter().map(|unit| commit(1, unit)).collect();
+    let others: Vec<_> = (0..3).map(|n| commit(2, if n == 1 { claim() } else { unit("{}") })).collect();
+    commit(3, unit("{}")).await.unwrap();
+    assert!(!first.is_finished() && behind.iter().all(|behind| !behind.is_finished()), "one in flight per shard");
+    held.release(Fate::Passes);
+    for landed in behind.into_iter().chain(others).chain([first]) {
+        landed.await.unwrap();
+    }
+    let client = sql(&config).await;
+    // Four claims; of the four others some may share.
+    let alone = "SELECT count(*) FROM (SELECT FROM outbox WHERE type = 'post.updated' GROUP BY batch HAVING count(*) = 1) a";
+    assert!(client.query_one(alone, &[]).await.unwrap().get::<_, i64>(0) >= 4);
+    assert_gap_free(&client).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_meets_a_lock_gives_up_in_time_and_holds_up_no_other_lane() {
+    let config = database().await;
+    let (service, _) = still_node(&config).await;
+    let mut stranger = sql(&config).await;
+    let lock = stranger.transaction().await.unwrap();
+    let next = service.runtime.head(ShardId(1)).unwrap() + 1;
+    lock.execute("INSERT INTO outbox (shard, seq, epoch, type) VALUES (1, $1, 0, 'epoch')", &[&next]).await.unwrap();
+    let blocked = tokio::spawn({
+        let runtime = service.runtime.clone();
+        async move { runtime.commit(ShardId(1), claim()).await }
+    });
+    let client = sql(&config).await;
+    waits_for_a_lock(&client).await;
+    service.runtime.commit(ShardId(2), unit("{}")).await.unwrap();
+    assert!(!blocked.is_finished());
+    let refused = blocked.await.unwrap();
+    assert!(matches!(&refused, Err(CommitError::Unavailable(reason)) if reason.starts_with("55P03")), "{refused:?}");
+    lock.rollback().await.unwrap();
+    service.runtime.commit(ShardId(1), claim()).await.unwrap();
+    assert_gap_free(&client).await;
+    service.stop().await;
+}
+
+async fn waits_for_a_lock(client: &tokio_postgres::Client) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("somebody waits for a lock", async || client.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_falls_to_a_deadlock_is_tried_again() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let post = published(&posts, ShardId(1), "v1").await;
+    let mut stranger = sql(&config).await;
+    // The batch has its record and wants the post; the stranger has the post and wants the record, and is more patient.
+    let knot = stranger.transaction().await.unwrap();
+    knot.batch_execute("SET LOCAL deadlock_timeout = '1h'").await.unwrap();
+    knot.execute("SELECT FROM post WHERE id = $1 FOR UPDATE", &[&post.id.0]).await.unwrap();
+    let next = service.runtime.head(ShardId(1)).unwrap() + 1;
+    let edit = tokio::spawn({
+        let posts = posts.clone();
+        async move { retitle(&posts, post.id, "v2").await }
+    });
+    let client = sql(&config).await;
+    waits_for_a_lock(&client).await;
+    knot.execute("INSERT INTO outbox (shard, seq, epoch, type) VALUES (1, $1, 0, 'epoch')", &[&next]).await.unwrap();
+    knot.rollback().await.unwrap();
+    assert_eq!(edit.await.unwrap().unwrap().reply.post.unwrap().version, 2);
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    eventually("it was one", async || client.query_one(deadlocks, &[]).await.unwrap().get::<_, i64>(0) == 1).await;
+    assert_gap_free(&client).await;
+    assert_memory_is_sql(&posts, &client).await;
+    service.stop().await;
+}

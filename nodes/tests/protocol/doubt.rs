@@ -9,7 +9,7 @@ use rookery_actors::{
 };
 
 use crate::{
-    proxy::{BATCH, Fate, Proxy},
+    proxy::{BATCH, Fate, Proxy, RENEWAL},
     support::*,
 };
 
@@ -170,4 +170,30 @@ async fn a_member_whose_commits_do_not_work_stops_renewing_until_they_do() {
     eventually("it renews again", async || service.runtime.lease().is_valid()).await;
     assert!(write.await.unwrap().is_ok());
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_though_the_database_is_away_and_guesses_no_outcome() {
+    for fate in [Fate::NeverArrives, Fate::Vanishes] {
+        let config = database().await;
+        let proxy = Proxy::start(&config);
+        let (service, posts) = lively_node(&proxy.config(), "n1").await;
+        let held = proxy.hold(BATCH);
+        let open = publishing(&posts, ShardId(2), "open");
+        let held = held.await;
+        // One more in the same lane, which nobody comes to send.
+        let unsent = publishing(&posts, ShardId(3), "unsent");
+        // Gone at once, or silent.
+        match fate {
+            Fate::NeverArrives => proxy.take_down(),
+            _ => proxy.always(RENEWAL, fate),
+        }
+        held.release(fate);
+        let stopped = tokio::time::timeout(Duration::from_secs(30), service.stop()).await;
+        assert!(stopped.is_ok(), "{fate:?}: the stop has an end");
+        let answer = open.await.unwrap();
+        assert!(matches!(answer, Err(AskError::Failed(Failure::Unknown(_)))), "{fate:?}: {answer:?}");
+        let answer = unsent.await.unwrap();
+        assert!(matches!(answer, Err(AskError::Failed(Failure::Unavailable(_)))), "{fate:?}: {answer:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Rules 16 and 18: foreign records, applied once each, in order, whatever stops in between.
+//! Rules 14, 16 and 18: foreign records, applied once each, in order, whatever stops in between.
 
 use std::{sync::Arc, time::Duration};
 
@@ -159,6 +159,38 @@ async fn a_poison_record_is_a_dead_letter_after_three_tries_and_comes_back_when_
     assert!(service.runtime.replay(ShardId(1), SOURCE, 2).await.unwrap());
     assert!(!service.runtime.replay(ShardId(1), SOURCE, 2).await.unwrap(), "once");
     assert_eq!(applied(&service), [1, 3, 2]);
+    bridge.stop();
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_sql_refuses_is_singled_out_and_buried_and_its_neighbours_go_in() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let service = tallies(&proxy.config()).await;
+    let key = key();
+    let kinds = ["add", "add", "nul", "add"];
+    let records = (1..).zip(kinds).map(|(seq, kind)| record(seq, key, kind));
+    // So that the slice shares its first statement with somebody else's write.
+    let held = proxy.hold(BATCH);
+    let first = tokio::spawn({
+        let (runtime, key) = (service.runtime.clone(), mint(Timestamp::now(), SHARDS, Some(ShardId(2))));
+        async move { tokio::join!(runtime.ask(key, Command::Add, soon()), runtime.ask(key, Command::Add, soon())) }
+    });
+    let held = held.await;
+    let script = Arc::new(Script(records.collect()));
+    let bridge = Bridge::start(service.runtime.clone(), script, Arc::new(service.runtime.clone()), Topic::Comments, 1);
+    eventually("the slice was tried", async || service.runtime.service().tried.lock().unwrap().contains_key(&3)).await;
+    held.release(Fate::Passes);
+    eventually("the others are applied", async || applied(&service) == [1, 2, 4]).await;
+    let (one, two) = first.await.unwrap();
+    assert!(one.is_ok() && two.is_ok());
+    assert_eq!(service.runtime.service().tried.lock().unwrap()[&3], 4, "once with its slice, and three times alone");
+    let letters = service.runtime.dead_letters(10).await.unwrap();
+    assert_eq!(letters.iter().map(|letter| (letter.source, letter.seq)).collect::<Vec<_>>(), [(SOURCE, 3)]);
+    assert!(letters[0].reason.contains("0x00"), "{}", letters[0].reason);
+    assert_eq!(service.runtime.ask(key, Command::Add, soon()).await.unwrap().reply, 4);
+    assert_gap_free(&sql(&config).await).await;
     bridge.stop();
     service.stop().await;
 }

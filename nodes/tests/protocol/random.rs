@@ -26,7 +26,6 @@ async fn acknowledged_writes_are_there_once_whatever_connections_and_owners_do()
     let proxy = Proxy::start(&config);
     let (service, posts) = node(&proxy.config(), "n1", SHORT_LEASE).await;
     let client = sql(&config).await;
-    let rival = Rival::join(&config).await;
     let patience = || Context::within(Duration::from_secs(3));
 
     let mut ids: Vec<PostId> = Vec::new();
@@ -35,8 +34,11 @@ async fn acknowledged_writes_are_there_once_whatever_connections_and_owners_do()
         match random.random_range(0..6) {
             0 | 1 => proxy.once(BATCH, Fate::NeverArrives),
             2 | 3 => proxy.once(BATCH, Fate::AnswerLost),
-            // A second owner comes and, being silent, goes.
-            4 => drop(rival.seize(rival.row(ShardId(random.random_range(0..SHARDS))).await).await),
+            // A second owner comes and, being silent, goes. A new one each time: dead is final.
+            4 => {
+                let rival = Rival::join(&config).await;
+                rival.seize(rival.row(ShardId(random.random_range(0..SHARDS))).await).await;
+            }
             _ => {}
         }
         let mut writes = Vec::new();

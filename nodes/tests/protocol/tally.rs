@@ -131,9 +131,11 @@ impl Service for TallyService {
             "poison" if !self.cured.lock().unwrap().contains(&seq) => Err(Poison("it is poison".to_owned())),
             kind => {
                 let event = if kind == "trip" { Event::AddedAndTripped } else { Event::Added };
+                // What a rule lets pass and Postgres does not.
+                let payload = if kind == "nul" { "\0" } else { "{}" };
                 unit.effects.push((id, event));
                 unit.notes.push(seq);
-                unit.records.push(NewRecord { key: id, kind: "tally.added", payload: "{}".into(), traceparent: None });
+                unit.records.push(NewRecord { key: id, kind: "tally.added", payload: payload.into(), traceparent: None });
                 Ok(())
             }
         }
