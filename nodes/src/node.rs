@@ -9,7 +9,6 @@ mod front;
 mod health;
 mod janitor;
 mod revocations;
-mod secret;
 mod services;
 
 use std::{
@@ -50,6 +49,7 @@ use crate::{
     databases::Databases,
     postgres::DataDir,
     report::Reporter,
+    secret,
 };
 
 /// A node in the roles that it was given.
