@@ -34,7 +34,7 @@ use axum::{
     Json, Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use rookery_actors::{
     entity::Failure,
@@ -103,6 +103,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/status", get(status::status))
         .route("/node", get(node))
+        .route("/nodes", any(by_itself))
         .route("/import", post(import::import))
         .route("/reindex", post(reindex::reindex))
         .route("/dlt", get(dlt::list).post(dlt::replay))
@@ -114,6 +115,11 @@ pub fn router(admin: Arc<Admin>) -> Router {
 
 async fn node(State(admin): State<Arc<Admin>>) -> Json<Report> {
     Json((admin.node.look)())
+}
+
+/// Asked for what only the parent of several nodes does.
+async fn by_itself() -> Refusal {
+    Refusal::absent("this node keeps no others: start several with `rookery up --nodes N`".to_owned())
 }
 
 /// The port at work.
@@ -151,21 +157,25 @@ impl AdminPort {
 }
 
 /// Why something was not done: a problem like those of the gateway.
-struct Refusal(Problem);
+pub(crate) struct Refusal(Problem);
 
 impl Refusal {
-    fn unfit(detail: String) -> Self {
+    pub(crate) fn unfit(detail: String) -> Self {
         Self(Problem::new(&problem::INVALID, detail))
     }
 
     fn absent(detail: String) -> Self {
         Self(Problem::new(&problem::NOT_FOUND, detail))
     }
+
+    pub(crate) fn unavailable(detail: String) -> Self {
+        Self(Problem::new(&problem::UNAVAILABLE, detail))
+    }
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Self(Problem::new(&problem::UNAVAILABLE, failure.to_string()))
+        Self::unavailable(failure.to_string())
     }
 }
 

@@ -4,6 +4,7 @@ mod client;
 mod import;
 mod lines;
 mod migrate;
+mod scale;
 mod show;
 mod up;
 
@@ -18,11 +19,13 @@ use self::{
 use crate::{
     admin::{dlt::Wanted, keys::Grant, reindex::Progress, services::Letter, status::Status},
     config::{Config, ConfigErrors, NodeName, Roles},
+    fleet::NODES_MAX,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   rookery                                   start everything on this machine
+  rookery up --nodes 3                      the same as three nodes that share the work
   rookery status                            how the running node is
   rookery import posts.jsonl.gz             import posts into it
   rookery admin grant ada admin             make ada an administrator
@@ -63,6 +66,10 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start everything on this machine: all services, the gateway, a private Postgres (the default).
+    ///
+    /// With --nodes, as several processes that share the work: a node that dies is started again, and node k's ports are
+    /// the configured ones + 10 for each node before it.
+    #[command(after_help = "Examples:\n  rookery up\n  rookery up --nodes 3")]
     Up(Up),
     /// Start one node of a cluster.
     ///
@@ -75,8 +82,10 @@ enum Command {
     Import(Import),
     /// Build the search documents and indexes anew from what is stored; the old ones serve meanwhile.
     Reindex,
-    /// How the running node is: services, shards, what is behind.
+    /// How the cluster is: nodes, services, shards, what is behind.
     Status(Json),
+    /// Add or remove nodes of a running `rookery up --nodes`, until there are so many; their shards move.
+    Scale(Scale),
     /// Look at the configuration; needs no running node.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -93,8 +102,15 @@ enum Command {
 
 #[derive(Debug, Default, Args)]
 struct Up {
-    /// How many nodes.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    /// How many nodes, each a process of its own; one is this process.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
+    nodes: u16,
+}
+
+#[derive(Debug, Args)]
+struct Scale {
+    /// How many nodes there shall be.
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
     nodes: u16,
 }
 
@@ -220,8 +236,7 @@ impl Cli {
             }
             Command::Up(Up { nodes: 1 }) => checked(config, Config::check_whole, up::run),
             Command::Up(Up { nodes }) => {
-                eprintln!("error: --nodes {nodes}: this version runs one node; leave --nodes out");
-                ExitCode::from(USAGE)
+                checked(config, Config::check_whole, |config| up::run_several(config, self.global.config, nodes))
             }
             Command::Node(Node { name, roles }) => {
                 let node =
@@ -261,6 +276,7 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
             let status: Status = client.get("/status", &()).await?;
             if json { print_json(&status)? } else { print(&show::status(&status)) }
         }
+        Command::Scale(Scale { nodes }) => return scale::run(&client, nodes).await,
         Command::Keys(KeysCommand::List(Json { json })) => show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?,
         Command::Keys(KeysCommand::Rotate(Json { json })) => show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?,
         Command::Dlt(DltCommand::List { letters, json: Json { json } }) => {
@@ -414,6 +430,8 @@ mod tests {
             "rookery import - --data-dir /tmp/x",
             "rookery reindex --node http://127.0.0.1:8080 --token t",
             "rookery status --json",
+            "rookery up --nodes 9",
+            "rookery scale 5",
             "rookery config check --config node.toml",
             "rookery keys list",
             "rookery keys rotate --json",
@@ -431,6 +449,13 @@ mod tests {
     #[test]
     fn a_token_alone_names_no_node() {
         assert!(parse("rookery status --token t").is_err());
+    }
+
+    #[test]
+    fn a_machine_has_one_to_nine_nodes() {
+        for line in ["rookery up --nodes 0", "rookery up --nodes 10", "rookery scale 0", "rookery scale 10"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

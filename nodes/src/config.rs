@@ -32,6 +32,8 @@ pub use types::{
     SaslMechanism,
 };
 
+pub(crate) use source::variable;
+
 use knob::{Section, Visitor};
 use visitors::{Reader, Renderer};
 

@@ -28,7 +28,7 @@ impl Databases {
         Ok(Self::with(config, embedded))
     }
 
-    /// Those of a configuration that names all of them.
+    /// Those of a configuration that names all of them, see [`Config::has_private_database`].
     pub fn configured(config: &Config) -> Self {
         Self::with(config, None)
     }

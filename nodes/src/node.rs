@@ -8,7 +8,6 @@ mod events;
 mod front;
 mod health;
 mod janitor;
-mod secret;
 mod services;
 
 use std::{
@@ -49,6 +48,7 @@ use crate::{
     databases::Databases,
     postgres::DataDir,
     report::Reporter,
+    secret,
 };
 
 /// A node in the roles that it was given.

@@ -3,8 +3,9 @@
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     env,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     panic::{self, PanicHookInfo},
+    sync::Arc,
     time::Duration,
 };
 
@@ -49,11 +50,12 @@ pub enum TelemetryError {
 
 /// Installs logs, the panic hook and the metrics recorder; the handle renders what `/metrics` answers.
 ///
-/// Log lines go to stderr, so that what a command prints stays clean. `RUST_LOG` wins over the configured filter.
+/// Log lines go to stderr, so that what a command prints stays clean. `RUST_LOG` wins over the configured filter. With the
+/// name of a `node`, every line says whose it is: several nodes may write to one place.
 ///
 /// # Errors
 /// A wrong `RUST_LOG`, or telemetry that is installed already.
-pub fn install(log: &Log) -> Result<PrometheusHandle, TelemetryError> {
+pub fn install(log: &Log, node: Option<&str>) -> Result<PrometheusHandle, TelemetryError> {
     let terminal = io::stderr().is_terminal();
     let format = match log.format {
         LogFormat::Json => Format::Json,
@@ -61,7 +63,8 @@ pub fn install(log: &Log) -> Result<PrometheusHandle, TelemetryError> {
         LogFormat::Auto | LogFormat::Human => Format::Human { colours: terminal },
     };
     let filter = effective(&log.filter, env::var("RUST_LOG").ok())?;
-    subscriber(&filter, format, io::stderr).try_init()?;
+    let mark = node.map(|node| format.mark(node)).unwrap_or_default();
+    subscriber(&filter, format, Marked { mark: mark.into(), to: io::stderr }).try_init()?;
     panic::set_hook(Box::new(log_panic));
     Ok(recorder().install_recorder()?)
 }
@@ -79,6 +82,54 @@ pub async fn keep_up(metrics: PrometheusHandle) {
 enum Format {
     Human { colours: bool },
     Json,
+}
+
+impl Format {
+    /// What a line of a node begins with.
+    fn mark(self, node: &str) -> String {
+        match self {
+            Format::Human { .. } => format!("{node} "),
+            // A name needs no escape; the brace of the line's object is replaced.
+            Format::Json => format!("{{\"node\":\"{node}\","),
+        }
+    }
+}
+
+/// Begins every line with a mark.
+#[derive(Clone)]
+struct Marked<W> {
+    mark: Arc<str>,
+    to: W,
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Marked<W> {
+    type Writer = MarkedLine<'w, W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        MarkedLine { mark: &self.mark, to: self.to.make_writer() }
+    }
+}
+
+/// One line: the subscriber writes each in one piece.
+struct MarkedLine<'w, W> {
+    mark: &'w str,
+    to: W,
+}
+
+impl<W: Write> Write for MarkedLine<'_, W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.mark.is_empty() {
+            return self.to.write(line);
+        }
+        let rest = if self.mark.starts_with('{') { line.strip_prefix(b"{").unwrap_or(line) } else { line };
+        // In one piece, so that lines of several processes do not mix.
+        self.to.write_all(&[self.mark.as_bytes(), rest].concat())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 fn effective(configured: &LogFilter, rust_log: Option<String>) -> Result<LogFilter, TelemetryError> {
@@ -133,10 +184,7 @@ fn recorder() -> PrometheusBuilder {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Write,
-        sync::{Arc, Mutex},
-    };
+    use std::sync::Mutex;
 
     use tracing::{debug, info, info_span, subscriber::with_default};
 
@@ -172,6 +220,22 @@ mod tests {
         assert_eq!(line["post.id"], "p1");
         assert_eq!(line["shard.id"], 7);
         assert_eq!(line["message"], "published post p1");
+    }
+
+    #[test]
+    fn the_lines_of_one_node_of_several_name_it() {
+        let marked = |format: Format| {
+            let paper = Paper::default();
+            let copy = paper.clone();
+            let to = Marked { mark: format.mark("n2").into(), to: move || copy.clone() };
+            let filter = "info".parse().unwrap();
+            with_default(subscriber(&filter, format, to), || info!(shard.id = 7, "a shard came"));
+            String::from_utf8(paper.0.lock().unwrap().clone()).unwrap()
+        };
+        let line: serde_json::Value = serde_json::from_str(&marked(Format::Json)).expect("one JSON object");
+        assert_eq!((&line["node"], &line["message"]), (&"n2".into(), &"a shard came".into()));
+        let line = marked(Format::Human { colours: false });
+        assert!(line.starts_with("n2 ") && line.ends_with("a shard came shard.id=7\n"), "{line}");
     }
 
     #[test]

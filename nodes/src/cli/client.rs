@@ -68,6 +68,10 @@ impl Client {
         response.json().await.context("the node's answer is not what this version understands")
     }
 
+    pub(super) async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.send(self.request(Method::DELETE, path)).await.map(drop)
+    }
+
     /// Sends something that is answered with nothing but success.
     pub(super) async fn tell(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
         self.send(self.request(Method::POST, path).json(body)).await.map(drop)

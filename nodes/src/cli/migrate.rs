@@ -5,7 +5,7 @@ use crate::{config::Config, databases::Databases, postgres::DataDir};
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<Exit> {
     // The lock, so that no node starts on half a migration; and a node that runs has migrated already.
-    let data = if config.is_alone() { Some(DataDir::lock(&config.data_dir)?) } else { None };
+    let data = if config.has_private_database() { Some(DataDir::lock(&config.data_dir)?) } else { None };
     let databases = match &data {
         Some(data) => Databases::open(config, data).await?,
         None => Databases::configured(config),

@@ -1,69 +1,150 @@
-//! `rookery up` and `rookery node`: a node until it is told to stop.
+//! `rookery up` and `rookery node`: a node, or several, until they are told to stop.
 
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Exit;
-use crate::{config::Config, node::Node, telemetry};
+use crate::{
+    config::{Config, Role},
+    fleet::Fleet,
+    node::Node,
+    telemetry,
+};
 
-/// Runs a node.
+/// Runs a node in this process.
 pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
-    let metrics = telemetry::install(&config.log)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    // One of several says whose its lines are.
+    let name = (!config.is_alone()).then(|| config.node.name.to_string());
+    let metrics = telemetry::install(&config.log, name.as_deref())?;
+    runtime()?.block_on(async {
         // From here on a signal is a wish to stop in order, also during the start.
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut signals = Signals::new()?;
         let upkeep = tokio::spawn(telemetry::keep_up(metrics.clone()));
         let node = Node::start(config, metrics).await?;
         greet(&node);
         let failed = tokio::select! {
-            _ = interrupt.recv() => false,
-            _ = terminate.recv() => false,
+            () = signals.next() => false,
             () = node.failed() => true,
         };
+        let exit = signals.stopping(failed, node.stop()).await;
+        upkeep.abort();
+        exit
+    })
+}
+
+/// Runs several nodes, a process each, over what this one holds for them.
+pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Exit> {
+    telemetry::install(&config.log, None)?;
+    runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let health = health(config.services.listening());
+        let fleet = tokio::select! {
+            fleet = Fleet::start(config, file, nodes) => fleet?,
+            // Whatever has begun to run ends with this process.
+            () = signals.next() => anyhow::bail!("stopped before the nodes were up"),
+        };
+        greet_for_all(&fleet, &health).await;
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = fleet.failed() => true,
+        };
+        signals.stopping(failed, fleet.stop()).await
+    })
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// Ctrl-C and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Waits for a stop in order. `failed`: it is no wish, the private Postgres does not come back.
+    async fn stopping(&mut self, failed: bool, stop: impl Future<Output = ()>) -> anyhow::Result<Exit> {
         if !failed {
             say(io::stderr(), "stopping; once more ends it at once\n");
         }
         // A second signal does not wait for what the first one asked for; the data survive that too.
         tokio::select! {
-            () = node.stop() => {}
-            _ = interrupt.recv() => std::process::exit(1),
-            _ = terminate.recv() => std::process::exit(1),
+            () = stop => {}
+            () = self.next() => std::process::exit(1),
         }
-        upkeep.abort();
         if failed {
             anyhow::bail!("the private Postgres has died and does not start again; its log says why")
         }
         Ok(Exit::Done)
-    })
+    }
 }
 
 /// Where the node listens, and a first request that works.
 fn greet(node: &Node) {
-    let mut health = node.health.iter().map(|(role, address)| format!("{role} {address}")).collect::<Vec<_>>().join(", ");
-    if health.is_empty() {
-        "as the gateway's".clone_into(&mut health);
-    }
+    let health = match node.health.as_slice() {
+        [] => "as the gateway's".to_owned(),
+        ports => health(ports.iter().copied()),
+    };
     let data = node.data_dir().display();
     let text = match node.gateway.map(reachable) {
-        Some(gateway) => format!(
-            "Rookery listens on http://{gateway}  (data in {data})
-health: {health}
+        Some(gateway) => format!("Rookery listens on http://{gateway}  (data in {data})\nhealth: {health}\n{}", first(gateway)),
+        None => format!("Rookery node {} runs  (data in {data})\nhealth: {health}\n", node.config.node.name),
+    };
+    say(io::stdout(), &text);
+}
 
+/// Where the nodes listen, and a first request that works.
+async fn greet_for_all(fleet: &Fleet, health: &str) {
+    let listening = |gateway: Option<String>| gateway.and_then(|gateway| gateway.parse().ok()).map(reachable);
+    let gateways: Vec<_> =
+        fleet.nodes().await.into_iter().filter_map(|node| Some((node.name, listening(node.gateway)?))).collect();
+    let Some((_, gateway)) = gateways.first() else { return };
+    let all = gateways.iter().map(|(name, gateway)| format!("{name} http://{gateway}")).collect::<Vec<_>>().join(", ");
+    let data = fleet.data_dir().display();
+    say(
+        io::stdout(),
+        &format!(
+            "Rookery listens on http://{gateway}  (data in {data})
+nodes: {all}
+health: {health}; 10 higher with each further node
+{}",
+            first(*gateway)
+        ),
+    );
+}
+
+fn health(ports: impl IntoIterator<Item = (Role, SocketAddr)>) -> String {
+    ports.into_iter().map(|(role, address)| format!("{role} {address}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What somebody can type who has never seen it.
+fn first(gateway: SocketAddr) -> String {
+    format!(
+        "
 Try it:
   curl -s http://{gateway}/api/v1/auth/register -H 'content-type: application/json' \\
     -d '{{\"username\":\"ada\",\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'
   curl -s http://{gateway}/api/v1/posts
 The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.
 "
-        ),
-        None => format!("Rookery node {} runs  (data in {data})\nhealth: {health}\n", node.config.node.name),
-    };
-    say(io::stdout(), &text);
+    )
 }
 
 /// Tells whoever may be listening. `println!` panics when nobody is, and a node must outlive its terminal.

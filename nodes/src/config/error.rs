@@ -73,13 +73,13 @@ pub enum ConfigError {
         /// The key, sections included.
         key: String,
     },
-    /// A secret that a single node makes for itself, and several must share.
-    #[error("`{key}` is not set: {reason}. Set it, {variable}, or {variable}_FILE")]
+    /// What a single node does without, and one of several needs.
+    #[error("`{key}` is not set: {reason}. Set it, or {variables}")]
     Missing {
         /// The key, sections included.
         key: String,
-        /// The environment variable that sets it.
-        variable: String,
+        /// The environment variables that set it.
+        variables: String,
         /// Why it is needed.
         reason: &'static str,
     },

@@ -138,6 +138,11 @@ impl Services {
             Role::Search => Some(&self.search),
         }
     }
+
+    /// Where the services' health routes are.
+    pub fn listening(&self) -> Vec<(Role, SocketAddr)> {
+        Role::ALL.iter().filter_map(|role| Some((*role, self.of(*role)?.listen))).collect()
+    }
 }
 
 impl Default for Services {

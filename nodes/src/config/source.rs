@@ -136,7 +136,7 @@ pub(super) fn from_env(variables: impl IntoIterator<Item = (OsString, OsString)>
 }
 
 /// The environment variable that overrides a path.
-pub(super) fn variable(path: &str) -> String {
+pub(crate) fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.to_uppercase().replace('.', "__"))
 }
 

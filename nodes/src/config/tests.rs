@@ -283,6 +283,7 @@ mod places {
     use super::*;
 
     const SECRET: (&str, &str) = ("ROOKERY__SECRET", "0123456789abcdef0123456789abcdef");
+    const LISTEN: (&str, &str) = ("ROOKERY__CLUSTER__LISTEN", "127.0.0.1:7400");
 
     fn urls() -> Vec<(&'static str, &'static str)> {
         vec![
@@ -294,18 +295,20 @@ mod places {
     }
 
     #[test]
-    fn a_node_with_a_private_database_is_alone() {
-        assert!(accepted("", &urls()[..3]).is_alone());
-        assert!(!accepted("", &urls()).is_alone());
+    fn a_node_with_a_private_database_is_alone_and_so_is_one_that_listens_for_nobody() {
+        assert!(accepted("", &[&urls()[..3], &[LISTEN]].concat()).is_alone());
+        assert!(accepted("", &urls()).is_alone());
+        assert!(!accepted("", &[urls(), vec![LISTEN]].concat()).is_alone());
     }
 
     #[test]
-    fn a_node_of_a_cluster_needs_its_databases_and_the_secret() {
-        let environment = [urls(), vec![SECRET]].concat();
+    fn a_node_of_a_cluster_needs_its_databases_the_secret_and_an_address() {
+        let environment = [urls(), vec![SECRET, LISTEN]].concat();
         accepted("", &environment).check_member().unwrap();
         let ConfigErrors(missing) = accepted("", &urls()[1..]).check_member().unwrap_err();
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-        assert_eq!(missing.len(), 2, "{missing:?}");
+        assert_eq!(missing.len(), 3, "{missing:?}");
+        assert!(missing[2].starts_with("`cluster.listen` is not set") && missing[2].ends_with("ROOKERY__CLUSTER__LISTEN"));
         assert!(missing[0].starts_with("`services.users.database_url` is not set"), "{}", missing[0]);
         assert!(missing[0].contains("ROOKERY__SERVICES__USERS__DATABASE_URL_FILE"), "{}", missing[0]);
         assert!(missing[1].starts_with("`secret` is not set") && missing[1].contains("ROOKERY__SECRET_FILE"), "{}", missing[1]);

@@ -9,15 +9,16 @@ mod cluster;
 mod data_dir;
 mod fetch;
 mod leftover;
-mod process;
 mod runtime_dir;
 mod server_user;
 mod settings;
 
 use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -30,8 +31,8 @@ pub use data_dir::{DataDir, DataDirError};
 pub use fetch::FetchError;
 pub use server_user::ServerUserError;
 
+use crate::process::Process;
 use cluster::Log;
-use process::Process;
 use server_user::ServerUser;
 
 /// A running Postgres that belongs to this process.
@@ -162,7 +163,9 @@ impl EmbeddedPostgres {
 
     /// The same as a URL, which `psql` understands as well.
     pub fn url(&self, database: &str) -> String {
-        format!("postgresql:///{database}?host={}&user={}", self.socket_dir.display(), settings::ROLE)
+        // The folder may lie anywhere that a person has named, and `&`, `%` or a space end a value or begin an escape.
+        let host: String = self.socket_dir.as_os_str().as_encoded_bytes().iter().map(escaped).collect();
+        format!("postgresql:///{database}?host={host}&user={}", settings::ROLE)
     }
 
     /// The programs that run.
@@ -194,7 +197,7 @@ impl EmbeddedPostgres {
     /// Stops the server in order: sessions end, all is written, and the next start has nothing to recover. Bounded: a
     /// server that takes too long is ended without its last checkpoint, which costs the next start a recovery.
     pub async fn stop(self) {
-        for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
+        for (signal, patience) in [(FAST_SHUTDOWN, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
             self.process.signal(signal);
             if let Some(status) = self.process.exited_within(patience).await {
                 info!("Postgres stopped ({status})");
@@ -221,7 +224,9 @@ async fn launch(
     cluster::configure(cluster, socket_dir, user)?;
     let (log, file) = Log::open(data).map_err(|source| PostgresError::io(data, source))?;
     let postgres = binaries.bin.join("postgres");
-    let process = Process::spawn(&postgres, cluster, user, file).await.map_err(|source| PostgresError::io(&postgres, source))?;
+    let failed = |source| PostgresError::io(&postgres, source);
+    let command = server(&postgres, cluster, user, file).map_err(failed)?;
+    let process = Process::spawn(command, "postgres", FAST_SHUTDOWN).await.map_err(failed)?;
 
     let config = connection(socket_dir, "postgres");
     let deadline = Instant::now() + START_PATIENCE;
@@ -242,6 +247,31 @@ async fn launch(
             });
         }
     }
+}
+
+/// Sessions end, a checkpoint is written, the next start replays nothing.
+const FAST_SHUTDOWN: Signal = Signal::SIGINT;
+
+/// The command that runs `postgres` on `cluster`, its output appended to `log`.
+fn server(postgres: &Path, cluster: &Path, user: &ServerUser, log: File) -> io::Result<Command> {
+    let setting = |name: &str, file: &str| {
+        let mut argument = OsString::from(format!("--{name}="));
+        argument.push(cluster.join(file));
+        argument
+    };
+    let mut command = Command::new(postgres);
+    command
+        .arg("-D")
+        .arg(cluster)
+        .arg(setting("config_file", "rookery.conf"))
+        .arg(setting("hba_file", "rookery_hba.conf"))
+        .arg(setting("ident_file", "rookery_ident.conf"))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    user.run(&mut command, FAST_SHUTDOWN);
+    Ok(command)
 }
 
 /// Between two tries to connect: a start takes about 50 ms.
@@ -268,6 +298,14 @@ async fn create_missing(client: &Client, databases: &[&str]) -> Result<(), tokio
         client.batch_execute(&cluster::create_database(database)).await?;
     }
     Ok(())
+}
+
+/// A byte of a path in a URL's query.
+fn escaped(byte: &u8) -> String {
+    match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => char::from(*byte).to_string(),
+        other => format!("%{other:02X}"),
+    }
 }
 
 /// `name` as an SQL identifier.

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Pid, Uid, User};
+use nix::unistd::{Gid, Uid, User};
+
+use crate::process;
 
 /// The user whom the server runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,31 +118,15 @@ impl ServerUser {
         Ok(())
     }
 
-    /// Makes `command` run as this user, in a session of its own, and end by `at_our_death` when the thread that spawns
-    /// it ends, with the process or before.
-    #[expect(unsafe_code, reason = "no safe way to run code between fork and exec")]
+    /// Makes `command` run as this user, and end by `at_our_death` with us; see [`process::tie`].
     pub(super) fn run(&self, command: &mut Command, at_our_death: Signal) {
-        let (user, parent) = (self.clone(), Pid::this());
         // What the user has set for their own psql must not reach the server; a fixed zone spares initdb a search.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
             command.env_remove(name);
         }
         command.env("LC_ALL", "C").env("TZ", "UTC");
-        // SAFETY: between fork and exec only system calls are made, no memory is allocated and no lock is taken.
-        unsafe {
-            command.pre_exec(move || {
-                // A Ctrl-C in the terminal is for us: we still need the server to stop in order.
-                nix::unistd::setsid()?;
-                user.become_it()?;
-                // After the change of user, which would clear it.
-                nix::sys::prctl::set_pdeathsig(at_our_death)?;
-                // The parent may have died before that call, and then no signal comes.
-                if nix::unistd::getppid() != parent {
-                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
-                }
-                Ok(())
-            });
-        }
+        let user = self.clone();
+        process::tie(command, at_our_death, move || user.become_it());
     }
 
     /// Called in the child. Gives up everything that root may do, except perhaps the search through closed folders.

@@ -20,8 +20,9 @@ unix_socket_directories = '{socket_dir}'
 unix_socket_permissions = 0700
 port = 5432
 
-# Four services with a pool each, for several nodes of `rookery up`. An unused connection costs nothing.
-max_connections = 200
+# Four services with a pool of 16 and a few sessions more, for each of nine nodes of `rookery up`. An unused connection
+# costs some 20 KB.
+max_connections = 800
 
 # What was acknowledged is on disk.
 fsync = on

@@ -82,7 +82,7 @@ pub(crate) enum Order {
 /// The life of the process.
 pub(crate) fn run(spec: &str) {
     let spec: Spec = serde_json::from_str(spec).expect("the test says what to be");
-    let metrics = telemetry::install(&Log::default()).expect("nothing is installed yet");
+    let metrics = telemetry::install(&Log::default(), None).expect("nothing is installed yet");
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
         let gate = Arc::new(Gate { open: watch::channel(false).0, arrived: watch::channel(0).0 });
         let links = match Links::start(config(&spec), Arc::new(Service(Arc::clone(&gate)))).await {

@@ -1,4 +1,5 @@
 //! Nodes as processes of their own: their roles, and what keeps several of them on one machine.
 
+mod fleet;
 mod process;
 mod roles;

@@ -24,6 +24,7 @@ pub(crate) fn rookery(arguments: &[&str]) -> Command {
     }
     command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
     command.env("ROOKERY__GATEWAY__LISTEN", "127.0.0.1:0").env("ROOKERY__GATEWAY__RATE_LIMITS", "false");
+    command.env("ROOKERY__CLUSTER__LISTEN", "127.0.0.1:0");
     for service in ["USERS", "POSTS", "COMMENTS", "SEARCH"] {
         command.env(format!("ROOKERY__SERVICES__{service}__LISTEN"), "127.0.0.1:0");
     }

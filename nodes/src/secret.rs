@@ -14,9 +14,10 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::Config;
 
 /// The file beside the data, readable by its owner alone.
-const FILE: &str = "secret";
+pub(crate) const FILE: &str = "secret";
 
-pub(super) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> {
+/// The secret of this node, made now if it is the first one in its data folder.
+pub(crate) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> {
     if let Some(secret) = &config.secret {
         return Ok(ClusterSecret::from_bytes(secret.expose())?);
     }
