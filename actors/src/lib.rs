@@ -6,6 +6,7 @@ pub mod authors;
 pub mod comments;
 pub mod entity;
 pub mod event;
+pub mod fail_point;
 pub mod ids;
 pub mod invalid;
 pub mod posts;

@@ -25,6 +25,7 @@ use super::{
     transfer::outcome_is_open,
 };
 use crate::{
+    fail_point::{self, Point},
     ids::{Epoch, Seq, ShardId},
     service::Service,
 };
@@ -366,7 +367,11 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
         };
         let (batch, placed) = build(inner, units);
         match batch.execute(&open.client, &open.statement).await {
-            Ok(_) => fold(inner, placed),
+            Ok(_) => {
+                // Here a crash of the process means something; nothing is there to be refused.
+                let _ = fail_point::pass(Point::BeforeFold, Uuid::nil()).await;
+                fold(inner, placed);
+            }
             Err(error) => {
                 let tag = open.tag;
                 groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev());

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     entity::{AskError, Entity, Failure},
+    fail_point::{self, Point},
     service::Service,
 };
 
@@ -215,9 +216,13 @@ impl<S: Service> EntityActor<S> {
             (reply, events, unit)
         };
         let unit = seal(unit, context, &reply);
+        let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
+        passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
         let submitted = committer::submit(inner, shard.id, cell.epoch, unit).map_err(refusal::<S>)?;
         let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
         let committed = landed.result.clone().map_err(refusal::<S>)?;
+        // What is committed cannot be refused any more.
+        let _ = fail_point::pass(Point::AfterCommit, cell.id).await;
         cell.evolve(&inner.service, shard.id, &events);
         // In memory: from here on others may read beside it.
         drop(landed);

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     entity::Failure,
     event::{Record, Source},
+    fail_point::{self, Point},
     ids::{Epoch, Seq, ShardId, shard_of},
     service::{Foreign, Poison, Service},
 };
@@ -132,6 +133,12 @@ async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice)
         }
         // What was applied before is dropped, so asking twice is harmless.
         for record in part.records.iter().filter(|record| record.seq > applied) {
+            let passed = fail_point::pass(Point::Projection, record.key).await;
+            passed.map_err(|refused| ProjectError::Poison {
+                source_shard: part.source,
+                seq: record.seq,
+                reason: refused.to_string(),
+            })?;
             project(inner, shard, part.source, record, &mut unit)?;
         }
         unit.inbox.push((part.source, part.position));

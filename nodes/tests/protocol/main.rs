@@ -8,8 +8,9 @@ mod events;
 mod fence;
 mod membership;
 mod moves;
-mod proxy;
 mod random;
 mod route;
 mod support;
 mod tally;
+
+use rookery::chaos::proxy;
