@@ -77,6 +77,12 @@ fn the_gateway_contains_no_sql() {
 }
 
 #[test]
+fn nothing_but_the_region_is_reached_from_other_nodes() {
+    let others = rust_files("").filter(|(path, _)| path != "nodes/src/links/region.rs");
+    assert_tidy(complaints(others, remotable));
+}
+
+#[test]
 fn every_exception_has_its_reason() {
     assert_tidy(complaints(rust_files(""), unexplained));
 }
@@ -165,6 +171,22 @@ fn sql(text: &str) -> Vec<String> {
             opens || shouts
         })
         .map(|(number, line)| format!("line {number} looks like SQL: {}", line.trim()))
+        .collect()
+}
+
+/// Messages that become bytes make their actor remotable: every link then advertises each of them.
+fn remotable(text: &str) -> Vec<String> {
+    // ractor converts these by itself.
+    let numbers = ["u8", "u16", "u32", "u64", "u128", "i8", "i16", "i32", "i64", "i128", "f32", "f64"];
+    let bytes = |message: &str| {
+        numbers.contains(&message) || ["()", "bool", "char", "String"].contains(&message) || message.starts_with("Vec<")
+    };
+    code(text)
+        .filter(|(_, line)| {
+            let message = line.trim().strip_prefix("type Msg = ").and_then(|rest| rest.strip_suffix(';'));
+            has_word(line, "RactorClusterMessage") || has_word(line, "BytesConvertable") || message.is_some_and(bytes)
+        })
+        .map(|(number, line)| format!("line {number} makes an actor remotable: {}", line.trim()))
         .collect()
 }
 
@@ -390,6 +412,12 @@ mod the_rules_can_fail {
     #[test]
     fn prose_is_no_sql() {
         assert!(sql("// SELECT a FROM b\n\"choose from the list and update it\"").is_empty());
+    }
+
+    #[test]
+    fn a_second_actor_that_other_nodes_reach() {
+        assert_eq!(remotable("#[derive(RactorClusterMessage)]\nimpl BytesConvertable for X {}\n    type Msg = ();").len(), 3);
+        assert!(remotable("type Msg = Ask;\n// RactorClusterMessage").is_empty());
     }
 
     #[test]

@@ -138,7 +138,8 @@ where
     stream.flush().await?;
     key.verify(Role::Acceptor, &transcript, &tag)?;
     match stream.read_u8().await? {
-        WELCOME => Ok(Met { peer, token: token(key, &transcript) }),
+        WELCOME if *peer.name == *wanted => Ok(Met { peer, token: token(key, &transcript) }),
+        WELCOME => Err(GreetingError::Another { found: peer }),
         code => Err(match rejection(code) {
             Rejection::NotMe => GreetingError::Another { found: peer },
             rejection => GreetingError::Rejected(rejection),

@@ -114,7 +114,11 @@ impl Link {
         self.wake.notify_one();
         let waiting = Waiting { link: self, id };
         match timeout_at(deadline.into(), answer).await {
-            Ok(answer) => answer.unwrap_or(Err(LinkError::Lost(Lost::LinkEnded))),
+            Ok(answer) => {
+                // Its credit is back already.
+                std::mem::forget(waiting);
+                answer.unwrap_or(Err(LinkError::Lost(Lost::LinkEnded)))
+            }
             Err(_) => match waiting.give_up() {
                 Some(false) => Err(LinkError::Expired),
                 _ => Err(LinkError::Lost(Lost::TimedOut)),

@@ -103,7 +103,7 @@ impl Meta {
     /// Nothing but a deadline.
     #[must_use]
     pub fn until(deadline: Instant) -> Self {
-        Self { deadline, hops: 0, epoch: 0, request_id: "".into(), traceparent: "".into() }
+        Self { deadline, hops: 0, epoch: 0, request_id: Arc::default(), traceparent: Arc::default() }
     }
 }
 

@@ -210,13 +210,8 @@ impl Switchboard {
     }
 
     fn ended(&mut self, token: u64) -> Vec<Action> {
-        if let Some(line) = self.lines.remove(&token) {
-            self.close(token, &line);
-            if line.since.is_some() {
-                let node = &line.link.peer.name;
-                tracing::warn!(node.id = %node, "the link to node {node} has ended");
-            }
-        }
+        self.close(token);
+        self.lines.remove(&token);
         self.board.ended(token, self.now(), rand::random())
     }
 
@@ -247,9 +242,8 @@ impl Switchboard {
                     self.waiting.remove(&token);
                 }
                 Action::Part { token } => {
-                    let Some(line) = self.lines.get(&token) else { continue };
-                    self.close(token, line);
-                    if let Some(session) = &line.session {
+                    self.close(token);
+                    if let Some(session) = self.lines.get(&token).and_then(|line| line.session.as_ref()) {
                         session.actor.stop(Some("the link was given up".to_owned()));
                     }
                 }
@@ -305,10 +299,16 @@ impl Switchboard {
         Arc::clone(self.desks.entry(Arc::clone(peer)).or_insert_with(|| Arc::new(make())))
     }
 
-    fn close(&self, token: u64, line: &Line) {
+    /// Ends a link, whatever becomes of its session.
+    fn close(&mut self, token: u64) {
         self.table.remove(token);
+        let Some(line) = self.lines.get_mut(&token) else { return };
         line.link.end();
         line.cut.now();
+        if line.since.take().is_some() {
+            let node = &line.link.peer.name;
+            tracing::warn!(node.id = %node, "the link to node {node} has ended");
+        }
     }
 
     /// Tells who is linked, if that has changed.

@@ -145,3 +145,21 @@ fn in_file(path: &Path) -> impl FnOnce(rustls::pki_types::pem::Error) -> TlsErro
     let path = path.to_owned();
     |source| TlsError::File { path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_gets_through_the_closed_door() {
+        let (near, far) = duplex(64 << 10);
+        let client = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let connecting = TlsConnector::from(Arc::new(client)).connect(name, near);
+        let (accepted, connected) = tokio::join!(closed_door().accept(far), connecting);
+        assert!(accepted.is_err() && connected.is_err());
+    }
+}

@@ -226,6 +226,25 @@ mod what_ends {
     }
 }
 
+mod who_is_there {
+    use super::*;
+
+    /// Everything that other nodes could reach is advertised over every link.
+    #[tokio::test]
+    async fn a_second_actor_that_other_nodes_could_reach_stops_the_start() {
+        let n1 = Node::start(&spec("n1")).await;
+        let error = n1.order(Order::Again).await;
+        assert!(error.as_str().unwrap().starts_with("2 actors can be reached from other nodes"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named() {
+        let n1 = Node::start(&spec("n1")).await;
+        let error = Node::refused(&node::Spec { listen: Some(n1.address), ..spec("n2") }).await;
+        assert_eq!(error, format!("cannot listen on {} for other nodes", n1.address));
+    }
+}
+
 mod who_dials {
     use super::*;
 

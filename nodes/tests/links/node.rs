@@ -75,6 +75,8 @@ pub(crate) enum Order {
     Open,
     /// Answer with the metrics.
     Metrics,
+    /// Start links once more in the same process, and answer with the error.
+    Again,
     /// End all links, when what is in work has been answered.
     Stop,
 }
@@ -84,7 +86,7 @@ pub(crate) fn run(spec: &str) {
     let spec: Spec = serde_json::from_str(spec).expect("the test says what to be");
     let metrics = telemetry::install(&Log::default(), None).expect("nothing is installed yet");
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-        let gate = Arc::new(Gate { open: watch::channel(false).0, arrived: watch::channel(0).0 });
+        let gate = Arc::new(Gate::default());
         let links = match Links::start(config(&spec), Arc::new(Service(Arc::clone(&gate)))).await {
             Ok(links) => links,
             Err(error) => return say(0, json!({"error": error.to_string()})),
@@ -93,8 +95,8 @@ pub(crate) fn run(spec: &str) {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             let (number, order): (u64, Order) = serde_json::from_str(&line).expect("the test gives orders");
-            let (links, gate, metrics) = (links.clone(), Arc::clone(&gate), metrics.clone());
-            tokio::spawn(async move { say(number, obey(order, &links, &gate, &metrics).await) });
+            let (links, gate, metrics, spec) = (links.clone(), Arc::clone(&gate), metrics.clone(), spec.clone());
+            tokio::spawn(async move { say(number, obey(order, &spec, &links, &gate, &metrics).await) });
         }
     });
 }
@@ -114,7 +116,7 @@ fn config(spec: &Spec) -> LinksConfig {
     }
 }
 
-async fn obey(order: Order, links: &Links, gate: &Gate, metrics: &PrometheusHandle) -> Value {
+async fn obey(order: Order, spec: &Spec, links: &Links, gate: &Gate, metrics: &PrometheusHandle) -> Value {
     match order {
         Order::Peers(peers) => {
             let address = |(name, address): (String, SocketAddr)| PeerAddress { name, address: address.to_string() };
@@ -142,6 +144,10 @@ async fn obey(order: Order, links: &Links, gate: &Gate, metrics: &PrometheusHand
             Value::Null
         }
         Order::Metrics => metrics.render().into(),
+        Order::Again => {
+            let again = Links::start(config(spec), Arc::new(Service(Arc::new(Gate::default())))).await;
+            again.err().map(|error| error.to_string()).into()
+        }
         Order::Stop => {
             links.stop(Duration::from_secs(10)).await;
             Value::Null
@@ -191,6 +197,7 @@ fn outcome(service: u8, bytes: usize, asked: &Bytes, answer: Result<Bytes, LinkE
 
 struct Service(Arc<Gate>);
 
+#[derive(Default)]
 struct Gate {
     open: watch::Sender<bool>,
     arrived: watch::Sender<usize>,

@@ -64,6 +64,15 @@ pub(crate) struct Outcomes {
 
 impl Node {
     pub(crate) async fn start(spec: &Spec) -> Self {
+        Self::try_start(spec).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Why a node does not start.
+    pub(crate) async fn refused(spec: &Spec) -> String {
+        Self::try_start(spec).await.err().expect("it does not start")
+    }
+
+    async fn try_start(spec: &Spec) -> Result<Self, String> {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["this_is_a_node", "--exact", "--nocapture"])
             .env(VARIABLE, serde_json::to_string(spec).unwrap())
@@ -81,16 +90,19 @@ impl Node {
         let (written, log) = watch::channel(String::new());
         tokio::spawn(read_log(process.stderr.take().unwrap(), written));
         let greeting = timeout(PATIENCE, greeted).await.expect("a node starts in time").expect("a node starts");
-        Self {
+        if let Some(error) = greeting["error"].as_str() {
+            return Err(error.to_owned());
+        }
+        Ok(Self {
             name: spec.name.clone(),
             address: greeting["address"].as_str().unwrap_or("127.0.0.1:0").parse().unwrap(),
-            incarnation: greeting["incarnation"].as_str().unwrap_or_else(|| panic!("{greeting}")).to_owned(),
+            incarnation: greeting["incarnation"].as_str().expect("a node has an incarnation").to_owned(),
             process,
             orders,
             numbers: AtomicU64::new(1),
             waiting,
             log,
-        }
+        })
     }
 
     /// Two nodes that know of each other and are linked; `n1` dials.
