@@ -130,7 +130,8 @@ impl Nodes {
             keepers.insert(number, keeper);
             (number, kept)
         };
-        let settled = kept.wait_for(|kept| matches!(kept.state, State::Up | State::Lost | State::Stopped)).await;
+        // One that ends before it has ever answered would only do so again.
+        let settled = kept.wait_for(|kept| kept.state != State::Starting).await;
         match settled.map(|kept| kept.clone()) {
             Ok(kept) if kept.state == State::Up => Ok(kept),
             _ => {

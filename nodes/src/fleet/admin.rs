@@ -18,6 +18,7 @@ use axum::{
     routing::{delete, get},
 };
 use futures_util::TryStreamExt;
+use tokio::net::UnixStream;
 
 use super::{Nodes, environment, keeper};
 use crate::admin::{Refusal, socket};
@@ -41,20 +42,26 @@ async fn remove(State(nodes): State<Arc<Nodes>>, extract::Path(name): extract::P
     removed.unwrap_or_else(|error| Err(error.into())).map_err(|error| Refusal::unfit(format!("{error:#}")))
 }
 
-/// Any node can answer for all of them: the first that is up.
+/// Any node can answer for all of them: the first that is up, and not dead without our knowing it yet.
 async fn pass_on(State(nodes): State<Arc<Nodes>>, request: Request) -> Response {
-    let up =
-        nodes.kept.lock().await.iter().find(|(_, keeper)| keeper.kept().state == keeper::State::Up).map(|(number, _)| *number);
-    let Some(number) = up else {
-        return Refusal::unavailable("no node answers; look into the log of `rookery up`".to_owned()).into_response();
-    };
-    let data = environment::folder(&nodes.ground.shared.data, number);
-    match pass(socket::find(&data), request).await {
-        Ok(response) => response,
-        Err(error) => {
-            Refusal::unavailable(format!("node {} does not answer: {error}", environment::name(number))).into_response()
+    let up = nodes
+        .kept
+        .lock()
+        .await
+        .iter()
+        .filter(|(_, keeper)| keeper.kept().state == keeper::State::Up)
+        .map(|(n, _)| *n)
+        .collect::<Vec<_>>();
+    for number in up {
+        let socket = socket::find(&environment::folder(&nodes.ground.shared.data, number));
+        if UnixStream::connect(&socket).await.is_ok() {
+            return pass(socket, request).await.unwrap_or_else(|error| {
+                let name = environment::name(number);
+                Refusal::unavailable(format!("the connection to node {name} broke: {error}; try again")).into_response()
+            });
         }
     }
+    Refusal::unavailable("no node answers; look into the log of `rookery up`".to_owned()).into_response()
 }
 
 /// Both bodies flow as they come: an import is answered while it is sent.

@@ -12,7 +12,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::process::{Running, rookery, run, status};
+use crate::process::{Running, rookery, run, status, try_status};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,11 +39,11 @@ fn pid(node: &Value) -> Pid {
 async fn eventually(what: &str, data: &Path, is_so: impl Fn(&Value) -> bool) -> Value {
     let began = Instant::now();
     loop {
-        let status = status(data);
-        if is_so(&status) {
-            return status;
+        let status = try_status(data);
+        match status {
+            Ok(status) if is_so(&status) => return status,
+            status => assert!(began.elapsed() < PATIENCE, "{what} did not come: {status:?}"),
         }
-        assert!(began.elapsed() < PATIENCE, "{what} did not come: {status}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

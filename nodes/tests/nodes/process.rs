@@ -38,9 +38,16 @@ pub(crate) fn run(arguments: &[&str], data: &Path) -> Output {
 
 /// `rookery status --json` for the node, or the nodes, of a data folder.
 pub(crate) fn status(data: &Path) -> Value {
+    try_status(data).unwrap_or_else(|said| panic!("{said}"))
+}
+
+/// The same while nodes come and go: the one that was asked may have died just now.
+pub(crate) fn try_status(data: &Path) -> Result<Value, String> {
     let output = run(&["status", "--json"], data);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    match output.status.success() {
+        true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }
 
 /// A process that runs until it is told to stop.
