@@ -245,7 +245,8 @@ impl Shared {
             // Ready for the next: the last message of every answer.
             let last = message[0] == b'Z';
             if last {
-                tokio::time::sleep(*self.slowness.borrow()).await;
+                let slowness = *self.slowness.borrow();
+                tokio::time::sleep(slowness).await;
             }
             if !swallow.load(Ordering::SeqCst) {
                 to.write_all(&message).await?;
