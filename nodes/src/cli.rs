@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and how it ends.
 
+mod chaos;
 mod client;
 mod import;
 mod lines;
@@ -98,6 +99,9 @@ enum Command {
     /// Who may do what.
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Break something on purpose, in a cluster that is made for it and thrown away, and prove that every promise is kept.
+    #[command(subcommand)]
+    Chaos(chaos::Chaos),
 }
 
 #[derive(Debug, Default, Args)]
@@ -244,6 +248,7 @@ impl Cli {
                 checked(Config { node, ..config }, Config::check_member, up::run)
             }
             Command::Migrate => ended(in_runtime(migrate::run(&config))),
+            Command::Chaos(chaos) => ended(in_runtime(chaos.run())),
             command => ended(in_runtime(administer(self.global.target(&config), command))),
         }
     }
@@ -302,7 +307,7 @@ async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
                 println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
             }
         }
-        Command::Up(_) | Command::Node(_) | Command::Migrate | Command::Config(_) => {
+        Command::Up(_) | Command::Node(_) | Command::Migrate | Command::Config(_) | Command::Chaos(_) => {
             unreachable!("these need no running node and were done before")
         }
     }
@@ -439,6 +444,8 @@ mod tests {
             "rookery dlt replay --source posts/17 --seq 3",
             "rookery admin grant ada admin",
             "rookery admin grant ada moderator --revoke",
+            "rookery chaos list",
+            "rookery chaos run kill --seed 7 --nodes 3 --duration 60",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");

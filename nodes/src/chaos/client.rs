@@ -64,7 +64,11 @@ impl Gateways {
         self.0.read().expect("no panic under this lock").len()
     }
 
-    fn url(&self, at: usize, path: &str) -> String {
+    /// A path at the gateway of this number; behind the last one they begin anew.
+    ///
+    /// # Panics
+    /// Without any gateway.
+    pub fn url(&self, at: usize, path: &str) -> String {
         let addresses = self.0.read().expect("no panic under this lock");
         format!("http://{}{path}", addresses[at % addresses.len()])
     }

@@ -63,6 +63,11 @@ impl TestKafka {
         }
     }
 
+    /// Whether this machine has what a broker needs.
+    pub fn is_possible() -> bool {
+        missing_tool().is_none()
+    }
+
     /// Starts a broker on an empty data folder.
     ///
     /// # Errors
@@ -194,18 +199,22 @@ impl Drop for TestKafka {
 
 /// The folder with the jars; fetched once per machine, and complete as soon as it is there.
 fn jars() -> Result<PathBuf, TestKafkaError> {
-    for tool in ["java", "mvn"] {
-        let version = if tool == "java" { "-version" } else { "--version" };
-        let cached = cache().join(VERSION);
-        if tool == "mvn" && cached.is_dir() {
-            continue;
-        }
-        let found = Command::new(tool).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !found.is_ok_and(|status| status.success()) {
-            return Err(TestKafkaError::Missing(tool));
-        }
+    match missing_tool() {
+        Some(tool) => Err(TestKafkaError::Missing(tool)),
+        None => fetch(&cache()),
     }
-    fetch(&cache())
+}
+
+/// What has to be installed first; Maven only until the jars are there.
+fn missing_tool() -> Option<&'static str> {
+    let works = |tool, version| {
+        let found = Command::new(tool).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        found.is_ok_and(|status| status.success())
+    };
+    if !works("java", "-version") {
+        return Some("java");
+    }
+    (!cache().join(VERSION).is_dir() && !works("mvn", "--version")).then_some("mvn")
 }
 
 const VERSION: &str = "4.1.0";

@@ -1,0 +1,158 @@
+//! One run: a cluster, clients, something that goes wrong, and what is true afterwards.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use super::{
+    audit::{Check, audit},
+    cluster::{self, Cluster},
+    plan::Shape,
+    scenario::Scenario,
+    workload::{self, Workload},
+};
+
+/// Writes before anything goes wrong.
+const WARM: u64 = 60;
+const WARM_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is asked of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What goes wrong.
+    pub scenario: Scenario,
+    /// The `rookery` to run.
+    pub program: PathBuf,
+    /// How many nodes.
+    pub nodes: u16,
+    /// Decides what clients want.
+    pub seed: u64,
+    /// It goes wrong again and again for so long, and once at least.
+    pub duration: Duration,
+    /// How many clients, users, posts.
+    pub shape: Shape,
+    /// How long a client waits for an answer.
+    pub answer_max: Duration,
+}
+
+impl Options {
+    /// A run of a scenario that strikes once.
+    pub fn new(scenario: Scenario, program: impl Into<PathBuf>, nodes: u16, seed: u64) -> Self {
+        let (shape, answer_max) = (Shape::default(), Duration::from_secs(3));
+        Self { scenario, program: program.into(), nodes, seed, duration: Duration::ZERO, shape, answer_max }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    scenario: Scenario,
+    nodes: u16,
+    seed: u64,
+    strikes: u32,
+    took: Duration,
+    operations: usize,
+    open: usize,
+    refused: u64,
+    failed: u64,
+    failovers: u64,
+    worst_pause: Duration,
+    /// The promises, and what breaks them.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether every promise is kept.
+    pub fn is_good(&self) -> bool {
+        self.checks.iter().all(Check::is_kept)
+    }
+}
+
+/// Runs a scenario on a throw-away cluster.
+///
+/// # Errors
+/// When it could not be run to its end; what nodes said is part of it. That promises are broken is no error but the report.
+pub async fn run(options: &Options) -> anyhow::Result<Report> {
+    let began = Instant::now();
+    let of = options.scenario.cluster(cluster::Options::new(&options.program, options.nodes));
+    let mut cluster = Cluster::start(of).await?;
+    match run_on(&mut cluster, options, began).await {
+        Ok(report) => {
+            cluster.stop().await?;
+            Ok(report)
+        }
+        Err(error) => {
+            let log = cluster.log();
+            let end: Vec<&str> = log.lines().rev().take(60).collect();
+            let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
+            Err(error).context(format!("seed {}; the nodes said last:\n{end}", options.seed))
+        }
+    }
+}
+
+async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> anyhow::Result<Report> {
+    let Options { scenario, nodes, seed, duration, shape, answer_max, .. } = *options;
+    let work = Workload::start(workload::Options { seed, shape, answer_max }, cluster.gateways().clone()).await?;
+    work.progress(WARM, WARM_PATIENCE).await?;
+    let (struck, mut strikes) = (Instant::now(), 0);
+    while strikes == 0 || struck.elapsed() < duration {
+        scenario.strike(cluster, &work).await?;
+        strikes += 1;
+    }
+    let finished = work.finish().await?;
+    let mut checks = audit(&finished.history, cluster.gateways(), &cluster.databases()?).await?;
+    let counters = &finished.counters;
+    let failed = counters.open.load(Ordering::Relaxed) + counters.unsent.load(Ordering::Relaxed);
+    if scenario.fails_nothing() {
+        let wrong = (failed > 0).then(|| format!("{failed} requests failed"));
+        checks.push(Check::new("no request fails", wrong));
+    }
+    let (operations, open) = finished.history.count();
+    Ok(Report {
+        scenario,
+        nodes,
+        seed,
+        strikes,
+        took: began.elapsed(),
+        operations,
+        open,
+        refused: counters.refused.load(Ordering::Relaxed),
+        failed,
+        failovers: counters.failovers.load(Ordering::Relaxed),
+        worst_pause: Duration::from_nanos(finished.history.worst_pause_ns()),
+        checks,
+    })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scenario, nodes, seed, strikes, .. } = self;
+        let several = |count: u32| if count == 1 { "" } else { "s" };
+        writeln!(
+            f,
+            "{}: {nodes} node{}, {strikes} strike{}, {:.0} s, --seed {seed}",
+            scenario.name(),
+            several(u32::from(*nodes)),
+            several(*strikes),
+            self.took.as_secs_f64()
+        )?;
+        writeln!(
+            f,
+            "{} operations, {} of them open; {} requests refused, {} failed, {} sent to another gateway",
+            self.operations, self.open, self.refused, self.failed, self.failovers
+        )?;
+        writeln!(f, "worst pause between two acknowledged writes: {} ms", self.worst_pause.as_millis())?;
+        for check in &self.checks {
+            writeln!(f, "  {}  {}", if check.is_kept() { "ok    " } else { "BROKEN" }, check.promise)?;
+            for wrong in &check.wrong {
+                writeln!(f, "          {}", wrong.trim_end().replace('\n', "\n          "))?;
+            }
+        }
+        Ok(())
+    }
+}

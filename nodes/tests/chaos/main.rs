@@ -1,0 +1,52 @@
+//! What goes wrong, and what must be true all the same: short versions of `rookery chaos run`.
+//!
+//! `ROOKERY_TEST_SEED` repeats the wishes of a run, `ROOKERY_CHAOS_NODES` says on how many nodes.
+
+mod harness;
+mod stories;
+
+use rookery::chaos::{
+    run::{Options, run},
+    scenario::Scenario,
+};
+
+/// Runs a scenario; what it needs and this machine does not have skips it by name, but not in CI.
+async fn keeps_every_promise(scenario: Scenario) {
+    let missing: Vec<_> = scenario.missing(harness::nodes()).iter().map(ToString::to_string).collect();
+    if !missing.is_empty() {
+        assert!(!harness::is_ci(), "{} needs {}", scenario.name(), missing.join(" and "));
+        eprintln!("SKIPPED {}: it needs {}", scenario.name(), missing.join(" and "));
+        return;
+    }
+    let seed = std::env::var("ROOKERY_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("ROOKERY_TEST_SEED={seed}");
+    let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), harness::nodes(), seed);
+    let report = run(&options).await.unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(report.is_good(), "{report}");
+    println!("{report}");
+}
+
+macro_rules! scenarios {
+    ($($test:ident: $scenario:ident;)+) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            keeps_every_promise(Scenario::$scenario).await;
+        }
+    )+};
+}
+
+scenarios! {
+    nothing_is_wrong_when_nothing_goes_wrong: Calm;
+    entities_that_panic_are_back_with_what_was_committed: ActorPanic;
+    a_storm_of_panics_loses_nothing: PanicStorm;
+    a_crash_between_commit_and_answer_loses_nothing_and_does_nothing_twice: CrashAfterCommit;
+    kill_9_loses_nothing: Kill;
+    a_node_that_slept_longer_than_its_lease_serves_nothing_stale: Sleep;
+    postgres_may_be_killed: PostgresRestart;
+    postgres_may_be_slow: PostgresSlow;
+    connections_may_die_at_a_commit: CommitCut;
+    a_full_disk_stops_writes_and_loses_none: DiskFull;
+    the_time_of_day_decides_nothing: ClockJump;
+    a_record_that_nobody_can_apply_is_replayed: PoisonRecord;
+    a_slow_consumer_catches_up: SlowConsumer;
+}

@@ -1,0 +1,32 @@
+//! Stories that break one thing, in one line.
+
+use rookery_actors::fail_point::Point;
+
+use crate::harness::{Cluster, nodes};
+
+/// The owner dies after the commit and before the answer; the client retries.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retried_publish_creates_one_post() {
+    let mut cluster = Cluster::of(nodes()).await;
+    let ada = cluster.sign_up("ada").await;
+    cluster.crash_once(Point::AfterCommit);
+    assert_eq!(cluster.person(&ada).publish("hello", "k").await, None, "nobody answers any more");
+    cluster.revive().await;
+    let post = cluster.person(&ada).publish("hello", "k").await.expect("the retry is answered");
+    cluster.eventually(async |cluster| cluster.search("hello").await == [post.clone()]).await;
+    cluster.stop().await;
+}
+
+/// An entity panics with its write committed: the client hears that nobody knows, and a retry finds out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_after_the_commit_is_an_open_outcome_and_the_node_goes_on() {
+    let cluster = Cluster::of(nodes()).await;
+    let ada = cluster.sign_up("ada").await;
+    cluster.panic_once(Point::AfterCommit);
+    assert_eq!(cluster.person(&ada).publish("hello", "k").await, None);
+    let post = cluster.person(&ada).publish("hello", "k").await.expect("the retry is answered");
+    let listed = cluster.get("/api/v1/posts").await.expect("the node goes on");
+    assert_eq!(listed["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(listed["items"][0]["id"], post);
+    cluster.stop().await;
+}
