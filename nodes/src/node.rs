@@ -102,6 +102,9 @@ pub struct NamedBridge {
     pub bridge: RunningBridge,
 }
 
+/// Why a node, or several, cannot go on.
+pub(crate) const POSTGRES_GONE: &str = "the private Postgres has died and does not start again; its log says why";
+
 impl Node {
     /// Starts everything and returns when the node serves.
     ///
@@ -192,9 +195,20 @@ impl Node {
         &self.bridges
     }
 
-    /// Ends when the private Postgres has died and could not be brought back.
-    pub async fn failed(&self) {
-        self.databases.watch().await;
+    /// Ends when the node cannot go on, with what to say of it: a private Postgres that died and could not be brought back, a
+    /// service whose shards fail again and again.
+    pub async fn failed(&self) -> String {
+        let Faces { users, posts, comments, search } = &self.faces;
+        let service = tokio::select! {
+            () = self.databases.watch() => {
+                return POSTGRES_GONE.to_owned();
+            }
+            () = users.runtime().failed() => "users",
+            () = posts.runtime().failed() => "posts",
+            () = comments.runtime().failed() => "comments",
+            () = search.runtime().failed() => "search",
+        };
+        format!("the shards of {service} failed too often; the log says why")
     }
 
     /// Stops in order; what was acknowledged is in the database.

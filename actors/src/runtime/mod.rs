@@ -25,7 +25,7 @@ mod wire;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock, RwLock},
+    sync::{Arc, Mutex, OnceLock, RwLock},
     time::Duration,
 };
 
@@ -55,6 +55,7 @@ use crate::{
     event::Source,
     ids::{Epoch, Incarnation, Seq, ShardId, shard_of},
     service::Service,
+    supervisor::{Lifetime, RestartPolicy, Restarts},
 };
 
 /// How long a stop waits for the outcome of a commit: longer than a restart of Postgres, a third of a whole stop.
@@ -181,6 +182,9 @@ pub(crate) struct Inner<S: Service> {
     /// The way to other nodes, if there are any.
     router: OnceLock<Arc<dyn Router>>,
     waiting: route::WaitingRoom,
+    /// When shards failed: beyond their restart intensity the service gives up here.
+    pub(crate) shard_failures: Mutex<Restarts>,
+    pub(crate) failed: watch::Sender<bool>,
     /// Held while a dead letter is replayed.
     pub(crate) replaying: tokio::sync::Mutex<()>,
 }
@@ -207,6 +211,8 @@ impl<S: Service> Runtime<S> {
             commits: committer::Health::default(),
             router: OnceLock::new(),
             waiting: route::WaitingRoom::default(),
+            shard_failures: Mutex::new(Restarts::new(RestartPolicy::default(), Lifetime::Permanent)),
+            failed: watch::Sender::new(false),
             replaying: tokio::sync::Mutex::default(),
             settings,
         };
@@ -225,6 +231,12 @@ impl<S: Service> Runtime<S> {
     pub async fn stop(&self) {
         self.inner.lease.revoke();
         self.inner.committer.close(STOP_PATIENCE).await;
+    }
+
+    /// Ends when shards have failed beyond their restart intensity: whoever runs the service decides.
+    pub async fn failed(&self) {
+        // The sender lives as long as we do.
+        let _ = self.inner.failed.subscribe().wait_for(|failed| *failed).await;
     }
 
     /// Rules, tables and read models of the service.

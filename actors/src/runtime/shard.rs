@@ -335,6 +335,13 @@ impl<S: Service> Shard<S> {
         if self.closing.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
     }
 
+    /// The same when its supervisor has ended; none: that was another tenure's.
+    pub(crate) fn close_headless(&self, supervisor: ActorId) -> Option<(usize, usize)> {
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        let mine = entities.supervisor.as_ref().is_some_and(|current| current.get_id() == supervisor);
+        mine.then(|| self.end_tenure(&mut entities))
+    }
+
     fn end_tenure(&self, entities: &mut Entities<S>) -> (usize, usize) {
         self.epoch.store(0, Ordering::Release);
         self.writing.store(0, Ordering::Release);

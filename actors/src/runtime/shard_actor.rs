@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::time::Instant;
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{BootTime, Granted, Inner, activation, shard::Crashes};
 use crate::{
@@ -37,12 +37,34 @@ pub(crate) async fn open<S: Service>(
 ) -> Result<(), ractor::SpawnErr> {
     let service = inner.supervisor.get().expect("shards open after the runtime has started").clone();
     let actor = ShardActor { inner: Arc::downgrade(inner), shard: granted.shard };
-    let (supervisor, _) = Actor::spawn_linked(None, actor, (), service).await?;
+    let (supervisor, ended) = Actor::spawn_linked(None, actor, (), service).await?;
     let shard = &inner.shards[granted.shard.index()];
     // Whatever an earlier tenure left is not ours to serve.
     inner.memory.forget(shard.close());
     shard.open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
+    tokio::spawn(watch(Arc::downgrade(inner), granted.shard, supervisor.get_id(), ended));
     Ok(())
+}
+
+/// The end of a supervisor ends its entities, in the middle of whatever they do. What is committed of it nobody here knows,
+/// so the shard is closed; the membership finds that it is ours and not served, and takes it over from ourselves.
+async fn watch<S: Service>(inner: Weak<Inner<S>>, shard: ShardId, supervisor: ActorId, ended: JoinHandle<()>) {
+    // How it ended does not matter.
+    let _ = ended.await;
+    let Some(inner) = inner.upgrade() else { return };
+    let Some(gone) = inner.shards[shard.index()].close_headless(supervisor) else { return };
+    inner.memory.forget(gone);
+    metrics::counter!("rookery_shard_failures_total", "service" => S::NAME).increment(1);
+    let verdict = {
+        let mut failures = inner.shard_failures.lock().expect("no panic under this lock");
+        failures.decide(BootTime::now().since_boot(), Cause::Failed, 0.0)
+    };
+    if verdict == Verdict::GiveUp {
+        tracing::error!(service.name = S::NAME, shard.id = %shard, "shards failed too often, the service gives up on this node");
+        inner.failed.send_replace(true);
+    } else {
+        tracing::warn!(service.name = S::NAME, shard.id = %shard, "a shard's supervisor failed, the shard opens anew");
+    }
 }
 
 impl<S: Service> Actor for ShardActor<S> {

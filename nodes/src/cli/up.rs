@@ -28,8 +28,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
         let node = Node::start(config, metrics).await?;
         greet(&node);
         let failed = tokio::select! {
-            () = signals.next() => false,
-            () = node.failed() => true,
+            () = signals.next() => None,
+            reason = node.failed() => Some(reason),
         };
         let exit = signals.stopping(failed, node.stop()).await;
         upkeep.abort();
@@ -50,8 +50,8 @@ pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> 
         };
         greet_for_all(&fleet, &health).await;
         let failed = tokio::select! {
-            () = signals.next() => false,
-            () = fleet.failed() => true,
+            () = signals.next() => None,
+            () = fleet.failed() => Some(crate::node::POSTGRES_GONE.to_owned()),
         };
         signals.stopping(failed, fleet.stop()).await
     })
@@ -79,9 +79,9 @@ impl Signals {
         }
     }
 
-    /// Waits for a stop in order. `failed`: it is no wish, the private Postgres does not come back.
-    async fn stopping(&mut self, failed: bool, stop: impl Future<Output = ()>) -> anyhow::Result<Exit> {
-        if !failed {
+    /// Waits for a stop in order. `failed`: it is no wish, and why.
+    async fn stopping(&mut self, failed: Option<String>, stop: impl Future<Output = ()>) -> anyhow::Result<Exit> {
+        if failed.is_none() {
             say(io::stderr(), "stopping; once more ends it at once\n");
         }
         // A second signal does not wait for what the first one asked for; the data survive that too.
@@ -89,10 +89,10 @@ impl Signals {
             () = stop => {}
             () = self.next() => std::process::exit(1),
         }
-        if failed {
-            anyhow::bail!("the private Postgres has died and does not start again; its log says why")
+        match failed {
+            Some(reason) => Err(anyhow::Error::msg(reason)),
+            None => Ok(Exit::Done),
         }
-        Ok(Exit::Done)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rookery_actors::{
     ids::Incarnation,
     runtime::{Runtime, Settings},
@@ -18,6 +18,7 @@ pub struct TestService<S: Service> {
     /// The service.
     pub runtime: Runtime<S>,
     ownership: Ownership,
+    root: ActorCell,
 }
 
 /// The lease of production.
@@ -49,7 +50,12 @@ impl<S: Service> TestService<S> {
         let (root, _) = Actor::spawn(None, Root, ()).await.expect("an actor can be started");
         runtime.start(root.get_cell());
         let ownership = Ownership::start(runtime.clone(), membership).await.expect("the directory answers");
-        Self { runtime, ownership }
+        Self { runtime, ownership, root: root.get_cell() }
+    }
+
+    /// The supervisors of its shards: to see them fall.
+    pub fn shard_supervisors(&self) -> Vec<ActorCell> {
+        self.root.get_children()
     }
 
     /// The membership: to watch it, to poke it, to drain it.

@@ -1,5 +1,7 @@
 //! Entities fall and come back; memory stays bounded.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rookery::testing::TestService;
 use rookery_actors::{
@@ -10,6 +12,7 @@ use rookery_actors::{
 };
 
 use crate::{
+    proxy::{BATCH, Fate, Proxy},
     support::*,
     tally::{Command, TallyService},
 };
@@ -58,6 +61,60 @@ async fn beyond_its_restart_intensity_an_entity_is_isolated_and_its_neighbours_g
     eventually("it is isolated", async || failed(service.runtime.ask(bad, Command::Trip, soon()).await) == Failure::Isolated)
         .await;
     assert_eq!(service.runtime.ask(good, Command::Add, soon()).await.unwrap().reply, 1);
+    service.stop().await;
+}
+
+/// The supervisor of the only shard with an entity in memory.
+fn the_supervisor(service: &TestService<PostService>) -> ractor::ActorCell {
+    let mut busy = service.shard_supervisors().into_iter().filter(|supervisor| !supervisor.get_children().is_empty());
+    busy.next().expect("a post is loaded")
+}
+
+/// What was broken: nobody restarted it, and whoever asked the shard asked for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_whose_supervisor_falls_opens_anew_with_its_committed_state() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = lively_node(&proxy.config(), "n1").await;
+    let post = published(&posts, ShardId(1), "v1").await;
+    let held = proxy.hold(BATCH);
+    let edit = tokio::spawn({
+        let posts = posts.clone();
+        async move { retitle(&posts, post.id, "v2").await }
+    });
+    let held = held.await;
+    the_supervisor(&service).kill();
+    // In the middle of a write: nobody can say any more what became of it.
+    assert!(edit.await.unwrap().is_err());
+    held.release(Fate::Passes);
+    let mut last = None;
+    eventually("the shard serves again", async || {
+        last = posts.get(post.id, deadline()).await.ok().flatten();
+        last.is_some()
+    })
+    .await;
+    let version = last.unwrap().version;
+    assert_eq!(retitle(&posts, post.id, "v3").await.unwrap().reply.post.unwrap().version, version + 1);
+    let client = sql(&config).await;
+    assert_gap_free(&client).await;
+    assert_memory_is_sql(&posts, &client).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_fail_beyond_their_restart_intensity_are_told_to_whoever_runs_the_service() {
+    let config = database().await;
+    let (service, posts) = lively_node(&config, "n1").await;
+    published(&posts, ShardId(1), "v1").await;
+    for supervisor in service.shard_supervisors().into_iter().take(3) {
+        supervisor.kill();
+    }
+    eventually("all are served again", async || service.runtime.owned().len() == usize::from(SHARDS)).await;
+    assert!(futures_util::FutureExt::now_or_never(service.runtime.failed()).is_none(), "three are forgiven");
+    for supervisor in service.shard_supervisors() {
+        supervisor.kill();
+    }
+    tokio::time::timeout(Duration::from_secs(20), service.runtime.failed()).await.unwrap();
     service.stop().await;
 }
 
