@@ -20,7 +20,6 @@ fn document(n: u64) -> Document {
         id: Uuid::from_u128(u128::from(n) + 1),
         version: 1,
         author: Some(Uuid::from_u128(u128::from(n % 64))),
-        author_name: None,
         tags: vec!["engines".to_owned()],
         title: Some(format!("{} {} {}", word(1), word(2), n)),
         body: body.join(" "),

@@ -17,10 +17,10 @@ use crate::{
 
 /// Between two commits of an index that has little to do: a write is found soon.
 const COMMIT_EVERY: Duration = Duration::from_millis(150);
-/// The same under load. A commit makes a segment, and many small ones cost more than their documents: to write, to merge.
-const COMMIT_EVERY_BUSY: Duration = Duration::from_millis(450);
+/// The same under load. A commit makes a segment, which costs as much as hundreds of documents: to write, to merge.
+const COMMIT_EVERY_BUSY: Duration = Duration::from_millis(500);
 /// Documents in one commit from which on an index is busy.
-const BUSY: usize = 50;
+const BUSY: usize = 20;
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 

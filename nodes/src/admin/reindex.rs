@@ -182,7 +182,6 @@ fn tombstone(document: Document) -> Document {
     Document {
         version: document.version + 1,
         author: None,
-        author_name: None,
         tags: Vec::new(),
         title: None,
         body: String::new(),

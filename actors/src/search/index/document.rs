@@ -49,8 +49,6 @@ pub struct Document {
     pub version: u64,
     /// Who wrote it; none for users themselves and for the posts of deleted accounts.
     pub author: Option<Uuid>,
-    /// The author's username as far as known.
-    pub author_name: Option<String>,
     /// A post's tags.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -78,7 +76,6 @@ mod tests {
             id: Uuid::from_u128(1),
             version: 3,
             author: Some(Uuid::from_u128(2)),
-            author_name: Some("ada".into()),
             tags: vec!["rust".into()],
             title: None,
             body: "héllo".into(),

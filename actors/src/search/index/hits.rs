@@ -22,8 +22,6 @@ pub struct Search {
     pub kinds: Vec<Kind>,
     /// Only by this author.
     pub author: Option<Uuid>,
-    /// Only by the author of this username.
-    pub author_name: Option<String>,
     /// Only with this tag.
     pub tag: Option<String>,
     /// Only created at this time or later.
@@ -44,7 +42,6 @@ impl Default for Search {
             query: Query::default(),
             kinds: Vec::new(),
             author: None,
-            author_name: None,
             tag: None,
             from: None,
             to: None,
@@ -147,8 +144,6 @@ pub struct Summary {
     pub excerpt: String,
     /// Who wrote it.
     pub author: Option<Uuid>,
-    /// The author's username as indexed.
-    pub author_name: Option<String>,
     /// A post's tags.
     pub tags: Vec<String>,
     /// Which post a comment belongs to.
@@ -246,14 +241,7 @@ mod tests {
             score: 0.0,
             created_at: Timestamp::UNIX_EPOCH,
             highlight: Highlight::default(),
-            summary: Summary {
-                title: None,
-                excerpt: String::new(),
-                author: None,
-                author_name: None,
-                tags: Vec::new(),
-                post_id: None,
-            },
+            summary: Summary { title: None, excerpt: String::new(), author: None, tags: Vec::new(), post_id: None },
             cursor: Cursor { sort: Sort::Relevance, key, id },
         }
     }

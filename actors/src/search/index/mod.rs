@@ -8,6 +8,7 @@
 
 mod collect;
 mod document;
+mod folder;
 mod highlight;
 mod hits;
 mod partition;

@@ -11,20 +11,24 @@ use std::{fs, io, thread};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::error::LockError;
-use tantivy::directory::{Directory, DirectoryLock, INDEX_WRITER_LOCK, META_LOCK, MmapDirectory};
+use tantivy::directory::{Directory, DirectoryLock, INDEX_WRITER_LOCK, META_LOCK};
 use tantivy::indexer::IndexWriterOptions;
 use tantivy::merge_policy::LogMergePolicy;
-use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Term};
+use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, TantivyError};
 use tracing::warn;
 use uuid::Uuid;
 
 use super::document::{Document, Kind};
+use super::folder::Folder;
 use super::hits::{Hits, Search, Suggestion};
 use super::reader::{PartitionReader, SearchError};
-use super::schema::{self, FORMAT};
+use super::schema::{self, FORMAT, label, labelled};
 
 /// The longest pause between two attempts to get the writer's lock.
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// Documents of the smallest segments: about what a busy partition commits at once.
+const LAYER_DOCUMENTS_MIN: u32 = 1_000;
 
 /// How a partition uses the machine.
 #[derive(Clone, Debug)]
@@ -108,7 +112,7 @@ impl Partition {
     pub fn open(dir: &Path, settings: Settings) -> Result<Partition, PartitionError> {
         let folder = |source| PartitionError::Folder { dir: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(folder)?;
-        let directory = MmapDirectory::open(dir).map_err(|error| folder(io::Error::other(error)))?;
+        let directory = Folder::open(dir).map_err(|error| folder(io::Error::other(error)))?;
         // Whoever holds the lock may be writing: only under it can we tell damage from work in progress.
         let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
         let opened = match open_existing(&directory) {
@@ -122,7 +126,7 @@ impl Partition {
         let (index, reader, position) = match opened {
             Some(opened) => opened,
             // A new handle: the old one remembers files that are gone.
-            None => MmapDirectory::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?,
+            None => Folder::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?,
         };
         drop(lock);
         let (_, fields) = schema::schema();
@@ -257,10 +261,10 @@ impl Partition {
             }
             // Not for what is new: every deletion is looked up in every segment.
             if known.is_some() {
-                writer.delete_term(schema::key(&self.reader.fields, document.kind, document.id));
+                writer.delete_term(labelled(&self.reader.fields, &label::key(document.kind, document.id)));
             }
             if document.deleted && document.kind == Kind::Post {
-                writer.delete_term(schema::comments_of(&self.reader.fields, document.id));
+                writer.delete_term(labelled(&self.reader.fields, &label::post(document.id)));
             }
             if !document.deleted {
                 let entry =
@@ -290,7 +294,7 @@ impl Partition {
         // Not `delete_all_documents`: it takes the segments out of the writer's books at once, and a merge that ends
         // before our commit would make that durable.
         for kind in Kind::ALL {
-            writer.delete_term(Term::from_field_text(fields.kind, kind.as_str()));
+            writer.delete_term(labelled(&fields, &label::kind(kind)));
         }
         Ok(())
     }
@@ -313,6 +317,8 @@ impl Partition {
         let mut merge_policy = LogMergePolicy::default();
         // By default deletes never trigger a merge, and BM25 goes on counting what is gone.
         merge_policy.set_del_docs_ratio_before_merge(0.25);
+        // Below this size all segments are alike, and every merge writes the largest of them again.
+        merge_policy.set_min_layer_size(LAYER_DOCUMENTS_MIN);
         writer.set_merge_policy(Box::new(merge_policy));
         Ok(writer)
     }
@@ -354,7 +360,7 @@ fn read_payload(payload: &str) -> Result<Position, String> {
 }
 
 /// Opens what is in the folder: none if nothing is, an error with the reason if it is of no use to us.
-fn open_existing(directory: &MmapDirectory) -> Result<Option<(Index, IndexReader, Position)>, String> {
+fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader, Position)>, String> {
     if !Index::exists(directory).map_err(|error| error.to_string())? {
         return Ok(None);
     }
@@ -370,8 +376,10 @@ fn open_existing(directory: &MmapDirectory) -> Result<Option<(Index, IndexReader
     Ok(Some((index, reader, position)))
 }
 
-fn create(directory: MmapDirectory) -> tantivy::Result<(Index, IndexReader, Position)> {
-    let index = Index::builder().schema(schema::schema().0).open_or_create(directory)?;
+fn create(directory: Folder) -> tantivy::Result<(Index, IndexReader, Position)> {
+    // A thread of its own for the compression of each segment costs more than it spares.
+    let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
+    let index = Index::builder().schema(schema::schema().0).settings(settings).open_or_create(directory)?;
     schema::register_tokenizers(&index);
     let reader = new_reader(&index)?;
     Ok((index, reader, Position::default()))
@@ -382,7 +390,7 @@ fn new_reader(index: &Index) -> tantivy::Result<IndexReader> {
     index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()
 }
 
-fn lock_writer(directory: &MmapDirectory) -> tantivy::Result<DirectoryLock> {
+fn lock_writer(directory: &Folder) -> tantivy::Result<DirectoryLock> {
     Ok(directory.acquire_lock(&INDEX_WRITER_LOCK)?)
 }
 

@@ -16,7 +16,7 @@ use tantivy::{Searcher, Term};
 use super::highlight::Marks;
 use super::hits::Search;
 use super::query::{Clause, Pattern};
-use super::schema::{CREATED, Fields, name};
+use super::schema::{CREATED, Fields, label, labelled};
 use super::text::{Shape, Stemmer, Token, is_stop_word, tokens};
 
 /// Words and pairs of a query beyond these are ignored.
@@ -357,16 +357,14 @@ fn edits_max(word: &str) -> u8 {
 fn filters(search: &Search, schema: &Schema, fields: &Fields) -> Clauses {
     let must =
         |query: Box<dyn Execute>| -> (Occur, Box<dyn Execute>) { (Occur::Must, Box::new(ConstScoreQuery::new(query, 0.0))) };
-    let is =
-        |field: Field, value: &str| must(Box::new(TermQuery::new(Term::from_field_text(field, value), IndexRecordOption::Basic)));
+    let is = |label: String| must(Box::new(TermQuery::new(labelled(fields, &label), IndexRecordOption::Basic)));
     let mut clauses = Clauses::new();
     if !search.kinds.is_empty() {
-        let kinds = search.kinds.iter().map(|kind| Term::from_field_text(fields.kind, kind.as_str()));
+        let kinds = search.kinds.iter().map(|kind| labelled(fields, &label::kind(*kind)));
         clauses.push(must(Box::new(TermSetQuery::new(kinds))));
     }
-    clauses.extend(search.author.map(|author| is(fields.author, &author.simple().to_string())));
-    clauses.extend(search.author_name.as_ref().map(|author| is(fields.author_name, &name(author))));
-    clauses.extend(search.tag.as_ref().map(|tag| is(fields.tag, &name(tag))));
+    clauses.extend(search.author.map(|author| is(label::author(author))));
+    clauses.extend(search.tag.as_ref().map(|tag| is(label::tag(tag))));
     if search.from.is_some() || search.to.is_some() {
         let created = schema.get_field(CREATED).expect("the schema has its fast fields");
         let micros = |time: jiff::Timestamp| Term::from_field_i64(created, time.as_microsecond());

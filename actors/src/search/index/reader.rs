@@ -11,7 +11,7 @@ use super::hits::{
     Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge_suggestions,
 };
 use super::plan::{Plan, plan};
-use super::schema::{Fields, VERSION, key, name};
+use super::schema::{Fields, VERSION, label, labelled, name};
 use super::text::{Shape, Stemmer, is_stop_word, tokens};
 
 /// How much of a body a summary quotes, in characters.
@@ -82,12 +82,9 @@ impl PartitionReader {
             return Ok(found);
         }
         let whole = name(typed);
-        for (kind, field) in [(SuggestionKind::User, self.fields.username), (SuggestionKind::Tag, self.fields.tag)] {
-            found.extend(self.complete(&searcher, field, &whole, limit)?.map(|(text, documents)| Suggestion {
-                text,
-                kind,
-                documents,
-            }));
+        for (kind, sort) in [(SuggestionKind::User, label::USERNAME), (SuggestionKind::Tag, label::TAG)] {
+            let completed = self.complete(&searcher, self.fields.label, &format!("{sort}{whole}"), limit)?;
+            found.extend(completed.map(|(text, documents)| Suggestion { text: text[sort.len()..].to_owned(), kind, documents }));
         }
         if let Some(last) = tokens(typed).filter(|token| token.shape != Shape::Tail).last()
             && last.end == typed.len()
@@ -110,9 +107,9 @@ impl PartitionReader {
 
     /// The version under which a document is committed, if it is.
     pub(super) fn version(&self, kind: Kind, id: Uuid) -> tantivy::Result<Option<u64>> {
-        let term = key(&self.fields, kind, id);
+        let term = labelled(&self.fields, &label::key(kind, id));
         for segment in self.reader.searcher().segment_readers() {
-            let inverted = segment.inverted_index(self.fields.key)?;
+            let inverted = segment.inverted_index(self.fields.label)?;
             let Some(mut postings) = inverted.read_postings(&term, tantivy::schema::IndexRecordOption::Basic)? else {
                 continue;
             };
@@ -151,7 +148,6 @@ impl PartitionReader {
                 excerpt: excerpt(&document.body),
                 title: document.title,
                 author: document.author,
-                author_name: document.author_name,
                 tags: document.tags,
                 post_id: document.post_id,
             },

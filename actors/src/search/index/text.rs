@@ -7,6 +7,8 @@
 //!   character alone; so every character begins a token, and one character alone is found as a prefix.
 //! - A run of more than [`TOKEN_CHARS_MAX`] characters is cut, so that a long link costs its reader no part of it.
 
+use std::collections::HashMap;
+
 use tantivy::tokenizer::{
     Language, RawTokenizer, Stemmer as StemFilter, TextAnalyzer, Token as IndexToken, TokenStream, Tokenizer,
 };
@@ -66,26 +68,43 @@ impl Iterator for Tokens<'_> {
     type Item = Token;
 
     fn next(&mut self) -> Option<Token> {
+        let mut text = String::new();
+        let Place { start, end, position, shape } = self.next_into(&mut text)?;
+        Some(Token { text, start, end, position, shape })
+    }
+}
+
+/// A [`Token`] without its text.
+struct Place {
+    start: usize,
+    end: usize,
+    position: usize,
+    shape: Shape,
+}
+
+impl Tokens<'_> {
+    /// The next token; its text goes into `folded`, which an index uses again for the one after it.
+    fn next_into(&mut self, folded: &mut String) -> Option<Place> {
         loop {
             let (start, end, shape) = match self.dense.take() {
                 Some((start, end, first)) => self.dense_token(start, end, first),
                 None => self.next_run()?,
             };
-            let text = fold(&self.text[start..end]);
+            fold_into(&self.text[start..end], folded);
             // A handful of letters fold to nothing, such as a lone modifier.
-            if !text.is_empty() {
+            if !folded.is_empty() {
                 let position = self.position;
                 self.position += 1;
-                return Some(Token { text, start, end, position, shape });
+                return Some(Place { start, end, position, shape });
             }
         }
     }
-}
 
-impl Tokens<'_> {
     /// Skips separators, then reads a word or the first token of a dense run.
     fn next_run(&mut self) -> Option<(usize, usize, Shape)> {
-        let skipped = self.text[self.at..].char_indices().map(|(offset, c)| (offset, class(c)));
+        let rest = &self.text[self.at..];
+        let ascii = rest.bytes().take_while(|byte| byte.is_ascii() && !byte.is_ascii_alphanumeric()).count();
+        let skipped = rest[ascii..].char_indices().map(|(offset, c)| (ascii + offset, class(c)));
         let (offset, class) = skipped.into_iter().find(|(_, class)| matches!(class, Class::Word | Class::Dense))?;
         let start = self.at + offset;
         Some(match class {
@@ -118,12 +137,20 @@ impl Tokens<'_> {
 /// Folds case, accents and compatibility forms, so that a word has one spelling.
 ///
 /// Only the accents of Latin, Greek and Cyrillic go; the vowel signs of other scripts are letters in all but name.
-pub(super) fn fold(word: &str) -> String {
+fn fold_into(word: &str, folded: &mut String) {
+    folded.clear();
     if word.is_ascii() {
-        let mut folded = word.to_ascii_lowercase();
-        folded.retain(|c| c.is_ascii_alphanumeric());
-        return folded;
+        folded.push_str(word);
+        folded.make_ascii_lowercase();
+        if folded.bytes().any(|byte| !byte.is_ascii_alphanumeric()) {
+            folded.retain(|c| c.is_ascii_alphanumeric());
+        }
+    } else {
+        folded.push_str(&fold_unicode(word));
     }
+}
+
+fn fold_unicode(word: &str) -> String {
     let lower = word.nfkd().filter(|c| !('\u{300}'..='\u{36f}').contains(c)).flat_map(char::to_lowercase);
     let mut folded = String::with_capacity(word.len());
     for c in lower {
@@ -163,6 +190,31 @@ pub(super) fn is_stop_word(word: &str) -> bool {
 #[derive(Clone)]
 pub(super) struct Stemmer(TextAnalyzer);
 
+/// Stems that were needed before: looking one up costs a fraction of finding it.
+#[derive(Clone)]
+struct KnownStems {
+    stemmer: Stemmer,
+    stems: HashMap<String, String>,
+}
+
+/// Different words that are remembered; a hundred posts have a few thousand.
+const KNOWN_STEMS_MAX: usize = 8_192;
+
+impl KnownStems {
+    /// Makes a word its stem.
+    fn stem(&mut self, word: &mut String) {
+        if let Some(stem) = self.stems.get(word.as_str()) {
+            word.clone_from(stem);
+            return;
+        }
+        let stem = self.stemmer.stem(word);
+        if self.stems.len() < KNOWN_STEMS_MAX {
+            self.stems.insert(word.clone(), stem.clone());
+        }
+        *word = stem;
+    }
+}
+
 impl Stemmer {
     pub(super) fn new() -> Stemmer {
         Stemmer(TextAnalyzer::builder(RawTokenizer::default()).filter(StemFilter::new(Language::English)).build())
@@ -177,48 +229,46 @@ impl Stemmer {
 
 /// The analyzer of the fields that keep words as they are, folded.
 pub(super) fn exact_analyzer() -> TextAnalyzer {
-    TextAnalyzer::from(Folding { words_only: false })
+    TextAnalyzer::from(Folding { stems: None })
 }
 
 /// The analyzer of the fields that keep stems. Dense scripts have none, so they are left out.
 pub(super) fn stem_analyzer() -> TextAnalyzer {
-    TextAnalyzer::builder(Folding { words_only: true }).filter(StemFilter::new(Language::English)).build()
+    TextAnalyzer::from(Folding { stems: Some(KnownStems { stemmer: Stemmer::new(), stems: HashMap::new() }) })
 }
 
-/// [`tokens`] for tantivy.
+/// [`tokens`] for tantivy, which clones it for every segment that it writes.
 #[derive(Clone)]
 struct Folding {
-    words_only: bool,
+    stems: Option<KnownStems>,
 }
 
 impl Tokenizer for Folding {
     type TokenStream<'a> = FoldingStream<'a>;
 
     fn token_stream<'a>(&'a mut self, text: &'a str) -> FoldingStream<'a> {
-        FoldingStream { tokens: tokens(text), words_only: self.words_only, token: IndexToken::default() }
+        FoldingStream { tokens: tokens(text), stems: self.stems.as_mut(), token: IndexToken::default() }
     }
 }
 
 struct FoldingStream<'a> {
     tokens: Tokens<'a>,
-    words_only: bool,
+    stems: Option<&'a mut KnownStems>,
     token: IndexToken,
 }
 
 impl TokenStream for FoldingStream<'_> {
     fn advance(&mut self) -> bool {
-        let words_only = self.words_only;
-        let Some(next) = self.tokens.find(|token| !words_only || token.shape == Shape::Word) else {
-            return false;
-        };
-        self.token = IndexToken {
-            offset_from: next.start,
-            offset_to: next.end,
-            position: next.position,
-            text: next.text,
-            position_length: 1,
-        };
-        true
+        while let Some(Place { start, end, position, shape }) = self.tokens.next_into(&mut self.token.text) {
+            match &mut self.stems {
+                Some(_) if shape != Shape::Word => continue,
+                Some(stems) => stems.stem(&mut self.token.text),
+                None => {}
+            }
+            (self.token.offset_from, self.token.offset_to, self.token.position) = (start, end, position);
+            return true;
+        }
+        false
     }
 
     fn token(&self) -> &IndexToken {
@@ -282,6 +332,12 @@ fn unit_end(text: &str, start: usize) -> usize {
 
 /// Where the word that begins at `start` ends.
 fn word_end(text: &str, start: usize) -> usize {
+    let bytes = &text.as_bytes()[start..];
+    let ascii = bytes.iter().take(TOKEN_CHARS_MAX).take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    // Most words are nothing else.
+    if ascii == TOKEN_CHARS_MAX || bytes.get(ascii).is_none_or(|next| next.is_ascii() && *next != b'\'') {
+        return start + ascii;
+    }
     let mut end = start;
     for (count, (offset, c)) in text[start..].char_indices().enumerate() {
         let here = start + offset;
@@ -393,7 +449,12 @@ mod tests {
 
         #[test]
         fn folding_twice_changes_nothing(text in r"\w{0,20}") {
-            prop_assert_eq!(fold(&fold(&text)), fold(&text));
+            let folded = |text: &str| {
+                let mut folded = String::new();
+                fold_into(text, &mut folded);
+                folded
+            };
+            prop_assert_eq!(folded(&folded(&text)), folded(&text));
         }
     }
 }

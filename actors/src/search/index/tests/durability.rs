@@ -171,7 +171,7 @@ fn damage(dir: &TempDir, suffix: &str, content: &[u8]) {
 
 #[test]
 fn a_damaged_folder_is_built_anew() {
-    for (suffix, content) in [("meta.json", &b"{"[..]), (".store", b"x"), (".idx", b""), (".managed.json", b"[")] {
+    for (suffix, content) in [("meta.json", &b"{"[..]), (".store", b"x"), (".idx", b"")] {
         let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
         partition.close().unwrap();
         damage(&dir, suffix, content);
@@ -180,6 +180,18 @@ fn a_damaged_folder_is_built_anew() {
         index.index([post(1, "", "rust")]);
         assert_eq!(index.reopen().find("rust"), [1], "{suffix}");
     }
+}
+
+#[test]
+fn a_file_that_a_crash_left_behind_is_cleared_away() {
+    let Fixture { dir, partition, .. } = given([post(1, "", "rust")]);
+    partition.close().unwrap();
+    let left = dir.path().join("0123456789abcdef0123456789abcdef.store");
+    fs::write(&left, b"half of a segment").unwrap();
+    let mut index = Fixture { partition: open(&dir), dir, seq: 0 };
+    index.index([post(2, "", "rust")]);
+    assert!(!left.exists());
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
 }
 
 #[test]

@@ -94,7 +94,6 @@ fn post(id: u128, title: &str, body: &str) -> Document {
         id: Uuid::from_u128(id),
         version: 1,
         author: None,
-        author_name: None,
         tags: Vec::new(),
         title: Some(title.to_owned()),
         body: body.to_owned(),
