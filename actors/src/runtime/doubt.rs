@@ -42,9 +42,8 @@ pub(crate) async fn resolve<S: Service>(
         .filter_map(|(shard, epoch)| inner.shards[shard.index()].suspend(epoch).then_some(shard))
         .collect();
     let (granted, is_in) = loop {
-        let (client, granted) = take_back(inner, session, &held).await;
-        match contains(&client, batch, &placed, &granted).await {
-            Ok(is_in) => break (granted, is_in),
+        match attempt(inner, session, batch, &placed, &held).await {
+            Ok(answer) => break answer,
             Err(error) => wait_for_the_database(inner, &error).await,
         }
     };
@@ -78,21 +77,8 @@ pub(crate) async fn resolve<S: Service>(
     vec![retry]
 }
 
-/// Takes shards over from ourselves, whatever became of the statement that was sent through `session`: from here on it
-/// can do nothing any more. What is left out belongs to somebody else.
-///
-/// Returns when the database has answered, and the session through which it did.
-pub(crate) async fn take_back<S: Service>(inner: &Inner<S>, session: SessionTag, shards: &[ShardId]) -> (Client, Vec<Granted>) {
-    loop {
-        match attempt(inner, session, shards).await {
-            Ok(answer) => return answer,
-            Err(error) => wait_for_the_database(inner, &error).await,
-        }
-    }
-}
-
 /// The database is away. The lease ends meanwhile, so waiting here keeps nobody from taking over.
-async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &tokio_postgres::Error) {
+pub(crate) async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &tokio_postgres::Error) {
     inner.commits.failed();
     tracing::warn!(service.name = S::NAME, error = describe(error), "cannot resolve an open commit yet");
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -101,32 +87,23 @@ async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &tokio_postg
 async fn attempt<S: Service>(
     inner: &Inner<S>,
     session: SessionTag,
-    shards: &[ShardId],
-) -> Result<(Client, Vec<Granted>), tokio_postgres::Error> {
-    // Who we were when it was sent: by now we may be somebody else, to whom these shards never belonged.
+    batch: Uuid,
+    placed: &[Placed<S>],
+    held: &[ShardId],
+) -> Result<(Vec<Granted>, bool), tokio_postgres::Error> {
+    // Who we were when the batch was sent: by now we may be somebody else, to whom its shards never belonged.
     let me = session.incarnation;
-    // A session that is not named after the incarnation, so that it survives what comes next.
-    let client = inner.database.session(&format!("{}-resolve:{me}", S::NAME)).await?;
-    client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
-    end_session::<S>(&client, session).await?;
-    // Ours may have a newer epoch than we know: an earlier attempt took over and lost the answer.
-    let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
+    let client = successor(inner, session).await?;
+    // Ours may have a newer epoch than the batch: an earlier attempt took over and lost the answer. From nobody else can
+    // it be, for a shard in doubt is not handed to anybody who could hand it back.
+    let ids: Vec<i16> = held.iter().map(|shard| shard.as_i16()).collect();
     let rows = client.query("SELECT id, epoch FROM shard WHERE id = ANY($1) AND owner = $2 ORDER BY id", &[&ids, &me.0]).await?;
     let seen: Vec<ShardRow> = rows
         .into_iter()
         .map(|row| ShardRow { id: ShardId(row.get::<_, i16>(0) as u16), epoch: row.get(1), owner: Some(me), target: None })
         .collect();
     let granted = take_over(&client, &seen, Some(me), me).await?;
-    Ok((client, granted))
-}
 
-/// Whether the batch is in: one transaction, so one record of it proves all.
-async fn contains<S: Service>(
-    client: &Client,
-    batch: Uuid,
-    placed: &[Placed<S>],
-    granted: &[Granted],
-) -> Result<bool, tokio_postgres::Error> {
     // A record of a shard that is ours, if any is: nobody else can have trimmed it.
     let ours = |placed: &&Placed<S>| granted.iter().any(|granted| granted.shard == placed.queued.shard);
     let first = placed.iter().find(ours).or(placed.first()).expect("a batch has a unit");
@@ -137,7 +114,16 @@ async fn contains<S: Service>(
             &[&first.queued.shard.as_i16(), &record.seq, &batch],
         )
         .await?;
-    Ok(row.is_some())
+    Ok((granted, row.is_some()))
+}
+
+/// A session through which a statement is resolved that was sent through another one; that one has ended.
+pub(crate) async fn successor<S: Service>(inner: &Inner<S>, session: SessionTag) -> Result<Client, tokio_postgres::Error> {
+    // Not named after the incarnation, so that it survives what comes next.
+    let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, session.incarnation)).await?;
+    client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
+    end_session::<S>(&client, session).await?;
+    Ok(client)
 }
 
 /// The statement in doubt may still be running on the server, holding its locks, or be about to: end its session

@@ -6,9 +6,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Directory, Inner, ShardRow, describe, doubt,
+    Directory, Granted, Inner, ShardRow, describe, doubt,
     shard::Shard,
-    transfer::{grant, outcome_is_open},
+    transfer::{grant, outcome_is_open, take_over},
 };
 use crate::{
     ids::{Epoch, Incarnation, ShardId},
@@ -92,15 +92,31 @@ async fn granted<S: Service>(
         Err(_) => "no answer".to_owned(),
     };
     tracing::warn!(service.name = S::NAME, error, "the outcome of a hand-off is open, resolving it");
-    // Rule 3: what we can take from ourselves was not granted and never will be; what we cannot has gone.
-    let ids: Vec<ShardId> = seen.iter().map(|row| row.id).collect();
-    let (_, ours) = doubt::take_back(inner, directory.tag, &ids).await;
+    let ours = taken_back(inner, directory, seen).await;
     for granted in &ours {
         inner.shards[granted.shard.index()].take_back(granted.epoch, granted.seq);
     }
     inner.batches.send_modify(|count| *count += 1);
     let left = |row: &&ShardRow| !ours.iter().any(|granted| granted.shard == row.id);
     give_up(inner, seen.iter().filter(left).map(|row| (row.id, row.epoch + 1)).collect())
+}
+
+/// What can be taken from ourselves was not granted and never will be; what cannot has gone (rule 3).
+///
+/// By the epochs that we know and no others: a shard that is ours under a later one may have been granted, written by its
+/// new owner and granted back, and what we remember of it is old. Such a one is given up, and then opened anew.
+async fn taken_back<S: Service>(inner: &Inner<S>, directory: &Directory, seen: &[ShardRow]) -> Vec<Granted> {
+    let me = directory.tag.incarnation;
+    let attempt = async || {
+        let client = doubt::successor(inner, directory.tag).await?;
+        take_over(&client, seen, Some(me), me).await
+    };
+    loop {
+        match attempt().await {
+            Ok(ours) => return ours,
+            Err(error) => doubt::wait_for_the_database(inner, &error).await,
+        }
+    }
 }
 
 fn give_up<S: Service>(inner: &Inner<S>, granted: Vec<(ShardId, Epoch)>) -> Vec<(ShardId, Epoch)> {

@@ -31,6 +31,8 @@ pub const RENEWAL: &str = "UPDATE member SET renewed";
 pub const GRANT: &str = "EXISTS (SELECT FROM member m";
 /// In the text of the question whether a user likes a post.
 pub const LIKED: &str = "SELECT 1 FROM post_like";
+/// In the text of the statement with which the resolution of an open outcome begins.
+pub const RESOLUTION: &str = "SELECT pg_terminate_backend(pid, 1000)";
 
 /// What becomes of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

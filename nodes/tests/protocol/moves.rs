@@ -21,7 +21,7 @@ use rookery_actors::{
 
 use crate::{
     cluster::*,
-    proxy::{BATCH, Fate, GRANT, Proxy, RENEWAL},
+    proxy::{BATCH, Fate, GRANT, Proxy, RENEWAL, RESOLUTION},
     support::*,
 };
 
@@ -204,6 +204,43 @@ async fn a_grant_that_never_arrived_is_taken_back_and_made_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_whose_answer_was_lost_is_found_to_have_been() {
     a_grant_meets(Fate::AnswerLost).await;
+}
+
+/// What was broken, and found by the model: the owner in doubt took the shard for its own all along, and served what it
+/// remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_granted_written_and_granted_back_during_a_doubt_is_read_anew() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let hub = Hub::default();
+    let one = hub.join(&proxy.config(), "n1", QUICK).await;
+    settled(&one).await;
+    let post = published_in(&one.posts, ShardId(3), "v1").await;
+    let rival = RivalIn64::join(&config).await;
+    let resolving = proxy.hold(RESOLUTION);
+    proxy.once(GRANT, Fate::AnswerLost);
+    let handing = tokio::spawn({
+        let (runtime, to) = (one.service.runtime.clone(), rival.incarnation);
+        let directory = directory_of(&one).await;
+        async move { runtime.hand_off(&directory, &[ShardId(3)], to, Duration::from_secs(5)).await }
+    });
+    let resolving = resolving.await;
+
+    let row = rival.directory.shards().await.unwrap()[3];
+    assert_eq!(row.owner, Some(rival.incarnation));
+    let client = sql(&config).await;
+    let write = "WITH edited AS (UPDATE post SET title = 'v2', version = 2 WHERE id = $1)
+                 INSERT INTO outbox (shard, seq, epoch, key, type) SELECT 3, max(seq) + 1, $2, $1, 'post.updated' FROM outbox WHERE shard = 3";
+    client.execute(write, &[&post.0, &row.epoch]).await.unwrap();
+    let back = rival.directory.take_over(&[row], Some(rival.incarnation), one.service.runtime.incarnation()).await.unwrap();
+    assert_eq!(back.len(), 1);
+
+    resolving.release(Fate::Passes);
+    handing.await.unwrap();
+    assert_eq!(one.posts.get(post, deadline()).await.unwrap().unwrap().version, 2);
+    assert_eq!(retitle(&one.posts, post, "v3").await.unwrap().reply.post.unwrap().version, 3);
+    assert_gap_free(&client).await;
+    one.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
