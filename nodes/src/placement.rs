@@ -160,6 +160,19 @@ mod tests {
     }
 
     #[test]
+    fn a_thousand_members_share_4096_shards_and_a_join_moves_a_handful() {
+        let (mut before, mut all_moved) = (placed(1_000, 4_096), 0);
+        for count in 1_001..=1_003 {
+            let after = placed(count, 4_096);
+            let max = loads(&after).into_iter().max().expect("there are members");
+            assert!(max <= 5, "the mean is 4.1, and a shard cannot be split");
+            all_moved += moved(&before, &after);
+            before = after;
+        }
+        assert!(all_moved <= 3 * 12, "three joins moved {all_moved}, and four each would be their share");
+    }
+
+    #[test]
     fn without_members_nobody_should_own_anything() {
         assert_eq!(Placement::new(Vec::<String>::new(), 8).owner(ShardId(0)), None);
     }

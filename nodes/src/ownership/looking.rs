@@ -50,6 +50,16 @@ impl Looking {
         members.iter().filter(silent).collect()
     }
 
+    /// Whether who looks has looked for long enough to hand anything over.
+    pub(super) fn is_acquainted(&self) -> bool {
+        self.me.is_some_and(|me| self.sightings.is_acquainted(me))
+    }
+
+    /// Whether a member has renewed lately, so that it will take up what it is given.
+    pub(super) fn is_awake(&self, member: &MemberRow) -> bool {
+        self.sightings.is_awake(member.incarnation)
+    }
+
     /// The members that may be given shards, one per node, sorted by it.
     pub(super) fn eligible<'a>(&self, members: &'a [MemberRow]) -> Vec<&'a MemberRow> {
         self.sightings.eligible(members, self.me)

@@ -61,6 +61,7 @@ impl<S: Service> Member<S> {
         member.enter().await?;
         member.renew().await?;
         member.look().await?;
+        member.tell();
         Ok(member)
     }
 
@@ -172,7 +173,10 @@ impl<S: Service> Member<S> {
                 self.board.poke();
             }
             let eligible = self.looking.eligible(&view.members);
-            self.moves.begin(&view, &eligible).await?;
+            if self.draining || self.looking.is_acquainted() {
+                let awake: Vec<&MemberRow> = eligible.iter().copied().filter(|member| self.looking.is_awake(member)).collect();
+                self.moves.begin(&view, &awake).await?;
+            }
             if self.draining && (eligible.is_empty() || (self.runtime.owned().is_empty() && self.moves.is_idle())) {
                 self.board.draining.send_replace(Draining::Done);
             }
@@ -251,7 +255,8 @@ impl<S: Service> Member<S> {
         Ok(granted.iter().map(|granted| granted.shard).collect())
     }
 
-    /// What belongs to us and is not served: granted by somebody else, or left by a step that died half way.
+    /// What belongs to us and is not served: granted by somebody else, or left by a step that died half way. How many of
+    /// them others here do not know of yet.
     async fn take_ours(&mut self, view: &View) -> Result<usize, DirectoryError> {
         let me = self.runtime.incarnation();
         let ours = |row: &&ShardRow| row.owner == Some(me) && !self.runtime.is_held(row.id);
@@ -262,9 +267,12 @@ impl<S: Service> Member<S> {
         let ids: Vec<ShardId> = rows.iter().map(|row| row.id).collect();
         let opened = self.take_untouched(&ids).await?;
         rows.retain(|row| !opened.contains(&row.id));
-        let granted = self.directory.take_over(&rows, Some(me), me).await?;
-        self.serve(&granted).await?;
-        Ok(opened.len() + granted.len())
+        if !rows.is_empty() {
+            let granted = self.directory.take_over(&rows, Some(me), me).await?;
+            self.serve(&granted).await?;
+        }
+        // What had to be taken from ourselves is no news: one that does not open is tried again with the next poll.
+        Ok(opened.len())
     }
 
     async fn take_orphans(&mut self, view: &View, buried: &HashSet<Incarnation>) -> Result<usize, DirectoryError> {
@@ -307,6 +315,7 @@ impl<S: Service> Member<S> {
             }
             tokio::task::yield_now().await;
         }
+        metrics::counter!("rookery_shards_taken_up_total", "service" => S::NAME).increment(granted.len() as u64);
         // Heads of lists may have been read while shards were missing.
         (self.membership.changed)();
         tracing::info!(service.name = S::NAME, shards = granted.len(), "serving {} more shards of {}", granted.len(), S::NAME);

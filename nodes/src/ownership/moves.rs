@@ -83,11 +83,11 @@ impl<S: Service> Moves<S> {
         let _ = timeout(within, all).await;
     }
 
-    /// Begins to hand over what others should have.
-    pub(super) async fn begin(&mut self, view: &View, eligible: &[&MemberRow]) -> Result<(), DirectoryError> {
+    /// Begins to hand over what these members should have.
+    pub(super) async fn begin(&mut self, view: &View, takers: &[&MemberRow]) -> Result<(), DirectoryError> {
         let now = Instant::now();
         self.resting.retain(|_, until| *until > now);
-        for (to, shards) in self.misplaced(view, eligible) {
+        for (to, shards) in self.misplaced(view, takers) {
             let busy = self.going.values().any(|group| group.to == to.incarnation);
             if self.going.len() >= GROUPS_MAX || busy || self.resting.contains_key(&to.incarnation) {
                 continue;
@@ -103,7 +103,7 @@ impl<S: Service> Moves<S> {
     }
 
     /// What is served here, should be elsewhere, and is not on its way, by who should have it.
-    fn misplaced<'a>(&self, view: &View, eligible: &[&'a MemberRow]) -> Vec<(&'a MemberRow, Vec<ShardId>)> {
+    fn misplaced<'a>(&self, view: &View, takers: &[&'a MemberRow]) -> Vec<(&'a MemberRow, Vec<ShardId>)> {
         let me = self.runtime.incarnation();
         let going: HashSet<ShardId> = self.going.values().flat_map(|group| group.shards.iter().copied()).collect();
         let mut by_node: BTreeMap<&str, Vec<ShardId>> = BTreeMap::new();
@@ -118,7 +118,7 @@ impl<S: Service> Moves<S> {
                 _ => {}
             }
         }
-        eligible.iter().filter_map(|member| Some((*member, by_node.remove(member.node.as_str())?))).collect()
+        takers.iter().filter_map(|member| Some((*member, by_node.remove(member.node.as_str())?))).collect()
     }
 
     async fn session(&mut self) -> Result<Arc<Directory>, DirectoryError> {

@@ -16,6 +16,8 @@ use super::LeaseSettings;
 
 /// Renewals that are to be seen of a member before it is given shards: one that dies at its start moves nothing.
 const SETTLED_AFTER: u32 = 2;
+/// Renewals that may be late, or lost, before a member counts as asleep.
+const AWAKE_FOR: u32 = 3;
 /// Every death of a node within this time doubles them: a flapping node is given shards less and less often.
 const DEATHS_COUNT_FOR: Duration = Duration::from_secs(60);
 /// As often at most; after that a node that stays must wait for about half a minute.
@@ -112,6 +114,18 @@ impl Sightings {
         eligible
     }
 
+    /// Whether a member has renewed lately. One that has not may be asleep: what it has it keeps until it is found dead,
+    /// but it is given nothing.
+    pub(super) fn is_awake(&self, member: Incarnation) -> bool {
+        self.seen.get(&member).is_some_and(|sighting| sighting.silent < self.lease.renew_every * AWAKE_FOR)
+    }
+
+    /// Whether we have looked for long enough to know who is settled: before, the others look like newcomers, one earlier
+    /// than the other, and what they should have would change with every look.
+    pub(super) fn is_acquainted(&self, me: Incarnation) -> bool {
+        self.seen.get(&me).is_some_and(|sighting| sighting.renewals >= 2 * SETTLED_AFTER)
+    }
+
     fn is_settled(&self, member: &MemberRow) -> bool {
         let deaths = self.deaths.get(&member.node).map_or(0, Vec::len);
         let wanted = SETTLED_AFTER << deaths.min(DOUBLINGS_MAX);
@@ -202,6 +216,29 @@ mod tests {
         table.sightings.blink(table.now);
         table.tick(&[one]);
         assert!(!table.sightings.is_silent(one), "a poll has failed in between");
+    }
+
+    #[test]
+    fn who_sleeps_is_given_nothing_more_and_loses_nothing_yet() {
+        let mut table = Table::new();
+        table.join("n1");
+        let two = table.join("n2");
+        table.ticks(4, &[]);
+        table.ticks(2, &[two]);
+        assert!(table.sightings.is_awake(two));
+        table.tick(&[two]);
+        assert!(!table.sightings.is_awake(two) && !table.sightings.is_silent(two));
+        assert_eq!(table.eligible(), ["n1", "n2"]);
+    }
+
+    #[test]
+    fn whoever_has_just_come_does_not_know_the_others() {
+        let mut table = Table::new();
+        let one = table.join("n1");
+        table.ticks(4, &[]);
+        assert!(!table.sightings.is_acquainted(one));
+        table.tick(&[]);
+        assert!(table.sightings.is_acquainted(one));
     }
 
     #[test]

@@ -414,7 +414,7 @@ impl Ownership {
         let epoch = row.epoch;
         if self.guards.epoch_record {
             let seq = database.head(shard) + 1;
-            database.logs[shard].push(Entry { seq, epoch, write: None, truth: epoch });
+            database.logs[shard].push(Entry { seq, epoch, write: None, batch: 0, truth: epoch });
         }
     }
 
@@ -476,7 +476,7 @@ impl Ownership {
         }
         for record in &mut retry {
             let tenure = state.nodes[node].shards[record.shard];
-            (record.epoch, record.seq) = (tenure.epoch, tenure.head + 1);
+            (record.epoch, record.seq, record.batch) = (tenure.epoch, tenure.head + 1, record.batch + 1);
         }
         state.nodes[node].batch = (!retry.is_empty()).then_some(Batch { records: retry, sent: Sent::Out });
     }
@@ -518,7 +518,7 @@ fn commit(state: &mut State, node: Node, shards: &[Shard]) {
             }
         };
         let tenure = state.nodes[node].shards[*shard];
-        records.push(Record { shard: *shard, seq: tenure.head + 1, epoch: tenure.epoch, write });
+        records.push(Record { shard: *shard, seq: tenure.head + 1, epoch: tenure.epoch, write, batch: 0 });
     }
     state.nodes[node].batch = Some(Batch { records, sent: Sent::Out });
 }
@@ -529,9 +529,9 @@ fn execute(database: &mut Database, records: &[Record]) -> bool {
     if records.iter().any(taken) {
         return false;
     }
-    for Record { shard, seq, epoch, write } in records.iter().copied() {
+    for Record { shard, seq, epoch, write, batch } in records.iter().copied() {
         let truth = database.rows[shard].epoch;
-        database.logs[shard].push(Entry { seq, epoch, write: Some(write), truth });
+        database.logs[shard].push(Entry { seq, epoch, write: Some(write), batch, truth });
         database.logs[shard].sort_unstable();
     }
     true

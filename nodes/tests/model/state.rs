@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) epoch: Epoch,
     /// None: an epoch record.
     pub(crate) write: Option<Write>,
+    /// The batch that brought it.
+    pub(crate) batch: u8,
     /// The epoch in the directory as it was committed: what the checker knows and the protocol does not.
     pub(crate) truth: Epoch,
 }
@@ -122,6 +124,8 @@ pub(crate) struct Record {
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     pub(crate) write: Write,
+    /// How often the command was sent before: with it, what tells one batch from another.
+    pub(crate) batch: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,7 +144,7 @@ impl State {
             database: Database {
                 dead: [false; NODES],
                 rows: [Row { epoch: 1, owner: Some(0) }; SHARDS],
-                logs: [(); SHARDS].map(|()| vec![Entry { seq: 1, epoch: 1, write: None, truth: 1 }]),
+                logs: [(); SHARDS].map(|()| vec![Entry { seq: 1, epoch: 1, write: None, batch: 0, truth: 1 }]),
             },
             nodes: [node([open; SHARDS]), node([away; SHARDS]), node([away; SHARDS])],
             ghosts: Vec::new(),
@@ -171,8 +175,8 @@ impl Database {
     }
 
     pub(crate) fn contains(&self, record: &Record) -> bool {
-        let Record { shard, seq, epoch, write } = *record;
-        self.logs[shard].iter().any(|entry| (entry.seq, entry.epoch, entry.write) == (seq, epoch, Some(write)))
+        let Record { shard, seq, write, batch, .. } = *record;
+        self.logs[shard].iter().any(|entry| (entry.seq, entry.write, entry.batch) == (seq, Some(write), batch))
     }
 }
 
