@@ -3,4 +3,5 @@
 mod bridges;
 mod lists;
 mod names;
+mod search;
 mod support;
