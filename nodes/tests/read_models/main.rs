@@ -5,3 +5,4 @@ mod lists;
 mod names;
 mod search;
 mod support;
+mod threads;
