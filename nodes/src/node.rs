@@ -284,8 +284,8 @@ async fn faces(
     let posts = Posts::new(services.posts.runtime.clone());
     let comments = Comments::new(services.comments.runtime.clone());
     let search = match services.search.is_member() {
-        true => SearchFace::open(services.search.runtime.clone(), &data.join("search")).await?,
-        false => SearchFace::without_replicas(services.search.runtime.clone()),
+        true => SearchFace::open(services.search.runtime.clone(), config.node.name.as_str(), &data.join("search")).await?,
+        false => SearchFace::without_replicas(services.search.runtime.clone()).await?,
     };
     Ok(Faces { users, posts, comments, search })
 }

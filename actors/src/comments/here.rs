@@ -1,14 +1,18 @@
 //! Threads that are served by this node.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroUsize,
+    sync::Arc,
+};
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Comment, CommentService, Page, Place, Scope, Thread, texts::Written, tree::Info};
+use super::{Asked, Comment, CommentService, Look, Page, Place, Scope, Stamp, Thread, texts::Written, tree::Info};
 use crate::{
     entity::Failure,
-    ids::{CommentId, PostId, UserId},
+    ids::{CommentId, PostId, ShardId, UserId},
     runtime::Runtime,
 };
 
@@ -40,18 +44,48 @@ pub(super) async fn page(
     Ok(Some(Page { items, next }))
 }
 
+/// A page as it was asked for: with what its viewer likes, and not at all if it is known already.
+pub(super) async fn look(runtime: &Runtime<CommentService>, asked: &Asked, deadline: Instant) -> Result<Look, Failure> {
+    let Asked { place, limit, viewer, known } = asked;
+    let revision = || Some((runtime.incarnation(), runtime.revision(place.scope.post.0)?));
+    let before = revision();
+    if known.is_some() && *known == before {
+        return Ok(Look::Same);
+    }
+    let Some(page) = page(runtime, place, *limit, deadline).await? else {
+        return Ok(Look::Gone);
+    };
+    let liked = match viewer {
+        Some(viewer) => {
+            // Nobody likes a comment without likes.
+            let likely = page.items.iter().filter(|comment| comment.like_count > 0);
+            liked(runtime, *viewer, &likely.map(|comment| (comment.post_id, comment.id)).collect::<Vec<_>>()).await?
+        }
+        None => Vec::new(),
+    };
+    // Of one state, or of none that has a number.
+    let revision = before.filter(|before| revision() == Some(*before));
+    Ok(Look::Page { page, liked: liked.into_iter().collect(), stamp: revision.map(|revision| Stamp { revision, authors: 0 }) })
+}
+
 pub(super) async fn liked(
     runtime: &Runtime<CommentService>,
     user: UserId,
-    post: PostId,
-    comments: &[CommentId],
+    comments: &[(PostId, CommentId)],
 ) -> Result<Vec<CommentId>, Failure> {
-    let ids: Vec<Uuid> = comments.iter().map(|comment| comment.0).collect();
+    if comments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Uuid> = comments.iter().map(|(_, comment)| comment.0).collect();
     let rows = {
         let client = runtime.database().get().await?;
         client.query("SELECT comment FROM comment_like WHERE user_id = $1 AND comment = ANY($2)", &[&user.0, &ids]).await?
     };
-    runtime.settled(runtime.shard_of(post.0)).await;
+    // What SQL saw committed must be in memory before we answer beside it (rule 9).
+    let shards: HashSet<ShardId> = comments.iter().map(|(post, _)| runtime.shard_of(post.0)).collect();
+    for shard in shards {
+        runtime.settled(shard).await;
+    }
     Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
 }
 

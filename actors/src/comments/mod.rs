@@ -2,6 +2,7 @@
 
 pub mod entity;
 mod here;
+mod reads;
 pub mod rules;
 pub mod service;
 pub mod texts;
@@ -13,7 +14,6 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 pub use self::{
     entity::{Command, Imported, Rejection, Thread},
+    reads::{Asked, Look, Stamp},
     rules::CommentBody,
     service::{Answer, CommentService, Query, Reply},
     tree::Order,
@@ -35,7 +36,7 @@ use crate::{
     entity::{AskError, Failure},
     ids::{CommentId, PostId, UserId, mint},
     records::CommentRecord,
-    runtime::{Accepted, AskResult, Context, Runtime, strange_answer},
+    runtime::{Accepted, AskResult, Context, Runtime},
 };
 
 /// The public face of the comments service.
@@ -255,63 +256,6 @@ impl Comments {
         self.runtime.ask(post.0, Command::Import { comments }, context).await
     }
 
-    /// What a page of a thread depends on besides its place: the thread's committed state and what is known of authors.
-    /// None: the thread is not loaded.
-    pub fn stamp(&self, post: PostId) -> Option<(u64, u64)> {
-        let authors = self.runtime.service().authors.generation();
-        Some((self.runtime.revision(post.0)?, authors))
-    }
-
-    /// A comment or its tombstone.
-    ///
-    /// # Errors
-    /// When it cannot be read now.
-    pub async fn get(&self, post: PostId, comment: CommentId, deadline: Instant) -> Result<Option<Comment>, Failure> {
-        match here::comment(&self.runtime, post, comment, deadline).await {
-            Err(Failure::Moved(_)) => match self.query(post, &Query::Comment(post, comment), deadline).await? {
-                Answer::Comment(comment) => Ok(comment),
-                _ => Err(strange_answer()),
-            },
-            comment => comment,
-        }
-    }
-
-    /// A page of a thread, in tree order: from memory, and what is written in the comments from there too unless it
-    /// was not read for long. None: the post is gone, or the comment below which the page was to be.
-    ///
-    /// Whether the post was ever there is for the caller to ask, as with [`Comments::add`]: the thread of any id is empty.
-    ///
-    /// # Errors
-    /// When it cannot be read now.
-    pub async fn page(&self, place: &Place, limit: NonZeroUsize, deadline: Instant) -> Result<Option<Page<Place>>, Failure> {
-        match here::page(&self.runtime, place, limit, deadline).await {
-            Err(Failure::Moved(_)) => match self.query(place.scope.post, &Query::Page(place.clone(), limit), deadline).await? {
-                Answer::Page(page) => Ok(page),
-                _ => Err(strange_answer()),
-            },
-            page => page,
-        }
-    }
-
-    /// Which of these comments a user likes.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn liked(&self, user: UserId, comments: &[Comment], deadline: Instant) -> Result<HashSet<CommentId>, Failure> {
-        let mut threads: HashMap<PostId, Vec<CommentId>> = HashMap::new();
-        // Nobody likes a comment without likes.
-        for comment in comments.iter().filter(|comment| comment.like_count > 0) {
-            threads.entry(comment.post_id).or_default().push(comment.id);
-        }
-        let asked = threads.into_iter().map(async |(post, ids)| {
-            match self.query(post, &Query::Liked(user, post, ids), deadline).await? {
-                Answer::Liked(liked) => Ok(liked),
-                _ => Err(strange_answer()),
-            }
-        });
-        Ok(try_join_all(asked).await?.into_iter().flatten().collect())
-    }
-
     /// A user's comments, the newest first, without those that are deleted or whose post is gone.
     ///
     /// # Errors
@@ -389,10 +333,6 @@ impl Comments {
             )
             .await?;
         Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
-    }
-
-    async fn query(&self, post: PostId, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
-        self.runtime.query(self.runtime.shard_of(post.0), query, deadline).await
     }
 
     /// A reply with the comment, also where the command changed nothing.

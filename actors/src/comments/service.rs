@@ -1,8 +1,8 @@
 //! How comments are stored, published and told about other services' events.
 
-use std::{collections::HashMap, num::NonZeroUsize, pin::pin};
+use std::{collections::HashMap, pin::pin};
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Comment, Page, Place,
+    Asked, Comment, Look,
     entity::{Command, Event, Facts, Rejection, Text, Thread},
     here,
     rules::CommentBody,
@@ -125,21 +125,21 @@ tables! {
 /// What the owner of a thread is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Query {
-    /// A comment of a post.
-    Comment(PostId, CommentId),
-    /// A page from this place on.
-    Page(Place, NonZeroUsize),
-    /// Which of these comments of a post a user likes.
-    Liked(UserId, PostId, Vec<CommentId>),
+    /// These comments of posts.
+    Comments(Vec<(PostId, CommentId)>),
+    /// A page of a thread.
+    Page(Asked),
+    /// Which of these comments of posts a user likes.
+    Liked(UserId, Vec<(PostId, CommentId)>),
 }
 
 /// What it answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// The comment, if it is there.
-    Comment(Option<Comment>),
-    /// The page, if there is a thread below that place.
-    Page(Option<Page<Place>>),
+    /// Those of the comments that there are.
+    Comments(Vec<Comment>),
+    /// The page, or why there is none.
+    Page(Look),
     /// Those of the comments that are liked.
     Liked(Vec<CommentId>),
 }
@@ -339,9 +339,13 @@ impl Service for CommentService {
 
     async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
         match query {
-            Query::Comment(post, comment) => here::comment(runtime, *post, *comment, deadline).await.map(Answer::Comment),
-            Query::Page(place, limit) => here::page(runtime, place, *limit, deadline).await.map(Answer::Page),
-            Query::Liked(user, post, comments) => here::liked(runtime, *user, *post, comments).await.map(Answer::Liked),
+            Query::Comments(comments) => {
+                let found = join_all(comments.iter().map(|(post, comment)| here::comment(runtime, *post, *comment, deadline)));
+                let found = found.await.into_iter().filter_map(Result::transpose);
+                Ok(Answer::Comments(found.collect::<Result<_, _>>()?))
+            }
+            Query::Page(asked) => here::look(runtime, asked, deadline).await.map(Answer::Page),
+            Query::Liked(user, comments) => here::liked(runtime, *user, comments).await.map(Answer::Liked),
         }
     }
 

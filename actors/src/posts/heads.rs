@@ -1,21 +1,20 @@
 //! A page of a list whose posts lie on several nodes: each is asked once for its part, and the parts are merged.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
 use super::{
     entity::Post,
-    here,
     lists::{Filter, HEAD, HerePage, Key, Paged, Sort, TOP, page_sql},
+    seen_here,
     service::{Answer, PostService, Query},
 };
 use crate::{
     entity::Failure,
-    ids::{PostId, ShardId},
+    ids::{PostId, ShardId, UserId},
     runtime::Runtime,
 };
 
@@ -29,6 +28,8 @@ pub struct Asked {
     pub(crate) filter: Filter,
     pub(crate) after: Option<Key>,
     pub(crate) limit: usize,
+    /// Whose likes are told.
+    pub(crate) viewer: Option<UserId>,
 }
 
 /// What one node has of a page.
@@ -48,11 +49,13 @@ pub(crate) struct Listed {
     pub(crate) key: Key,
     /// The post, if it came along.
     pub(crate) post: Option<Post>,
+    /// Whether the viewer likes it, as far as it came along.
+    pub(crate) liked: bool,
 }
 
 impl Listed {
     fn bare(key: Key) -> Self {
-        Self { key, post: None }
+        Self { key, post: None, liked: false }
     }
 }
 
@@ -116,22 +119,22 @@ pub(super) async fn here_with_posts(
     let Some(HerePage { keys, floor, served }) = here_page(runtime, asked).await? else {
         return Ok(None);
     };
-    let posts = join_all(keys.iter().map(|key| here(runtime, key.id, deadline))).await;
-    let mut listed = Vec::with_capacity(keys.len());
-    for (key, post) in keys.into_iter().zip(posts) {
-        match post {
-            Ok(post) => listed.push(Listed { key, post }),
-            Err(Failure::Moved(_)) => return Ok(None),
-            Err(failure) => return Err(failure),
-        }
-    }
+    let ids: Vec<PostId> = keys.iter().map(|key| key.id).collect();
+    let (posts, liked) = match seen_here(runtime, &ids, asked.viewer, deadline).await {
+        Ok(seen) => seen,
+        Err(Failure::Moved(_)) => return Ok(None),
+        Err(failure) => return Err(failure),
+    };
+    let mut posts: HashMap<PostId, Post> = posts.into_iter().map(|post| (post.id, post)).collect();
     // A post that went meanwhile keeps its place, so that a full part is known for one; there is nothing to show at it.
+    let listed = keys.into_iter().map(|key| Listed { key, post: posts.remove(&key.id), liked: liked.contains(&key.id) });
+    let listed = listed.collect();
     Ok(still_served(runtime, served.number).then(|| Head { listed, floor, shards: served.shards.clone() }))
 }
 
 /// Our part of a page. None: it lies below what we have, or is only being loaded.
 async fn here_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Option<HerePage>, Failure> {
-    let Asked { sort, filter, after, limit } = asked;
+    let Asked { sort, filter, after, limit, .. } = asked;
     let lists = &runtime.service().lists;
     let served = lists.served(runtime.tenure_number(), || runtime.served());
     if served.shards.is_empty() {

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -70,6 +71,15 @@ pub struct Page<T, K> {
     pub items: Vec<T>,
     /// Where the next page begins; none: this was the last.
     pub next: Option<K>,
+}
+
+/// Posts as somebody sees them.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// In the order in which they were asked for.
+    pub posts: Vec<Post>,
+    /// Those of them that they like.
+    pub liked: HashSet<PostId>,
 }
 
 impl Posts {
@@ -157,21 +167,43 @@ impl Posts {
         }
     }
 
+    /// A post as a user sees it: with whether they like it.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn see(&self, id: PostId, viewer: UserId, deadline: Instant) -> Result<Option<(Post, bool)>, Failure> {
+        let Seen { mut posts, liked } = self.see_many([id], Some(viewer), deadline).await?;
+        Ok(posts.pop().map(|post| (post, liked.contains(&id))))
+    }
+
     /// Posts by their ids, in that order; those that are gone are left out.
     ///
     /// # Errors
     /// When one of them cannot be read now.
     pub async fn get_many(&self, ids: impl IntoIterator<Item = PostId>, deadline: Instant) -> Result<Vec<Post>, Failure> {
+        Ok(self.see_many(ids, None, deadline).await?.posts)
+    }
+
+    /// The same as a user sees them; each node is asked once.
+    ///
+    /// # Errors
+    /// When one of them cannot be read now.
+    pub async fn see_many(
+        &self,
+        ids: impl IntoIterator<Item = PostId>,
+        viewer: Option<UserId>,
+        deadline: Instant,
+    ) -> Result<Seen, Failure> {
         let ids: Vec<PostId> = ids.into_iter().collect();
-        let answers = self.runtime.query_each(ids.clone(), |id| id.0, Query::Get, deadline).await?;
-        let mut posts: HashMap<PostId, Post> = HashMap::new();
-        for answer in answers {
-            match answer {
-                Answer::Posts(found) => posts.extend(found.into_iter().map(|post| (post.id, post))),
-                _ => return Err(strange_answer()),
-            }
+        let query = |ids| Query::Get(ids, viewer);
+        let (mut found, mut seen) = (HashMap::new(), Seen::default());
+        for answer in self.runtime.query_each(ids.clone(), |id| id.0, query, deadline).await? {
+            let Answer::Posts(posts, liked) = answer else { return Err(strange_answer()) };
+            found.extend(posts.into_iter().map(|post| (post.id, post)));
+            seen.liked.extend(liked);
         }
-        Ok(ids.iter().filter_map(|id| posts.remove(id)).collect())
+        seen.posts = ids.iter().filter_map(|id| found.remove(id)).collect();
+        Ok(seen)
     }
 
     /// Which of these posts exist: in one question, without loading them.
@@ -208,20 +240,40 @@ impl Posts {
         limit: usize,
         deadline: Instant,
     ) -> Result<Page<Post, Key>, Failure> {
+        let (seen, next) = self.list_for(None, sort, filter, after, limit, deadline).await?;
+        Ok(Page { items: seen.posts, next })
+    }
+
+    /// A page of a list as a user sees it, and where the next one begins; each node is asked once.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub async fn list_for(
+        &self,
+        viewer: Option<UserId>,
+        sort: Sort,
+        filter: &Filter,
+        after: Option<Key>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<(Seen, Option<Key>), Failure> {
         // One more than asked for tells whether there is a next page.
-        let asked = heads::Asked { sort, filter: filter.clone(), after, limit: limit + 1 };
+        let asked = heads::Asked { sort, filter: filter.clone(), after, limit: limit + 1, viewer };
         let mut listed = heads::list(&self.runtime, asked, deadline).await?;
         let next = (listed.len() > limit).then(|| listed[limit - 1].key);
         listed.truncate(limit);
         // Whoever serves a post has sent it along, unless that is us or SQL had to be asked.
         let missing = listed.iter().filter(|listed| listed.post.is_none()).map(|listed| listed.key.id);
-        let mut posts: HashMap<PostId, Post> =
-            self.get_many(missing, deadline).await?.into_iter().map(|post| (post.id, post)).collect();
-        let items = listed.into_iter().filter_map(|listed| listed.post.or_else(|| posts.remove(&listed.key.id))).collect();
-        Ok(Page { items, next })
+        let mut seen = self.see_many(missing, viewer, deadline).await?;
+        let mut posts: HashMap<PostId, Post> = seen.posts.drain(..).map(|post| (post.id, post)).collect();
+        for heads::Listed { key, post, liked } in listed {
+            seen.posts.extend(post.or_else(|| posts.remove(&key.id)));
+            seen.liked.extend(liked.then_some(key.id));
+        }
+        Ok((seen, next))
     }
 
-    /// The newest posts of whom a user follows.
+    /// The newest posts of whom a user follows, as they see them, and where the next page begins.
     ///
     /// # Errors
     /// When it cannot be read now.
@@ -231,7 +283,7 @@ impl Posts {
         after: Option<PostId>,
         limit: usize,
         deadline: Instant,
-    ) -> Result<Page<Post, PostId>, Failure> {
+    ) -> Result<(Seen, Option<PostId>), Failure> {
         let after = after.map_or(Uuid::max(), |after| after.0);
         let count = i64::try_from(limit + 1).expect("a page is short");
         let rows = {
@@ -249,7 +301,7 @@ impl Posts {
         let mut ids: Vec<PostId> = rows.iter().map(|row| PostId(row.get(0))).collect();
         let next = (ids.len() > limit).then(|| ids[limit - 1]);
         ids.truncate(limit);
-        Ok(Page { items: self.get_many(ids, deadline).await?, next })
+        Ok((self.see_many(ids, Some(user), deadline).await?, next))
     }
 
     /// Which of these posts a user likes.
@@ -309,6 +361,24 @@ pub(crate) async fn here(runtime: &Runtime<PostService>, id: PostId, deadline: I
         Some(post) => post,
         None => runtime.read(id.0, deadline, |post| post.cloned()).await,
     }
+}
+
+/// Posts that are served here, and which of them somebody likes.
+async fn seen_here(
+    runtime: &Runtime<PostService>,
+    ids: &[PostId],
+    viewer: Option<UserId>,
+    deadline: Instant,
+) -> Result<(Vec<Post>, Vec<PostId>), Failure> {
+    let posts = join_all(ids.iter().map(|id| here(runtime, *id, deadline))).await;
+    let posts: Vec<Post> = posts.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    // Nobody likes a post without likes.
+    let likely: Vec<PostId> = posts.iter().filter(|post| post.like_count > 0).map(|post| post.id).collect();
+    let liked = match viewer {
+        Some(viewer) if !likely.is_empty() => liked_here(runtime, viewer, &likely).await?,
+        _ => Vec::new(),
+    };
+    Ok((posts, liked))
 }
 
 pub(crate) async fn liked_here(runtime: &Runtime<PostService>, user: UserId, posts: &[PostId]) -> Result<Vec<PostId>, Failure> {

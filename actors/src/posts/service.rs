@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -145,8 +144,8 @@ tables! {
 /// What the owners of posts are asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Query {
-    /// These posts.
-    Get(Vec<PostId>),
+    /// These posts, and which of them this user likes.
+    Get(Vec<PostId>, Option<UserId>),
     /// Which of these posts a user likes.
     Liked(UserId, Vec<PostId>),
     /// Their part of a page of a list.
@@ -156,8 +155,8 @@ pub enum Query {
 /// What they answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Those of the posts that there are.
-    Posts(Vec<Post>),
+    /// Those of the posts that there are, and those of them that are liked.
+    Posts(Vec<Post>, Vec<PostId>),
     /// Those of the posts that are liked.
     Liked(Vec<PostId>),
     /// What they have of the page; none: SQL must be asked.
@@ -306,9 +305,9 @@ impl Service for PostService {
 
     async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
         match query {
-            Query::Get(ids) => {
-                let posts = join_all(ids.iter().map(|id| super::here(runtime, *id, deadline))).await;
-                Ok(Answer::Posts(posts.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?))
+            Query::Get(ids, viewer) => {
+                let (posts, liked) = super::seen_here(runtime, ids, *viewer, deadline).await?;
+                Ok(Answer::Posts(posts, liked))
             }
             Query::Liked(user, ids) => super::liked_here(runtime, *user, ids).await.map(Answer::Liked),
             Query::Head(asked) => heads::here_with_posts(runtime, asked, deadline).await.map(Answer::Head),

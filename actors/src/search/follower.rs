@@ -5,14 +5,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
-    SearchService,
+    Answer, Query, SearchService,
     index::{Document, Partition, PartitionError, Position},
 };
 use crate::{
     entity::Failure,
     event::Source,
     ids::{Seq, ShardId},
-    runtime::Runtime,
+    runtime::{Runtime, strange_answer},
 };
 
 /// Between two commits of an index that has little to do: a write is found soon.
@@ -21,29 +21,41 @@ const COMMIT_EVERY: Duration = Duration::from_millis(150);
 const COMMIT_EVERY_BUSY: Duration = Duration::from_millis(500);
 /// Documents in one commit from which on an index is busy.
 const BUSY: usize = 20;
+/// The longest wait for news; an index looks around at least this often.
+const NEWS_WITHIN: Duration = Duration::from_millis(500);
+/// What the owner of the shard may take beyond that to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// After a failure.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 
 /// How far each source can be found in an index.
 #[derive(Clone)]
-pub(crate) struct Visible(Arc<watch::Sender<HashMap<Source, Seq>>>);
+pub(crate) struct Visible(Arc<watch::Sender<Option<HashMap<Source, Seq>>>>);
 
 impl Default for Visible {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(HashMap::new())))
+        Self(Arc::new(watch::Sender::new(None)))
     }
 }
 
 impl Visible {
     fn publish(&self, positions: HashMap<Source, Seq>) {
-        self.0.send_replace(positions);
+        self.0.send_replace(Some(positions));
+    }
+
+    /// Whether the index has caught up since it was opened.
+    pub(crate) fn is_known(&self) -> bool {
+        self.0.borrow().is_some()
     }
 
     /// Ends when the index contains the source up to `seq`.
     pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
         let mut positions = self.0.subscribe();
         // The sender lives as long as we do.
-        let _ = positions.wait_for(|positions| positions.get(&source).is_some_and(|reached| *reached >= seq)).await;
+        let reached = |positions: &HashMap<Source, Seq>| positions.get(&source).is_some_and(|reached| *reached >= seq);
+        let _ = positions.wait_for(|positions| positions.as_ref().is_some_and(reached)).await;
     }
 }
 
@@ -75,7 +87,7 @@ impl Rebuilds {
     }
 
     fn done(&self, number: u64) {
-        self.0.done.send_replace(number);
+        self.0.done.send_modify(|done| *done = number.max(*done));
     }
 
     async fn asked(&self) {
@@ -113,13 +125,16 @@ impl Obstacle {
 }
 
 pub(crate) struct Follower {
-    pub(crate) runtime: Runtime<SearchService>,
-    pub(crate) shard: ShardId,
-    /// None while it is being written to.
-    pub(crate) partition: Option<Partition>,
-    pub(crate) visible: Visible,
-    pub(crate) rebuilds: Rebuilds,
-    pub(crate) obstacle: Obstacle,
+    runtime: Runtime<SearchService>,
+    shard: ShardId,
+    partition: Option<Partition>,
+    visible: Visible,
+    rebuilds: Rebuilds,
+    obstacle: Obstacle,
+    /// Ends with the replica.
+    held: watch::Receiver<()>,
+    /// Up to here there is nothing more to read, whatever the index says of itself.
+    caught_up: Seq,
 }
 
 /// Why a step of following failed.
@@ -134,57 +149,81 @@ enum FollowError {
 }
 
 impl Follower {
-    /// Follows until the runtime stops, then closes the index.
+    pub(crate) fn new(
+        runtime: Runtime<SearchService>,
+        shard: ShardId,
+        partition: Partition,
+        visible: Visible,
+        rebuilds: Rebuilds,
+        obstacle: Obstacle,
+        held: watch::Receiver<()>,
+    ) -> Self {
+        Self { runtime, shard, partition: Some(partition), visible, rebuilds, obstacle, held, caught_up: 0 }
+    }
+
+    /// Follows until the replica is dropped or the runtime stops, then closes the index.
     pub(crate) async fn run(mut self) {
-        let mut batches = self.runtime.batches();
+        let mut held = self.held.clone();
         while !self.runtime.is_stopped() {
             let began = Instant::now();
-            let step = self.step().await;
-            self.obstacle.is(match &step {
-                Ok(Step::NotServed) => Some(format!("search shard {} is not served here", self.shard)),
-                Ok(_) => None,
-                Err(error) => Some(format!("the index of search shard {} cannot be written: {error}", self.shard)),
-            });
+            let reached = tokio::select! {
+                reached = self.reached(self.caught_up, NEWS_WITHIN) => reached,
+                // How far it is by now, news or not.
+                () = self.rebuilds.asked() => self.reached(0, Duration::ZERO).await,
+                _ = held.changed() => break,
+            };
+            let step = match reached {
+                Ok((head, positions)) => self.step(head, positions).await,
+                Err(failure) => {
+                    // The shard is on its way, or the node that serves it cannot be reached.
+                    self.obstacle.is(Some(format!("nobody says how far search shard {} has come: {failure}", self.shard)));
+                    tokio::time::sleep_until(began + RETRY_AFTER).await;
+                    continue;
+                }
+            };
+            let obstacle = |error| format!("the index of search shard {} cannot be written: {error}", self.shard);
+            self.obstacle.is(step.as_ref().err().map(obstacle));
             match step {
                 Ok(Step::More) => continue,
-                Ok(step) => {
-                    let busy = matches!(step, Step::CaughtUp { documents } if documents >= BUSY);
-                    let pause = if busy { COMMIT_EVERY_BUSY } else { COMMIT_EVERY };
+                Ok(Step::CaughtUp { documents }) => {
+                    let pause = if documents < BUSY { COMMIT_EVERY } else { COMMIT_EVERY_BUSY };
                     tokio::time::sleep_until(began + pause).await;
-                    // A tick even without news: the shard may have opened, or the stop may have come.
-                    let news = async {
-                        tokio::select! {
-                            _ = batches.changed() => {}
-                            () = self.rebuilds.asked() => {}
-                        }
-                    };
-                    let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
                 }
                 Err(error) => {
                     tracing::warn!(shard.id = %self.shard, %error, "an index cannot follow, it tries again");
                     self.recover().await;
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    tokio::time::sleep(RETRY_AFTER).await;
                 }
             }
         }
+        // Whoever waits for this index to be built anew waits no longer.
+        self.rebuilds.done(u64::MAX);
         if let Some(partition) = self.partition.take() {
             let _ = spawn_blocking(move || partition.close()).await;
         }
     }
 
-    async fn step(&mut self) -> Result<Step, FollowError> {
-        // First how far the shard has come, then its documents: so they contain all that the positions promise.
-        let Some((head, positions)) = self.runtime.reached(self.shard) else {
-            return Ok(Step::NotServed);
-        };
+    /// How far the shard has come, as its owner says, wherever that is: waits a while for more than `after`.
+    async fn reached(&self, after: Seq, wait: Duration) -> Result<(Seq, HashMap<Source, Seq>), Failure> {
+        let query = Query::Reached { shard: self.shard, after, wait };
+        match self.runtime.query(self.shard, &query, Instant::now() + wait + ANSWER_WITHIN).await? {
+            Answer::Reached(head, positions) => Ok((head, positions.into_iter().collect())),
+            _ => Err(strange_answer()),
+        }
+    }
+
+    /// Takes in what the shard has committed. First how far it has come was asked, now its documents are read: so they
+    /// contain all that the positions promise.
+    async fn step(&mut self, head: Seq, positions: HashMap<Source, Seq>) -> Result<Step, FollowError> {
         if let Some(number) = self.rebuilds.wanted() {
             self.rebuild(head, &positions).await?;
+            self.caught_up = head;
             self.visible.publish(positions);
             self.rebuilds.done(number);
             return Ok(Step::CaughtUp { documents: 0 });
         }
         let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
-        let applied = Seq::try_from(applied).unwrap_or(Seq::MAX);
+        let applied = Seq::try_from(applied).unwrap_or(Seq::MAX).max(self.caught_up);
         let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
         let count = documents.len();
         let more = count as i64 >= DOCUMENTS_MAX;
@@ -193,10 +232,12 @@ impl Follower {
             let applied_seq = if more { last } else { last.max(head.unsigned_abs()) };
             self.index(documents, position(applied_seq, &positions)).await?;
         }
-        if !more {
-            self.visible.publish(positions);
+        if more {
+            return Ok(Step::More);
         }
-        Ok(if more { Step::More } else { Step::CaughtUp { documents: count } })
+        self.caught_up = head;
+        self.visible.publish(positions);
+        Ok(Step::CaughtUp { documents: count })
     }
 
     async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
@@ -261,6 +302,7 @@ impl Follower {
     }
 
     async fn recover(&mut self) {
+        self.caught_up = 0;
         let Some(mut partition) = self.partition.take() else {
             return;
         };
@@ -281,8 +323,6 @@ fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
 }
 
 enum Step {
-    /// Somebody else has the shard, or nobody.
-    NotServed,
     /// There are more documents than one commit takes.
     More,
     /// The index contains everything; how much of it came with this step.

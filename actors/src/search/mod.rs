@@ -1,57 +1,66 @@
 //! Search: documents made from the other services' events, and the indexes that find them.
 
 mod follower;
+mod here;
 pub mod index;
+mod placing;
+mod replicas;
 pub mod service;
 
 use std::{
+    collections::{BTreeMap, HashSet},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{join, join_all};
 use serde::{Deserialize, Serialize};
-use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
-pub use self::service::{SearchService, comment as comment_document, post as post_document, user as user_document};
 use self::{
-    follower::{Follower, Obstacle, Rebuilds, Visible},
-    index::{
-        Hits, Partition, PartitionError, PartitionReader, Search, SearchError, Settings, Suggestion, merge, merge_suggestions,
-    },
+    here::Asked,
+    index::{Hits, PartitionError, Search, SearchError, Suggestion, merge, merge_suggestions},
+    placing::plan,
+    replicas::{Build, Home},
     service::home,
+};
+pub use self::{
+    here::{Answer, Query},
+    service::{SearchService, comment as comment_document, post as post_document, user as user_document},
 };
 use crate::{
     entity::Failure,
     event::{Source, Topic},
     ids::{Seq, ShardId, shard_of},
-    runtime::{Runtime, Unit},
-    service::Poison,
+    runtime::{Runtime, strange_answer},
 };
 
-/// How long a stop waits for the indexes: longer than a merge, shorter than an operator's patience.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a search is put to other nodes: once, and once more to those that others are made up for by.
+const ROUNDS: usize = 2;
+/// Text of documents that are stored together, in bytes, about.
+const PUT_BYTES_MAX: usize = 1 << 20;
+/// How long they may take.
+const PUT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a node may take to say whether its indexes are built.
+const REBUILD_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Before it is asked again.
+const REBUILD_PAUSE: Duration = Duration::from_millis(50);
 
-/// The public face of the search service: this node's replicas of the index, and the way to the documents.
+/// The public face of the search service: the index, wherever its partitions lie, and the way to the documents.
 #[derive(Clone)]
 pub struct SearchFace {
     runtime: Runtime<SearchService>,
-    replicas: Arc<Vec<Replica>>,
-}
-
-struct Replica {
-    reader: PartitionReader,
-    visible: Visible,
-    rebuilds: Rebuilds,
-    obstacle: Obstacle,
-    follower: JoinHandle<()>,
+    /// So that nodes that are equally good share the work.
+    turn: Arc<AtomicUsize>,
 }
 
 /// An answer to a search.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Found {
     /// What was found.
     pub hits: Hits,
     /// A part of the index could not answer in time.
@@ -74,36 +83,23 @@ pub struct SearchToken {
 }
 
 impl SearchFace {
-    /// Opens the replicas of all partitions below `folder` and lets them follow the documents.
+    /// Opens the replicas that belong on this node below `folder` and lets them follow the documents; from then on opens
+    /// and closes what comes and goes with the other nodes.
     ///
     /// # Errors
     /// When an index folder cannot be used.
-    pub async fn open(runtime: Runtime<SearchService>, folder: &Path) -> Result<Self, PartitionError> {
-        let mut replicas = Vec::new();
-        for shard in (0..runtime.shards()).map(ShardId) {
-            let dir = folder.join(shard.to_string());
-            let partition =
-                spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
-            let visible = Visible::default();
-            let reader = partition.reader();
-            let rebuilds = Rebuilds::default();
-            let obstacle = Obstacle::default();
-            let follower = Follower {
-                runtime: runtime.clone(),
-                shard,
-                partition: Some(partition),
-                visible: visible.clone(),
-                rebuilds: rebuilds.clone(),
-                obstacle: obstacle.clone(),
-            };
-            replicas.push(Replica { reader, visible, rebuilds, obstacle, follower: tokio::spawn(follower.run()) });
-        }
-        Ok(Self { runtime, replicas: Arc::new(replicas) })
+    pub async fn open(runtime: Runtime<SearchService>, node: &str, folder: &Path) -> Result<Self, PartitionError> {
+        replicas::keep(&runtime, Some(Home { node: node.into(), folder: folder.to_owned() })).await?;
+        Ok(Self { runtime, turn: Arc::default() })
     }
 
-    /// A face on a node that holds no replicas: whatever it is asked, its answer is partial.
-    pub fn without_replicas(runtime: Runtime<SearchService>) -> Self {
-        Self { runtime, replicas: Arc::default() }
+    /// A face on a node that holds no replicas: it asks those that do.
+    ///
+    /// # Errors
+    /// None; as [`SearchFace::open`].
+    pub async fn without_replicas(runtime: Runtime<SearchService>) -> Result<Self, PartitionError> {
+        replicas::keep(&runtime, None).await?;
+        Ok(Self { runtime, turn: Arc::default() })
     }
 
     /// The runtime behind it.
@@ -111,83 +107,91 @@ impl SearchFace {
         &self.runtime
     }
 
-    /// Waits until the followers have closed their indexes; the runtime must have stopped.
-    pub async fn closed(&self) {
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        for replica in self.replicas.iter() {
-            while !replica.follower.is_finished() && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            // One that waits for a database which says nothing: its index is as of its last commit.
-            replica.follower.abort();
-        }
+    /// The partitions of which this node has a replica, and whether it has caught up since it was opened.
+    pub fn replicas(&self) -> Vec<(ShardId, bool)> {
+        self.runtime.service().replicas.holdings()
     }
 
-    /// Asks every partition, merges the best. What does not answer by `deadline` makes the answer partial.
+    /// Closes the indexes of this node and waits until they are.
+    pub async fn closed(&self) {
+        self.runtime.service().replicas.close().await;
+    }
+
+    /// Searches a replica of every partition and merges the best; each node is asked once, unless another failed. What
+    /// does not answer by `deadline` makes the answer partial.
+    ///
+    /// With a token, the replica of its partition waits up to that long until the write can be found there (rule 21).
     ///
     /// # Errors
-    /// When no partition could answer.
-    pub async fn search(&self, search: Search, deadline: tokio::time::Instant) -> Result<Answer, SearchError> {
+    /// [`SearchError::Cursor`]; [`SearchError::Nobody`] when no partition answered.
+    pub async fn search(
+        &self,
+        search: Search,
+        after: Option<(SearchToken, Duration)>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Found, SearchError> {
         let began = Instant::now();
-        let search = Arc::new(search);
-        let asked = self.replicas.iter().map(|replica| {
-            let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
-            tokio::time::timeout_at(deadline, spawn_blocking(move || reader.search(&search)))
-        });
-        let (mut parts, mut partial, mut failed) = (Vec::new(), self.replicas.is_empty(), None);
-        for answer in join_all(asked).await {
-            match answer {
-                Ok(Ok(Ok(hits))) => parts.push(hits),
-                Ok(Ok(Err(error))) => {
-                    tracing::warn!(%error, "an index partition could not answer");
-                    (partial, failed) = (true, Some(error));
-                }
-                Ok(Err(_)) | Err(_) => partial = true,
+        search.check()?;
+        let after = after.map(|(token, wait)| (shard_of(token.key, self.runtime.shards()), token, wait));
+        let limit = search.limit;
+        let query = |partitions| Query::Search(Box::new(Asked { partitions, search: search.clone(), after }));
+        let answers = self.scatter(query, deadline).await;
+        let mut answered = HashSet::new();
+        let mut parts = Vec::new();
+        for answer in answers {
+            if let Answer::Found(hits, partitions) = answer {
+                answered.extend(partitions);
+                parts.push(hits);
             }
         }
-        match failed {
-            Some(error) if parts.is_empty() => Err(error),
-            _ => Ok(Answer { hits: merge(parts, search.limit), partial, took: began.elapsed() }),
+        if answered.is_empty() {
+            return Err(SearchError::Nobody);
         }
+        let partial = answered.len() < usize::from(self.runtime.shards());
+        Ok(Found { hits: merge(parts, limit), partial, took: began.elapsed() })
     }
 
     /// Completes what is being typed.
-    pub async fn suggest(&self, typed: &str, limit: usize) -> Vec<Suggestion> {
-        let asked = self.replicas.iter().map(|replica| {
-            let (reader, typed) = (replica.reader.clone(), typed.to_owned());
-            spawn_blocking(move || reader.suggest(&typed, limit))
-        });
-        let parts = join_all(asked).await.into_iter().flatten().flatten().flatten().collect();
-        merge_suggestions(parts, limit)
+    pub async fn suggest(&self, typed: &str, limit: usize, deadline: tokio::time::Instant) -> Vec<Suggestion> {
+        let query = |partitions| Query::Suggest { partitions, typed: typed.to_owned(), limit };
+        let answers = self.scatter(query, deadline).await.into_iter();
+        let suggestions = answers.flat_map(|answer| if let Answer::Suggested(found) = answer { found } else { Vec::new() });
+        merge_suggestions(suggestions.collect(), limit)
     }
 
-    /// Waits until a write can be found; whether it can.
+    /// How many documents can be found, as far as the nodes that have them answer.
+    pub async fn document_count(&self, deadline: tokio::time::Instant) -> u64 {
+        let answers = self.scatter(Query::Count, deadline).await.into_iter();
+        answers.map(|answer| if let Answer::Counted(count) = answer { count } else { 0 }).sum()
+    }
+
+    /// Waits until a write can be found in this node's replica; whether it can.
     pub async fn visible(&self, token: SearchToken, within: Duration) -> bool {
         let shard = shard_of(token.key, self.runtime.shards());
         let source = Source { topic: token.topic, shard: token.shard };
-        match self.replicas.get(shard.index()) {
+        match self.runtime.service().replicas.get(shard) {
             Some(replica) => tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok(),
             None => false,
         }
     }
 
-    /// Stores documents by version, through the shards' owner like everything else (rule 20): for rebuilding.
+    /// Stores documents by version, through the shards' owners like everything else (rule 20): for rebuilding.
     ///
     /// # Errors
     /// When a shard could not commit.
     pub async fn put(&self, documents: Vec<index::Document>) -> Result<(), Failure> {
-        let shards = self.runtime.shards();
-        let mut units: Vec<Unit<SearchService>> = (0..shards).map(|_| Unit::of(shards)).collect();
-        let mut count = vec![0; usize::from(shards)];
-        for document in &documents {
-            let shard = shard_of(home(document), shards);
-            count[shard.index()] += 1;
-            units[shard.index()].writes.put(shard, document).map_err(|Poison(reason)| Failure::Unavailable(reason))?;
+        let mut of: BTreeMap<ShardId, Vec<index::Document>> = BTreeMap::new();
+        for document in documents {
+            of.entry(shard_of(home(&document), self.runtime.shards())).or_default().push(document);
         }
-        for (n, unit) in units.into_iter().enumerate().filter(|(n, _)| count[*n] > 0) {
-            let shard = ShardId(u16::try_from(n).expect("shards are few"));
-            let named = |error| Failure::Unavailable(format!("search shard {shard}: {error}"));
-            self.runtime.commit(shard, unit).await.map_err(named)?;
+        for (shard, documents) in of {
+            for part in in_parts(documents) {
+                let deadline = tokio::time::Instant::now() + PUT_WITHIN;
+                match self.runtime.query(shard, &Query::Put(shard, part), deadline).await? {
+                    Answer::Stored => {}
+                    _ => return Err(strange_answer()),
+                }
+            }
         }
         Ok(())
     }
@@ -214,27 +218,94 @@ impl SearchFace {
         rows.iter().map(parse).collect()
     }
 
-    /// Builds this node's indexes anew from the documents, and waits until they are. The old ones serve meanwhile; what is
-    /// written meanwhile is found afterwards.
+    /// Builds the indexes of all nodes anew from the documents, and waits until they are. The old ones serve meanwhile;
+    /// what is written meanwhile is found afterwards.
     ///
     /// # Errors
-    /// When an index cannot be built for so long: its shard is not served here, or its documents cannot be read. It will be
-    /// as soon as that has passed.
+    /// When an index cannot be built for so long: nobody serves its shard, its documents cannot be read, or its node does
+    /// not answer. It will be as soon as that has passed, unless it was the node.
     pub async fn rebuild(&self, patience: Duration) -> Result<(), Failure> {
-        try_join_all(self.replicas.iter().map(async |replica| {
-            tokio::select! {
-                () = replica.rebuilds.one() => Ok(()),
-                reason = replica.obstacle.lasts(patience) => Err(Failure::Unavailable(reason)),
+        let query = Query::Rebuild(Uuid::new_v4(), patience);
+        let mut answered = Instant::now();
+        loop {
+            let answers = self.runtime.query_all(&query, tokio::time::Instant::now() + REBUILD_ANSWER_WITHIN).await;
+            let mut built = true;
+            for (_, answer) in answers {
+                match answer {
+                    Ok(Answer::Rebuild(Build::Built)) => {}
+                    Ok(Answer::Rebuild(Build::Building)) => (built, answered) = (false, Instant::now()),
+                    Ok(Answer::Rebuild(Build::Kept(reason))) => return Err(Failure::Unavailable(reason)),
+                    Ok(_) => return Err(strange_answer()),
+                    Err(failure) if answered.elapsed() > patience => return Err(failure),
+                    // Who has left is not asked again, and who comes back goes on where it was, or begins.
+                    Err(_) => built = false,
+                }
             }
-        }))
-        .await
-        .map(drop)
+            if built {
+                return Ok(());
+            }
+            tokio::time::sleep(REBUILD_PAUSE).await;
+        }
     }
 
-    /// How many documents can be found here.
-    pub fn document_count(&self) -> u64 {
-        self.replicas.iter().map(|replica| replica.reader.document_count()).sum()
+    /// Asks as few nodes as have all partitions, each once; those that did not have what they were thought to have are
+    /// made up for by others.
+    async fn scatter(&self, query: impl Fn(Vec<ShardId>) -> Query, deadline: tokio::time::Instant) -> Vec<Answer> {
+        let replicas = &self.runtime.service().replicas;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut left: Vec<ShardId> = (0..self.runtime.shards()).map(ShardId).collect();
+        let mut answers = Vec::new();
+        for _ in 0..ROUNDS {
+            let plan = plan(&left, &replicas.holdings(), &replicas.others(), turn);
+            let asked = plan.there.into_iter().map(async |(node, partitions)| {
+                let answer = self.runtime.query_node(&node, &query(partitions.clone()), deadline).await;
+                (Some(node), partitions, answer)
+            });
+            let here = async {
+                if plan.here.is_empty() {
+                    return None;
+                }
+                let answer = here::answer(&self.runtime, &query(plan.here.clone()), deadline).await;
+                Some((None, plan.here, answer))
+            };
+            let (here, there) = join(here, join_all(asked)).await;
+            left.clear();
+            for (node, partitions, answer) in here.into_iter().chain(there) {
+                let missing: Vec<ShardId> = match &answer {
+                    Ok(Answer::Found(_, answered)) => {
+                        partitions.into_iter().filter(|partition| !answered.contains(partition)).collect()
+                    }
+                    Ok(_) => Vec::new(),
+                    Err(_) => partitions,
+                };
+                answers.extend(answer);
+                if let Some(node) = node {
+                    replicas.forget(&node, &missing);
+                    left.extend(missing);
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+        }
+        answers
     }
+}
+
+/// Documents in parts of a size that travels well.
+fn in_parts(documents: Vec<index::Document>) -> Vec<Vec<index::Document>> {
+    let mut parts: Vec<Vec<index::Document>> = Vec::new();
+    let mut bytes = PUT_BYTES_MAX;
+    for document in documents {
+        let weight = document.body.len() + 500;
+        if bytes + weight > PUT_BYTES_MAX {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += weight;
+        parts.last_mut().expect("there is a first part").push(document);
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -248,9 +319,9 @@ mod tests {
     #[tokio::test]
     async fn a_rebuild_of_an_index_whose_shard_is_not_served_ends_and_names_it() {
         let settings = runtime::Settings { shards: 1, ..runtime::Settings::default() };
-        let runtime = Runtime::new(SearchService, Config::new(), Incarnation(Uuid::from_u128(1)), settings);
+        let runtime = Runtime::new(SearchService::default(), Config::new(), Incarnation(Uuid::from_u128(1)), settings);
         let folder = tempfile::tempdir().unwrap();
-        let search = SearchFace::open(runtime, folder.path()).await.unwrap();
+        let search = SearchFace::open(runtime, "n1", folder.path()).await.unwrap();
         let ended = search.rebuild(Duration::from_millis(100)).await;
         assert!(matches!(&ended, Err(Failure::Unavailable(reason)) if reason.contains("search shard 0")), "{ended:?}");
     }

@@ -7,7 +7,11 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::index::{Document, Kind};
+use super::{
+    Answer, Query, here,
+    index::{Document, Kind},
+    replicas::Replicas,
+};
 use crate::{
     entity::{Entity, Failure},
     event::Topic,
@@ -20,7 +24,10 @@ use crate::{
 
 /// The search service: what it is told becomes documents; nobody commands it.
 #[derive(Default)]
-pub struct SearchService;
+pub struct SearchService {
+    /// The indexes of this node.
+    pub(crate) replicas: Replicas,
+}
 
 /// What there is none of.
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,8 +113,8 @@ impl Service for SearchService {
     type Reply = ();
     type Note = Never;
     type Need = Never;
-    type Query = Never;
-    type Answer = ();
+    type Query = Query;
+    type Answer = Answer;
 
     async fn load(&self, _: &Client, _: &[Uuid]) -> Result<HashMap<Uuid, NoEntity>, LoadError> {
         Ok(HashMap::new())
@@ -147,8 +154,8 @@ impl Service for SearchService {
         })
     }
 
-    async fn answer(_: &Runtime<Self>, query: &Never, _: Instant) -> Result<(), Failure> {
-        match *query {}
+    async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+        here::answer(runtime, query, deadline).await
     }
 
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {

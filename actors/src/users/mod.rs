@@ -134,7 +134,12 @@ impl Users {
     /// # Errors
     /// When one of them cannot be read now.
     pub async fn get_many(&self, ids: Vec<UserId>, deadline: Instant) -> Result<Vec<Profile>, Failure> {
-        let answers = self.runtime.query_each(ids.clone(), |id| id.0, Query::Profiles, deadline).await?;
+        self.profiles(ids, false, deadline).await
+    }
+
+    async fn profiles(&self, ids: Vec<UserId>, seen: bool, deadline: Instant) -> Result<Vec<Profile>, Failure> {
+        let query = |users| Query::Profiles { users, seen };
+        let answers = self.runtime.query_each(ids.clone(), |id| id.0, query, deadline).await?;
         let mut profiles: HashMap<UserId, Profile> = HashMap::new();
         for answer in answers {
             match answer {
@@ -263,10 +268,7 @@ impl Users {
                 .await?
         };
         let living: Vec<UserId> = rows.iter().filter(|row| !row.get::<_, bool>(1)).map(|row| UserId(row.get(0))).collect();
-        for id in &living {
-            self.runtime.settled(self.runtime.shard_of(id.0)).await;
-        }
-        let mut profiles = self.get_many(living, deadline).await?.into_iter().peekable();
+        let mut profiles = self.profiles(living, true, deadline).await?.into_iter().peekable();
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
             records.push(match profiles.next_if(|profile| profile.id.0 == row.get::<_, Uuid>(0)) {

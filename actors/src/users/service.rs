@@ -200,7 +200,12 @@ pub enum Query {
     /// A user as a whole: for a node that serves others' requests and shows of it what its own users would be shown.
     User(UserId),
     /// What everybody may see of these users.
-    Profiles(Vec<UserId>),
+    Profiles {
+        /// Whom.
+        users: Vec<UserId>,
+        /// SQL has shown them to who asks, so memory must have what SQL saw committed (rule 9).
+        seen: bool,
+    },
 }
 
 /// What they answer.
@@ -339,7 +344,10 @@ impl Service for UserService {
     async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
         match query {
             Query::User(user) => runtime.read(user.0, deadline, |user| user.cloned().map(Box::new)).await.map(Answer::User),
-            Query::Profiles(users) => {
+            Query::Profiles { users, seen } => {
+                for user in users.iter().filter(|_| *seen) {
+                    runtime.settled(runtime.shard_of(user.0)).await;
+                }
                 // What is not in memory loads together: the loader takes what waits.
                 let profile = |user: &User| user.profile.clone();
                 let profiles = join_all(users.iter().map(|id| super::view_here(runtime, *id, deadline, profile))).await;

@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use moka::sync::Cache;
+use rookery_actors::comments;
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -109,14 +110,15 @@ impl<K: Hash + Eq + Send + Sync + 'static> Items<K> {
     }
 }
 
-/// Whole pages that were rendered before, for whoever asks without a token.
+/// Whole pages of threads that were rendered before, for whoever asks without a token.
 pub(crate) struct Pages {
     cache: Cache<String, Arc<RenderedPage>>,
 }
 
-struct RenderedPage {
-    stamp: (u64, u64),
-    json: Bytes,
+/// A page, and what it was made of.
+pub(crate) struct RenderedPage {
+    pub(crate) stamp: comments::Stamp,
+    pub(crate) json: Bytes,
 }
 
 impl Pages {
@@ -126,13 +128,13 @@ impl Pages {
         Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
-    /// The page as it was rendered, if what it was made of is still what it was.
-    pub(crate) fn get(&self, key: &str, stamp: (u64, u64)) -> Option<Bytes> {
-        self.cache.get(key).filter(|page| page.stamp == stamp).map(|page| page.json.clone())
+    /// The page as it was rendered last; whether it is still that, its stamp tells.
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<RenderedPage>> {
+        self.cache.get(key)
     }
 
     /// Keeps a page.
-    pub(crate) fn put(&self, key: String, stamp: (u64, u64), json: Bytes) {
+    pub(crate) fn put(&self, key: String, stamp: comments::Stamp, json: Bytes) {
         self.cache.insert(key, Arc::new(RenderedPage { stamp, json }));
     }
 }

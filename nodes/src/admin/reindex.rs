@@ -84,7 +84,7 @@ async fn rebuild(faces: &Faces, progress: &mpsc::Sender<Progress>) -> Result<(),
     let removed = remove_gone(faces, progress).await?;
     let _ = progress.send(Progress::Indexing).await;
     faces.search.rebuild(OBSTACLE_PATIENCE).await?;
-    let _ = progress.send(Progress::Done { documents: faces.search.document_count(), removed }).await;
+    let _ = progress.send(Progress::Done { documents: faces.search.document_count(deadline()).await, removed }).await;
     Ok(())
 }
 

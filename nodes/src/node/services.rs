@@ -169,7 +169,7 @@ pub(super) async fn start(
         one(UserService::default(), place(&services.users, Role::Users, Database::Users), config),
         one(PostService::default(), place(&services.posts, Role::Posts, Database::Posts), config),
         one(CommentService::default(), place(&services.comments, Role::Comments, Database::Comments), config),
-        one(SearchService, place(&services.search, Role::Search, Database::Search), config),
+        one(SearchService::default(), place(&services.search, Role::Search, Database::Search), config),
     )?;
     Ok(Started { users, posts, comments, search })
 }

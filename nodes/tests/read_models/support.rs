@@ -18,6 +18,7 @@ use rookery_actors::{
         rules::{Body, Tags, Title},
     },
     runtime::{BootTime, Context, Directory, PoolSize, Runtime, Settings},
+    search::{SearchFace, SearchService},
     secret::ClusterSecret,
     service::Service,
     supervisor::SupervisorRef,
@@ -37,6 +38,8 @@ pub(crate) const ADA: UserId = UserId(Uuid::from_u128(1));
 
 /// Few, so that batches meet.
 pub(crate) const SHARDS: u16 = 8;
+/// Of the index.
+pub(crate) const PARTITIONS: u16 = 4;
 
 /// Longer than any story.
 const LEASE: Duration = Duration::from_secs(3600);
@@ -45,14 +48,17 @@ const LEASE: Duration = Duration::from_secs(3600);
 pub(crate) struct World {
     pub(crate) network: TestNetwork,
     pub(crate) nodes: Vec<Node>,
+    databases: [Config; 4],
 }
 
-/// A node with the runtimes of three services.
+/// A node with all services.
 pub(crate) struct Node {
     pub(crate) users: Users,
     pub(crate) posts: Posts,
     pub(crate) comments: Runtime<CommentService>,
     pub(crate) log: Arc<EmbeddedLog>,
+    pub(crate) search: SearchFace,
+    _indexes: tempfile::TempDir,
 }
 
 impl World {
@@ -61,30 +67,37 @@ impl World {
         // A story that fails tells what the services thought of it.
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_test_writer().try_init();
         let postgres = TestPostgres::shared();
-        let databases = [Database::Users, Database::Posts, Database::Comments].map(|one| postgres.fresh_database(one));
-        let [users, posts, comments]: [Config; 3] =
-            futures_util::future::join_all(databases).await.try_into().expect("one for each");
-        let mut world = Self { network: TestNetwork::default(), nodes: Vec::new() };
-        for n in 0..nodes {
-            world.join(n, nodes, [&users, &posts, &comments]).await;
+        let databases = [Database::Users, Database::Posts, Database::Comments, Database::Search];
+        let databases = futures_util::future::join_all(databases.map(|one| postgres.fresh_database(one))).await;
+        let databases = databases.try_into().expect("one for each");
+        let mut world = Self { network: TestNetwork::default(), nodes: Vec::new(), databases };
+        for _ in 0..nodes {
+            world.join(nodes).await;
         }
         world
     }
 
-    async fn join(&mut self, n: usize, of: usize, [users, posts, comments]: [&Config; 3]) {
+    /// One more node, which is given its shards as one of `of`; none if there are that many already.
+    pub(crate) async fn join(&mut self, of: usize) {
+        let n = self.nodes.len();
         let name = format!("n{}", n + 1);
-        let ours: Vec<ShardId> = (0..SHARDS).map(ShardId).filter(|shard| shard.index() % of == n).collect();
-        let users = seat(UserService::default(), users, &name, &ours).await;
-        let posts = seat(PostService::default(), posts, &name, &ours).await;
-        let comments = seat(CommentService::default(), comments, &name, &ours).await;
+        let ours = |count: u16| (0..count).map(ShardId).filter(|shard| shard.index() % of == n).collect::<Vec<_>>();
+        let [users, posts, comments, search] = &self.databases;
+        let users = seat(UserService::default(), users, &name, SHARDS, &ours(SHARDS)).await;
+        let posts = seat(PostService::default(), posts, &name, SHARDS, &ours(SHARDS)).await;
+        let comments = seat(CommentService::default(), comments, &name, SHARDS, &ours(SHARDS)).await;
+        let search = seat(SearchService::default(), search, &name, PARTITIONS, &ours(PARTITIONS)).await;
         self.network.join(&name, &users);
         self.network.join(&name, &posts);
         self.network.join(&name, &comments);
+        self.network.join(&name, &search);
+        let indexes = tempfile::tempdir().unwrap();
+        let search = SearchFace::open(search, &name, indexes.path()).await.unwrap();
         let log = Arc::new(EmbeddedLog::new(Arc::new(users.clone()), Arc::new(posts.clone()), Arc::new(comments.clone())));
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
         let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
         let users = Users::new(users, hasher, tokens, Lifetime::default());
-        self.nodes.push(Node { users, posts: Posts::new(posts), comments, log });
+        self.nodes.push(Node { users, posts: Posts::new(posts), comments, log, search, _indexes: indexes });
     }
 
     /// Moves a shard of a service from the node that serves it to another.
@@ -120,13 +133,13 @@ impl Node {
 }
 
 /// A runtime that serves these shards and does nothing of its own accord.
-async fn seat<S: Service>(service: S, config: &Config, node: &str, shards: &[ShardId]) -> Runtime<S> {
+async fn seat<S: Service>(service: S, config: &Config, node: &str, count: u16, shards: &[ShardId]) -> Runtime<S> {
     let pool = PoolSize { connections_max: 4, ..PoolSize::default() };
-    let settings = Settings { shards: SHARDS, pool, ..Settings::default() };
+    let settings = Settings { shards: count, pool, ..Settings::default() };
     let runtime = Runtime::new(service, config.clone(), Incarnation(Uuid::new_v4()), settings);
     runtime.start(SupervisorRef::spawn("node", Vec::new()).await.unwrap().0.cell());
     let directory = directory(&runtime).await;
-    directory.prepare(SHARDS).await.unwrap();
+    directory.prepare(count).await.unwrap();
     directory.join(runtime.incarnation(), node, None).await.unwrap();
     runtime.lease().renewed(BootTime::now(), LEASE);
     take(&runtime, shards, None).await;
@@ -174,7 +187,7 @@ pub(crate) fn draft(title: &str) -> Draft {
 
 /// Waits for a condition; there is no sleeping for luck.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition().await {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::document::Kind;
 use super::query::Query;
+use super::reader::SearchError;
 
 /// The most hits that one search returns, and the most suggestions.
 pub const LIMIT_MAX: usize = 100;
 
 /// A search: the query, what may match at all, and which page of the answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Search {
     /// What was typed.
     pub query: Query,
@@ -56,6 +57,17 @@ impl Search {
     /// The order that the answer has: by relevance only if something was asked for.
     pub fn effective_sort(&self) -> Sort {
         if self.query.is_ranked() { self.sort } else { Sort::New }
+    }
+
+    /// Whether its cursor is one of its own order.
+    ///
+    /// # Errors
+    /// [`SearchError::Cursor`].
+    pub(crate) fn check(&self) -> Result<(), SearchError> {
+        match self.after {
+            Some(after) if after.sort != self.effective_sort() => Err(SearchError::Cursor),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -104,7 +116,7 @@ pub(super) fn time_key(micros: i64) -> u64 {
 }
 
 /// One thing found.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hit {
     /// What it is.
     pub kind: Kind,
@@ -125,18 +137,16 @@ pub struct Hit {
 }
 
 /// Fragments as safe HTML, matches in `<mark>`; a field without a match has none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Highlight {
     /// Of the title; of a user, the names.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
     /// Of the body; of a user, the bio.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }
 
 /// What a list shows of a thing, as plain text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// The title; of a user, the names.
     pub title: Option<String>,
@@ -151,7 +161,7 @@ pub struct Summary {
 }
 
 /// One page of an answer.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hits {
     /// How many match on all pages together; exact.
     pub total: u64,
@@ -176,7 +186,7 @@ pub fn merge(parts: Vec<Hits>, limit: usize) -> Hits {
 }
 
 /// A completion of what is being typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suggestion {
     /// What to put into the search box.
     pub text: String,

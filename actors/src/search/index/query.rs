@@ -11,18 +11,20 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest query that is parsed, in bytes of UTF-8.
 pub const QUERY_BYTES_MAX: usize = 512;
 
 /// A parsed query. Its `Display` form parses to the same query again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
     /// In the order in which they were typed.
     pub clauses: Vec<Clause>,
 }
 
 /// One thing asked for, or ruled out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clause {
     /// Written with a leading `-`: what matches is left out.
     pub negated: bool,
@@ -31,7 +33,7 @@ pub struct Clause {
 }
 
 /// What a clause looks for, as typed: folding and splitting into tokens is the index's business.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pattern {
     /// A word in any of its forms.
     Word(String),

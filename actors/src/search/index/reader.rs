@@ -26,6 +26,9 @@ pub enum SearchError {
     /// The cursor belongs to a search of another order.
     #[error("the cursor belongs to another search")]
     Cursor,
+    /// No replica of any partition could be reached.
+    #[error("no replica of the index answers")]
+    Nobody,
     /// The index could not be read.
     #[error("cannot read the index")]
     Index(#[from] tantivy::TantivyError),
@@ -49,10 +52,8 @@ impl PartitionReader {
     /// # Errors
     /// [`SearchError::Cursor`] for a cursor of another order; the others mean a broken index.
     pub fn search(&self, search: &Search) -> Result<Hits, SearchError> {
+        search.check()?;
         let sort = search.effective_sort();
-        if search.after.is_some_and(|after| after.sort != sort) {
-            return Err(SearchError::Cursor);
-        }
         let searcher = self.reader.searcher();
         let Plan { query, marks } = plan(search, &searcher, &self.fields)?;
         let page = Page { sort, limit: search.limit.min(LIMIT_MAX), after: search.after };

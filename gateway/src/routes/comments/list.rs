@@ -3,8 +3,8 @@ use std::num::NonZeroUsize;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use rookery_actors::comments::{Order, Place, Scope};
-use rookery_actors::ids::{CommentId, PostId};
+use rookery_actors::comments::{Look, Order, Place, Scope};
+use rookery_actors::ids::{CommentId, PostId, UserId};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -71,18 +71,23 @@ pub(crate) async fn handle(
     api.post(&context, post).await?;
     let limit = NonZeroUsize::new(page_size(asked.limit)).expect("the limit is at least 1");
     // What depends on nobody's likes is kept whole, as long as the thread and the authors are what they were.
-    let stamp = if user.is_none() { api.comments.stamp(post) } else { None };
+    let viewer = user.as_deref().map(|user| UserId(user.sub));
     let key = format!("{seal} {limit} {}", asked.cursor.as_deref().unwrap_or_default());
-    if let Some(json) = stamp.and_then(|stamp| api.comment_pages.get(&key, stamp)) {
-        return Ok(render::answer(StatusCode::OK, json, None));
+    let kept = if viewer.is_none() { api.comment_pages.get(&key) } else { None };
+    let known = kept.as_ref().map(|kept| kept.stamp);
+    if let Some(kept) = kept.as_ref().filter(|kept| api.comments.stamp(post) == Some(kept.stamp)) {
+        return Ok(render::answer(StatusCode::OK, kept.json.clone(), None));
     }
-    let page = api
-        .read(Service::Comments, &context, |deadline| api.comments.page(&place, limit, deadline))
-        .await?
-        .ok_or_else(no_such_comment)?;
+    // Another node is asked only whether that is so.
+    let look = |deadline| api.comments.look(&place, limit, viewer, known, deadline);
+    let (page, liked, stamp) = match (api.read(Service::Comments, &context, look).await?, kept) {
+        (Look::Page { page, liked, stamp }, _) => (page, liked, stamp),
+        (Look::Same, Some(kept)) => return Ok(render::answer(StatusCode::OK, kept.json.clone(), None)),
+        (Look::Same | Look::Gone, _) => return Err(no_such_comment()),
+    };
     let next = page.next.map(|place| api.cursors.seal(&seal, &place));
-    let json = api.comment_list(&context, user.as_deref(), &page.items, next).await?;
-    if let Some(stamp) = stamp.filter(|stamp| api.comments.stamp(post) == Some(*stamp)) {
+    let json = api.comment_list(&context, viewer.map(|_| liked), &page.items, next).await?;
+    if let Some(stamp) = stamp.filter(|stamp| viewer.is_none() && api.comments.same_authors(stamp)) {
         api.comment_pages.put(key, stamp, json.clone());
     }
     Ok(render::answer(StatusCode::OK, json, None))

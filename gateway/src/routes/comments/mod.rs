@@ -126,7 +126,7 @@ impl Api {
     }
 
     /// Which of these comments who asks likes; none: nobody in particular asks.
-    async fn liked_comments(
+    pub(crate) async fn liked_comments(
         &self,
         context: &Context,
         user: Option<&Claims>,
@@ -137,17 +137,16 @@ impl Api {
         self.read(Service::Comments, context, |deadline| self.comments.liked(user, comments, deadline)).await.map(Some)
     }
 
-    /// A page of comments as JSON.
+    /// A page of comments as JSON; `liked`: those of them that who asks likes, if anybody in particular does.
     pub(crate) async fn comment_list(
         &self,
         context: &Context,
-        user: Option<&Claims>,
+        liked: Option<HashSet<CommentId>>,
         comments: &[Comment],
         next: Option<String>,
     ) -> Result<Bytes, Problem> {
         let authors = comments.iter().filter_map(|comment| comment.author);
         let authors = self.authors(Service::Comments, context, authors).await?;
-        let liked = self.liked_comments(context, user, comments).await?;
         let item = |comment: &Comment| {
             let author = comment.author.and_then(|author| authors.get(author));
             self.comment_item(comment, author.map(Arc::as_ref))

@@ -81,7 +81,7 @@ pub(crate) async fn handle(
         .await?;
     let post = accepted.reply.post.as_ref().ok_or_else(super::no_such_post)?;
     let author = api.author_of(&context, post).await?;
-    let liked = api.liked_post(&context, Some(&user), post).await?;
+    let liked = Some(api.liked_post(&context, &user, post).await?);
     let item = api.post_item(post, author.as_deref());
     let token = [(SEARCH_TOKEN, api.search_token(&super::written(&accepted, id)))];
     let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));

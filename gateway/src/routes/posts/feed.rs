@@ -31,7 +31,8 @@ pub(crate) async fn handle(
     let reader = UserId(user.sub);
     let scope = format!("feed {reader}");
     let after: Option<PostId> = asked.after(&api.cursors, &scope)?;
-    let page = api.read(Service::Posts, &context, |deadline| api.posts.feed(reader, after, asked.size(), deadline)).await?;
-    let next = page.next.map(|id| api.cursors.seal(&scope, &id));
-    api.post_list(&context, Some(&user), &page.items, next).await
+    let (seen, next) =
+        api.read(Service::Posts, &context, |deadline| api.posts.feed(reader, after, asked.size(), deadline)).await?;
+    let next = next.map(|id| api.cursors.seal(&scope, &id));
+    api.post_list(&context, &seen.posts, Some(seen.liked), next).await
 }

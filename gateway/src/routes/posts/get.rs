@@ -40,9 +40,8 @@ pub(crate) async fn handle(
     MaybeUser(user): MaybeUser,
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let post = api.post(&context, PostId(id)).await?;
+    let (post, liked) = api.post_seen(&context, PostId(id), user.as_deref()).await?;
     let author = api.author_of(&context, &post).await?;
-    let liked = api.liked_post(&context, user.as_deref(), &post).await?;
     let whole = api.post_whole(&post, author.as_deref());
     let etag = match liked {
         None => whole.etag.clone(),

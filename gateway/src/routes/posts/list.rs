@@ -2,7 +2,7 @@ use axum::extract::State;
 use axum::response::Response;
 use rookery_actors::ids::UserId;
 use rookery_actors::posts::rules::Tag;
-use rookery_actors::posts::{Filter, Key, Page, Post, Sort};
+use rookery_actors::posts::{Filter, Key, Seen, Sort};
 use rookery_actors::users::names::Username;
 use serde::Deserialize;
 
@@ -117,28 +117,30 @@ impl Api {
     ) -> Result<Response, Problem> {
         let scope = list.scope(sort);
         let after: Option<Key> = cursor.map(|cursor| self.cursors.open(&scope, cursor)).transpose()?;
-        let page = match (list.author, &list.tag) {
-            (None, None) => self.posts_page(context, sort, &Filter::All, after, limit).await?,
+        let viewer = user.map(|user| UserId(user.sub));
+        let (seen, next) = match (list.author, &list.tag) {
+            (None, None) => self.posts_page(context, viewer, sort, &Filter::All, after, limit).await?,
             (None, Some(tag)) => {
                 let filter = Filter::Tag(tag.as_str().to_owned());
-                self.posts_page(context, sort, &filter, after, limit).await?
+                self.posts_page(context, viewer, sort, &filter, after, limit).await?
             }
-            (Some(author), None) => self.posts_page(context, sort, &Filter::Author(author), after, limit).await?,
-            (Some(author), Some(tag)) => self.tagged_posts_of(context, sort, author, tag, after, limit).await?,
+            (Some(author), None) => self.posts_page(context, viewer, sort, &Filter::Author(author), after, limit).await?,
+            (Some(author), Some(tag)) => self.tagged_posts_of(context, viewer, sort, (author, tag), after, limit).await?,
         };
-        let next = page.next.map(|key| self.cursors.seal(&scope, &key));
-        self.post_list(context, user, &page.items, next).await
+        let next = next.map(|key| self.cursors.seal(&scope, &key));
+        self.post_list(context, &seen.posts, viewer.map(|_| seen.liked), next).await
     }
 
     async fn posts_page(
         &self,
         context: &Context,
+        viewer: Option<UserId>,
         sort: Sort,
         filter: &Filter,
         after: Option<Key>,
         limit: usize,
-    ) -> Result<Page<Post, Key>, Problem> {
-        self.read(Service::Posts, context, |deadline| self.posts.list(sort, filter, after, limit, deadline)).await
+    ) -> Result<(Seen, Option<Key>), Problem> {
+        self.read(Service::Posts, context, |deadline| self.posts.list_for(viewer, sort, filter, after, limit, deadline)).await
     }
 
     /// An author's posts are few: they are looked through for the tag. After a long way without enough of them the page
@@ -146,26 +148,27 @@ impl Api {
     async fn tagged_posts_of(
         &self,
         context: &Context,
+        viewer: Option<UserId>,
         sort: Sort,
-        author: UserId,
-        tag: &Tag,
+        (author, tag): (UserId, &Tag),
         mut after: Option<Key>,
         limit: usize,
-    ) -> Result<Page<Post, Key>, Problem> {
-        let mut items: Vec<Post> = Vec::new();
+    ) -> Result<(Seen, Option<Key>), Problem> {
+        let mut tagged = Seen::default();
         for _ in 0..STEPS_MAX {
-            let step = self.posts_page(context, sort, &Filter::Author(author), after, STEP).await?;
-            items.extend(step.items.into_iter().filter(|post| post.tags.contains(tag.as_str())));
-            if items.len() > limit {
-                items.truncate(limit);
-                let next = items.last().map(|post| sort.key(post));
-                return Ok(Page { items, next });
+            let (step, next) = self.posts_page(context, viewer, sort, &Filter::Author(author), after, STEP).await?;
+            tagged.posts.extend(step.posts.into_iter().filter(|post| post.tags.contains(tag.as_str())));
+            tagged.liked.extend(step.liked);
+            if tagged.posts.len() > limit {
+                tagged.posts.truncate(limit);
+                let next = tagged.posts.last().map(|post| sort.key(post));
+                return Ok((tagged, next));
             }
-            after = step.next;
+            after = next;
             if after.is_none() {
                 break;
             }
         }
-        Ok(Page { items, next: after })
+        Ok((tagged, after))
     }
 }

@@ -130,6 +130,27 @@ impl Api {
         post.ok_or_else(no_such_post)
     }
 
+    /// A post that has to exist, and whether who asks likes it.
+    async fn post_seen(&self, context: &Context, id: PostId, user: Option<&Claims>) -> Result<(Post, Option<bool>), Problem> {
+        let Some(user) = user else {
+            return Ok((self.post(context, id).await?, None));
+        };
+        let viewer = UserId(user.sub);
+        match self.posts.runtime().read_loaded(id.0, |post| post.cloned()) {
+            Some(Ok(post)) => {
+                let post = post.ok_or_else(no_such_post)?;
+                let liked = self.liked_post(context, user, &post).await?;
+                Ok((post, Some(liked)))
+            }
+            // Whoever has it is asked for both at once.
+            _ => {
+                let seen = self.read(Service::Posts, context, |deadline| self.posts.see(id, viewer, deadline)).await?;
+                let (post, liked) = seen.ok_or_else(no_such_post)?;
+                Ok((post, Some(liked)))
+            }
+        }
+    }
+
     /// The author of one post, from memory if they are known there.
     async fn author_of(&self, context: &Context, post: &Post) -> Result<Option<Arc<Author>>, Problem> {
         match self.posts.runtime().service().authors.known(post.author) {
@@ -138,41 +159,26 @@ impl Api {
         }
     }
 
-    /// Which of these posts a user likes.
-    async fn liked_posts<'a>(
-        &self,
-        context: &Context,
-        user: UserId,
-        posts: impl Iterator<Item = &'a Post>,
-    ) -> Result<HashSet<PostId>, Problem> {
+    /// Whether a post is liked by who asks.
+    async fn liked_post(&self, context: &Context, user: &Claims, post: &Post) -> Result<bool, Problem> {
         // Nobody likes a post without likes.
-        let liked: Vec<PostId> = posts.filter(|post| post.like_count > 0).map(|post| post.id).collect();
-        if liked.is_empty() {
-            return Ok(HashSet::new());
+        if post.like_count <= 0 {
+            return Ok(false);
         }
-        self.read(Service::Posts, context, |deadline| self.posts.liked(user, &liked, deadline)).await
+        let (user, posts) = (UserId(user.sub), [post.id]);
+        let liked = self.read(Service::Posts, context, |deadline| self.posts.liked(user, &posts, deadline));
+        Ok(liked.await?.contains(&post.id))
     }
 
-    /// Whether a post is liked by who asks; none: nobody in particular asks.
-    async fn liked_post(&self, context: &Context, user: Option<&Claims>, post: &Post) -> Result<Option<bool>, Problem> {
-        let Some(user) = user else { return Ok(None) };
-        let liked = self.liked_posts(context, UserId(user.sub), std::iter::once(post)).await?;
-        Ok(Some(liked.contains(&post.id)))
-    }
-
-    /// A page of posts as an answer.
+    /// A page of posts as an answer; `liked`: those of them that who asks likes, if anybody in particular does.
     pub(crate) async fn post_list(
         &self,
         context: &Context,
-        user: Option<&Claims>,
         posts: &[Post],
+        liked: Option<HashSet<PostId>>,
         next: Option<String>,
     ) -> Result<Response, Problem> {
         let authors = self.post_authors(context, posts).await?;
-        let liked = match user {
-            Some(user) => Some(self.liked_posts(context, UserId(user.sub), posts.iter()).await?),
-            None => None,
-        };
         let items: Vec<Arc<Item>> =
             posts.iter().map(|post| self.post_item(post, authors.get(post.author).map(Arc::as_ref))).collect();
         let mine = posts.iter().map(|post| liked.as_ref().map(|liked| liked.contains(&post.id)));

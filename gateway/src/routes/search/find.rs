@@ -5,6 +5,7 @@ use axum::http::HeaderMap;
 use jiff::Timestamp;
 use rookery_actors::posts::rules::Tag;
 use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort};
+use rookery_actors::search::{Found, SearchToken};
 use rookery_actors::users::names::Username;
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +96,7 @@ pub(crate) async fn handle(
     let search = asked.search(&api.cursors, &scope)?;
     let author = asked.author.as_deref().map(Username::parse).transpose();
     let author = author.map_err(|invalid| bad_query("author", invalid))?;
-    api.wait_for(&context, &headers).await?;
+    let after = api.search_after(&context, &headers)?;
     let search = match author {
         None => search,
         Some(name) => match api.user_id(&context, &name).await? {
@@ -103,7 +104,7 @@ pub(crate) async fn handle(
             None => return Ok(Json(SearchResult::nothing())),
         },
     };
-    let found = api.find(&context, search).await?;
+    let found = api.find(&context, search, after).await?;
     let last = found.hits.items.last().filter(|_| found.hits.more);
     let next_cursor = last.map(|hit| api.cursors.seal(&scope, &hit.cursor));
     let total = found.hits.total;
@@ -160,26 +161,26 @@ fn kinds(text: &str) -> Result<Vec<Kind>, Problem> {
 }
 
 impl Api {
-    /// Waits until the write that the client names is searchable, or for long enough.
-    async fn wait_for(&self, context: &Context, headers: &HeaderMap) -> Result<(), Problem> {
+    /// The write that the client names, and how long to wait until it can be found. Not in time is no error: the answer is
+    /// what can be found by then.
+    fn search_after(&self, context: &Context, headers: &HeaderMap) -> Result<Option<(SearchToken, Duration)>, Problem> {
         let Some(token) = headers.get("x-search-after") else {
-            return Ok(());
+            return Ok(None);
         };
         let write = self.open_search_token(token.to_str().unwrap_or_default())?;
         let left = context.deadline.saturating_duration_since(Instant::now());
-        // Not in time is no error: the answer is what can be found by now.
-        let _visible = self.search.visible(write, WAIT_MAX.min(left)).await;
-        Ok(())
+        Ok(Some((write, WAIT_MAX.min(left))))
     }
 
-    async fn find(&self, context: &Context, search: Search) -> Result<rookery_actors::search::Answer, Problem> {
-        let deadline = context.deadline.min(Instant::now() + SEARCH_TIME_MAX);
+    async fn find(&self, context: &Context, search: Search, after: Option<(SearchToken, Duration)>) -> Result<Found, Problem> {
+        let wait = after.map_or(Duration::ZERO, |(_, wait)| wait);
+        let deadline = context.deadline.min(Instant::now() + wait + SEARCH_TIME_MAX);
         let called = self.services.call(
             Service::Search,
             context.deadline,
             |_| true,
             || {
-                let asked = self.search.search(search.clone(), deadline.into());
+                let asked = self.search.search(search.clone(), after, deadline.into());
                 async move {
                     match asked.await {
                         // The client's, not the index's fault.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use futures_util::future::{join_all, try_join3};
+use futures_util::future::try_join3;
 use jiff::Timestamp;
 use rookery_actors::authors::Author;
 use rookery_actors::comments::Comment;
@@ -35,10 +35,25 @@ pub(crate) struct FoundView {
     title: Option<String>,
     /// Where the words stand, by field, as safe HTML.
     #[schema(value_type = std::collections::HashMap<String, String>, example = json!({"body": "the <mark>engine</mark> weaves"}))]
-    highlight: Highlight,
+    highlight: HighlightView,
     created_at: Timestamp,
     #[serde(flatten)]
     summary: Summary,
+}
+
+/// Fragments by field; a field without a match has none.
+#[derive(Debug, Serialize)]
+pub(crate) struct HighlightView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+}
+
+impl From<Highlight> for HighlightView {
+    fn from(Highlight { title, body }: Highlight) -> Self {
+        Self { title, body }
+    }
 }
 
 /// The resource's own summary.
@@ -86,7 +101,7 @@ impl Api {
                 id: hit.id,
                 score: hit.score,
                 title,
-                highlight: hit.highlight,
+                highlight: hit.highlight.into(),
                 created_at: hit.created_at,
                 summary,
             })
@@ -108,21 +123,15 @@ impl Api {
         if ids.is_empty() {
             return Ok(Things::default());
         }
-        let comments = join_all(ids.iter().map(|(post, comment)| {
-            self.read(Service::Comments, context, |deadline| self.comments.get(*post, *comment, deadline))
-        }));
-        let comments: Vec<Option<Comment>> = comments.await.into_iter().collect::<Result<_, _>>()?;
-        let comments: Vec<Comment> = comments.into_iter().flatten().collect();
+        let comments = self.read(Service::Comments, context, |deadline| self.comments.get_many(ids.clone(), deadline)).await?;
         let authors = self.authors(Service::Comments, context, comments.iter().filter_map(|comment| comment.author)).await?;
         let things = comments.into_iter().map(|comment| (comment.id.0, comment)).collect();
         Ok(Things { things, authors })
     }
 
     async fn found_users(&self, context: &Context, ids: Vec<UserId>) -> Result<Things<Profile>, Problem> {
-        let profiles =
-            join_all(ids.iter().map(|id| self.read(Service::Users, context, |deadline| self.users.get(*id, deadline))));
-        let profiles: Vec<Option<Profile>> = profiles.await.into_iter().collect::<Result<_, _>>()?;
-        let things = profiles.into_iter().flatten().map(|profile| (profile.id.0, profile)).collect();
+        let profiles = self.read(Service::Users, context, |deadline| self.users.get_many(ids.clone(), deadline)).await?;
+        let things = profiles.into_iter().map(|profile| (profile.id.0, profile)).collect();
         Ok(Things { things, authors: Known::default() })
     }
 }

@@ -56,6 +56,7 @@ pub(crate) async fn comments(
     let after: Option<CommentId> = asked.after(&api.cursors, &scope)?;
     let page = api.read(Service::Comments, &context, |_| api.comments.by_author(author, after, asked.size())).await?;
     let next = page.next.map(|id| api.cursors.seal(&scope, &id));
-    let json = api.comment_list(&context, user.as_deref(), &page.items, next).await?;
+    let liked = api.liked_comments(&context, user.as_deref(), &page.items).await?;
+    let json = api.comment_list(&context, liked, &page.items, next).await?;
     Ok(render::answer(StatusCode::OK, json, None))
 }

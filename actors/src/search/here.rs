@@ -1,0 +1,162 @@
+//! What this node answers of the search service: from its replicas, and for the shards that it serves.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
+use uuid::Uuid;
+
+use super::{
+    SearchService, SearchToken,
+    index::{Document, Hits, Search, Suggestion, merge, merge_suggestions},
+    placing::Holdings,
+    replicas::Build,
+};
+use crate::{
+    entity::Failure,
+    event::Source,
+    ids::{Seq, ShardId},
+    runtime::{CommitError, Runtime, Unit},
+    service::Poison,
+};
+
+/// Until another node hears that an index is still being built.
+const REBUILD_WAIT: Duration = Duration::from_secs(1);
+
+/// What the search nodes are asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// Searches these partitions.
+    Search(Box<Asked>),
+    /// Completes what is being typed, from these partitions.
+    Suggest {
+        /// Where.
+        partitions: Vec<ShardId>,
+        /// What.
+        typed: String,
+        /// How many at most.
+        limit: usize,
+    },
+    /// How many documents these partitions have.
+    Count(Vec<ShardId>),
+    /// Which partitions a node has.
+    Holdings,
+    /// Builds all indexes of a node anew, once for this id, unless something keeps one from it for so long.
+    Rebuild(Uuid, Duration),
+    /// How far a shard has come; waits a while for more than that. For its owner.
+    Reached {
+        /// Which.
+        shard: ShardId,
+        /// What is known already.
+        after: Seq,
+        /// How long to wait for more.
+        wait: Duration,
+    },
+    /// Stores documents of a shard by version, so that once more changes nothing. For its owner.
+    Put(ShardId, Vec<Document>),
+}
+
+/// A search of some partitions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    pub(crate) partitions: Vec<ShardId>,
+    pub(crate) search: Search,
+    /// The partition of a write, and how long to wait until that can be found there (rule 21).
+    pub(crate) after: Option<(ShardId, SearchToken, Duration)>,
+}
+
+/// What they answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The best of the partitions that answered, which are named.
+    Found(Hits, Vec<ShardId>),
+    /// Completions.
+    Suggested(Vec<Suggestion>),
+    /// Documents.
+    Counted(u64),
+    /// Partitions, and whether they have caught up.
+    Holds(Holdings),
+    /// How far the indexes are built.
+    Rebuild(Build),
+    /// The shard's last record, and what it has applied of other logs.
+    Reached(Seq, Vec<(Source, Seq)>),
+    /// It is stored.
+    Stored,
+}
+
+pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
+    let replicas = &runtime.service().replicas;
+    Ok(match query {
+        Query::Search(asked) => {
+            let (hits, answered) = search(runtime, asked, deadline).await;
+            Answer::Found(hits, answered)
+        }
+        Query::Suggest { partitions, typed, limit } => Answer::Suggested(suggest(runtime, partitions, typed, *limit).await),
+        Query::Count(partitions) => {
+            let held = partitions.iter().filter_map(|partition| replicas.get(*partition));
+            Answer::Counted(held.map(|replica| replica.reader.document_count()).sum())
+        }
+        Query::Holdings => Answer::Holds(replicas.holdings()),
+        Query::Rebuild(run, patience) => Answer::Rebuild(replicas.rebuild(*run, *patience, REBUILD_WAIT).await),
+        Query::Reached { shard, after, wait } => reached(runtime, *shard, *after, *wait).await?,
+        Query::Put(shard, documents) => {
+            let mut unit = Unit::<SearchService>::of(runtime.shards());
+            for document in documents {
+                unit.writes.put(*shard, document).map_err(|Poison(reason)| Failure::Unavailable(reason))?;
+            }
+            let named = |error: CommitError| match Failure::from(error) {
+                Failure::Unavailable(reason) => Failure::Unavailable(format!("search shard {shard}: {reason}")),
+                failure => failure,
+            };
+            runtime.commit(*shard, unit).await.map_err(named)?;
+            Answer::Stored
+        }
+    })
+}
+
+/// Searches the partitions that are here; the best of them, and which they are.
+async fn search(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Instant) -> (Hits, Vec<ShardId>) {
+    let search = Arc::new(asked.search.clone());
+    let parts = asked.partitions.iter().map(async |partition| {
+        let replica = runtime.service().replicas.get(*partition)?;
+        if let Some((_, token, wait)) = asked.after.filter(|(home, ..)| home == partition) {
+            // Not in time is no error: the answer is what can be found by now.
+            let source = Source { topic: token.topic, shard: token.shard };
+            let _ = timeout(wait, replica.visible.reaches(source, token.seq)).await;
+        }
+        let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
+        let found = timeout_at(deadline, spawn_blocking(move || reader.search(&search))).await.ok()?.ok()?;
+        let found =
+            found.inspect_err(|error| tracing::warn!(shard.id = %partition, %error, "an index partition could not answer"));
+        Some((*partition, found.ok()?))
+    });
+    let (answered, hits) = join_all(parts).await.into_iter().flatten().unzip();
+    (merge(hits, asked.search.limit), answered)
+}
+
+async fn suggest(runtime: &Runtime<SearchService>, partitions: &[ShardId], typed: &str, limit: usize) -> Vec<Suggestion> {
+    let held = partitions.iter().filter_map(|partition| runtime.service().replicas.get(*partition));
+    let parts = held.map(|replica| {
+        let (reader, typed) = (replica.reader.clone(), typed.to_owned());
+        spawn_blocking(move || reader.suggest(&typed, limit))
+    });
+    merge_suggestions(join_all(parts).await.into_iter().flatten().flatten().flatten().collect(), limit)
+}
+
+async fn reached(runtime: &Runtime<SearchService>, shard: ShardId, after: Seq, wait: Duration) -> Result<Answer, Failure> {
+    let until = Instant::now() + wait;
+    let mut batches = runtime.batches();
+    loop {
+        batches.mark_unchanged();
+        let not_ours = || Failure::Moved(format!("search shard {shard} is not served here"));
+        let (head, positions) = runtime.reached(shard).ok_or_else(not_ours)?;
+        let news = head > after || !matches!(timeout_at(until, batches.changed()).await, Ok(Ok(())));
+        if news {
+            return Ok(Answer::Reached(head, positions.into_iter().collect()));
+        }
+    }
+}
