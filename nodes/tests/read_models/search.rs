@@ -20,7 +20,6 @@ fn document(body: &str) -> Document {
         id: mint(Timestamp::now(), PARTITIONS, None),
         version: 1,
         author: None,
-        author_name: None,
         tags: Vec::new(),
         title: None,
         body: body.to_owned(),
