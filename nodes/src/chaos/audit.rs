@@ -155,8 +155,7 @@ async fn copies(inspector: &Inspector, clients: &BTreeMap<&'static str, Client>)
     let users = inspector.users(rows.users.values().map(|user| user.name.clone())).await?;
     let mut found = Vec::new();
     for (kind, plural) in [("post", "posts"), ("comment", "comments")] {
-        let documents = rows.documents.iter().filter(|((of, _), document)| of == kind && !document.deleted).count();
-        let total = inspector.found(plural).await?;
+        let (documents, total) = (rows.findable(kind), inspector.found(plural).await?);
         if usize::try_from(total) != Ok(documents) {
             found.push(format!("a search finds {total} {plural}, where there are {documents} documents"));
         }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Longer than a start or a takeover takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Between the gateways of two nodes, as `rookery up` has it.
 const PORT_STRIDE: u16 = 10;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::bail;
 
 use super::{
     audit::{Check, audit},
@@ -19,7 +19,7 @@ use super::{
 
 /// Writes before anything goes wrong.
 const WARM: u64 = 60;
-const WARM_PATIENCE: Duration = Duration::from_secs(60);
+const WARM_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is asked of a run.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
             let log = cluster.log();
             let end: Vec<&str> = log.lines().rev().take(60).collect();
             let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
-            Err(error).context(format!("seed {}; the nodes said last:\n{end}", options.seed))
+            bail!("{error:#}\n--seed {}; the nodes said last:\n{end}", options.seed)
         }
     }
 }

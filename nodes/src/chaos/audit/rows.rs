@@ -19,7 +19,7 @@ pub(super) struct Rows {
     closed: BTreeSet<Uuid>,
     pub(super) users: BTreeMap<Uuid, User>,
     /// By kind and id.
-    pub(super) documents: BTreeMap<(String, Uuid), Document>,
+    documents: BTreeMap<(String, Uuid), Document>,
     /// Rows that contradict others.
     pub(super) mismatched: Vec<String>,
     /// Dead letters.
@@ -50,9 +50,9 @@ pub(super) struct User {
 }
 
 #[derive(Debug)]
-pub(super) struct Document {
+struct Document {
     version: i64,
-    pub(super) deleted: bool,
+    deleted: bool,
     post: Option<Uuid>,
 }
 
@@ -190,6 +190,13 @@ impl Rows {
             }
         }
         wrong
+    }
+
+    /// How many documents of a kind an index holds: those under a post that is gone leave it with the post.
+    pub(super) fn findable(&self, kind: &str) -> usize {
+        let is_gone = |post: &Uuid| self.documents.get(&("post".to_owned(), *post)).is_some_and(|post| post.deleted);
+        let of_kind = self.documents.iter().filter(|((of, _), _)| of == kind).map(|(_, document)| document);
+        of_kind.filter(|document| !document.deleted && !document.post.as_ref().is_some_and(is_gone)).count()
     }
 
     /// Documents that are not as the rows are, and rows without one.
