@@ -1,7 +1,6 @@
 //! The gateway as a supervised actor.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::chain::Edge;
-use crate::server::{self, Limits};
+use crate::server::{self, Limits, Socket};
 
 /// How often what no longer counts is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves HTTP as long as it lives; fails, and so is restarted by its supervisor, when the server does.
 ///
-/// `stop()` ends it after the requests in flight.
+/// `stop()` ends it after the requests in flight; [`Socket::close`] before that refuses whoever else connects.
 pub struct Gateway;
 
 /// What a gateway starts with, each time it is started.
@@ -27,8 +26,8 @@ pub struct Gateway;
 /// The socket belongs to whoever starts the gateway and outlives it: while it restarts, connections wait in the kernel.
 #[derive(Clone)]
 pub struct Arguments {
-    /// The bound socket; see [`server::bind`].
-    pub listener: Arc<TcpListener>,
+    /// The bound socket.
+    pub socket: Socket,
     /// The routes; see [`crate::build()`].
     pub router: Router,
     /// The edge around them.
@@ -66,10 +65,8 @@ impl Actor for Gateway {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<Running, ActorProcessingErr> {
-        let Arguments { listener, router, edge, metrics } = arguments;
-        let socket = listener.try_clone()?;
-        socket.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(socket)?;
+        let Arguments { socket, router, edge, metrics } = arguments;
+        let listener = socket.listener()?;
         let limits = Limits::from(&edge.config);
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {

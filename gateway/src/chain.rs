@@ -9,14 +9,14 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::MatchedPath;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
@@ -35,18 +35,25 @@ pub struct Edge {
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) limits: RateLimits,
     in_flight: AtomicUsize,
+    leaving: AtomicBool,
 }
 
 impl Edge {
     /// The shared part of a gateway.
     pub fn new(config: GatewayConfig, verifier: Arc<Verifier>) -> Arc<Self> {
         let limits = RateLimits::new(&config.quotas, config.rate_limit_keys_max);
-        Arc::new(Self { config, verifier, limits, in_flight: AtomicUsize::new(0) })
+        Arc::new(Self { config, verifier, limits, in_flight: AtomicUsize::new(0), leaving: AtomicBool::new(false) })
     }
 
     /// Requests whose response has not begun.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Asks every client to come back over another connection: answers are the last of theirs from now on. What remains
+    /// open is idle when the server stops, and no request meets a connection that is being closed.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Forgets what no longer counts: full quotas, revocations of expired tokens. To be called every second or so.
@@ -131,6 +138,8 @@ where
             timeout: None,
             record: Record {
                 started,
+                // HTTP/2 has a way of its own to say so.
+                may_close: request.version() < Version::HTTP_2,
                 method: request.method().clone(),
                 uri: request.uri().clone(),
                 request_id: context.request_id.clone(),
@@ -261,6 +270,7 @@ where
 /// What is needed of a request when it ends.
 struct Record {
     started: Instant,
+    may_close: bool,
     method: Method,
     uri: Uri,
     request_id: HeaderValue,
@@ -309,6 +319,9 @@ impl Record {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
         if let Some(verdict) = self.verdict {
             self.edge.limits.write_headers(verdict, headers);
+        }
+        if self.may_close && self.edge.leaving.load(Ordering::Relaxed) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.trace.parent_id.is_some()
             && let Ok(value) = HeaderValue::try_from(self.trace.traceparent())

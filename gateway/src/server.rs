@@ -6,17 +6,18 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service;
 
 use crate::config::GatewayConfig;
@@ -34,6 +35,8 @@ const BUFFER_BYTES_MIN: usize = 8 * 1024;
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long to wait for the rest of a preface that arrived in pieces, between two looks.
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+/// How long a connection that was taken at the last moment may take to ask for something.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(100);
 /// How long to wait when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,6 +76,51 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
+/// A bound socket that outlives the servers on it. Copies are the same socket.
+#[derive(Debug, Clone)]
+pub struct Socket(Arc<Mutex<Option<std::net::TcpListener>>>);
+
+impl Socket {
+    /// As [`bind`].
+    ///
+    /// # Errors
+    /// What the system says, for instance that the address is in use.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        bind(address).map(|listener| Self(Arc::new(Mutex::new(Some(listener)))))
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When it was closed.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.with(std::net::TcpListener::local_addr)
+    }
+
+    /// For one server.
+    ///
+    /// # Errors
+    /// When it was closed, or no file descriptor is left.
+    pub fn listener(&self) -> io::Result<TcpListener> {
+        let listener = self.with(std::net::TcpListener::try_clone)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    }
+
+    /// Lets go of it: once the servers on it have been told to stop, whoever connects is refused and goes elsewhere,
+    /// instead of waiting in the kernel for a server that does not come.
+    pub fn close(&self) {
+        self.0.lock().expect("no panic under this lock").take();
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&std::net::TcpListener) -> io::Result<T>) -> io::Result<T> {
+        match &*self.0.lock().expect("no panic under this lock") {
+            Some(listener) => look(listener),
+            None => Err(io::Error::new(io::ErrorKind::NotConnected, "the socket was closed")),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
@@ -82,18 +130,20 @@ enum Phase {
 
 /// Serves `router` on `listener` until `stop` resolves, then finishes what is in flight.
 ///
-/// Dropping the future stops accepting; connections finish the request they are at.
+/// From `stop` on nobody can connect. Dropping the future stops accepting; connections finish the request they are at.
 ///
 /// # Errors
 /// If the listener fails for good.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: impl Future<Output = ()>) -> io::Result<()> {
     let (phase, watched) = watch::channel(Phase::Serving);
     let permits = Arc::new(Semaphore::new(limits.connections_max));
-    let accepting = accept(&listener, router, limits, &permits, &watched);
+    let server = Server { router, limits, permits: permits.clone(), phase: watched };
     tokio::select! {
-        result = accepting => return result,
+        result = server.accept(&listener) => return result,
         () = stop => {}
     }
+    server.accept_pending(&listener);
+    drop(listener);
     phase.send_replace(Phase::Draining);
     let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
     if tokio::time::timeout(limits.drain_timeout, permits.acquire_many(all)).await.is_err() {
@@ -104,27 +154,41 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
     Ok(())
 }
 
-async fn accept(
-    listener: &TcpListener,
+struct Server {
     router: Router,
     limits: Limits,
-    permits: &Arc<Semaphore>,
-    phase: &watch::Receiver<Phase>,
-) -> io::Result<()> {
-    loop {
-        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) if is_of_the_connection(&error) => continue,
-            Err(error) if is_shortage(&error) => {
-                tracing::warn!("cannot accept a connection for the moment: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+    permits: Arc<Semaphore>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Server {
+    async fn accept(&self, listener: &TcpListener) -> io::Result<()> {
+        loop {
+            let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            match listener.accept().await {
+                Ok((stream, peer)) => self.spawn(stream, peer, permit),
+                Err(error) if is_of_the_connection(&error) => {}
+                Err(error) if is_shortage(&error) => {
+                    tracing::warn!("cannot accept a connection for the moment: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        };
-        let handler = Handler { router: router.clone(), peer: Peer(peer.ip()) };
-        let phase = phase.clone();
+        }
+    }
+
+    /// Takes whom the kernel has connected already: they believe to have been accepted.
+    fn accept_pending(&self, listener: &TcpListener) {
+        while let Ok(permit) = self.permits.clone().try_acquire_owned()
+            && let Some(Ok((stream, peer))) = listener.accept().now_or_never()
+        {
+            self.spawn(stream, peer, permit);
+        }
+    }
+
+    fn spawn(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        let handler = Handler { router: self.router.clone(), peer: Peer(peer.ip()) };
+        let (limits, phase) = (self.limits, self.phase.clone());
         tokio::spawn(async move {
             if let Err(error) = connection(stream, handler, limits, phase).await {
                 tracing::debug!(client.address = %peer, "closed a connection: {error}");
@@ -156,8 +220,8 @@ async fn connection(
     stream.set_nodelay(true)?;
     let is_http2 = tokio::select! {
         found = tokio::time::timeout(limits.header_timeout, is_http2(&stream)) => found??,
-        // It has asked for nothing yet.
-        _ = phase.wait_for(|phase| *phase != Phase::Serving) => return Ok(()),
+        // It has asked for nothing yet, and has had a moment to.
+        () = drained(&mut phase) => return Ok(()),
     };
     let io = TokioIo::new(stream);
     if is_http2 {
@@ -178,6 +242,13 @@ async fn connection(
             .serve_connection(io, handler);
         finish(connection, |connection| connection.graceful_shutdown(), phase).await
     }
+}
+
+/// Ends a moment after the server has begun to drain.
+async fn drained(phase: &mut watch::Receiver<Phase>) {
+    // An error means that the server is gone.
+    let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
+    tokio::time::sleep(FIRST_REQUEST_WITHIN).await;
 }
 
 /// Drives a connection to its end; graceful once the server drains, at once when it is cut.

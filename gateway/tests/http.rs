@@ -47,7 +47,8 @@ struct Edged {
     address: SocketAddr,
     actor: ractor::ActorRef<actor::Message>,
     handle: tokio::task::JoinHandle<()>,
-    listener: Arc<std::net::TcpListener>,
+    socket: server::Socket,
+    edge: Arc<Edge>,
     entered: Arc<Notify>,
     release: Arc<Notify>,
     verifier: Arc<Verifier>,
@@ -82,12 +83,12 @@ impl Edged {
         let edge = Edge::new(config, verifier.clone());
         let parts = Parts { api, admin: axum::Router::new(), health: Arc::new(Always(health)), metrics: metrics_handle() };
         let router = rookery_gateway::build(&edge, parts).unwrap();
-        let listener = Arc::new(server::bind("127.0.0.1:0".parse().unwrap()).unwrap());
-        let address = listener.local_addr().unwrap();
-        let arguments = actor::Arguments { listener: listener.clone(), router, edge, metrics: metrics_handle() };
+        let socket = server::Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let arguments = actor::Arguments { socket: socket.clone(), router, edge: edge.clone(), metrics: metrics_handle() };
         let (actor, handle) = Actor::spawn(None, Gateway, arguments).await.unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { address, actor, handle, listener, entered, release, verifier, client }
+        Self { address, actor, handle, socket, edge, entered, release, verifier, client }
     }
 
     fn url(&self, path: &str) -> String {
@@ -326,6 +327,37 @@ async fn stopping_finishes_the_requests_in_flight() {
 }
 
 #[tokio::test]
+async fn whoever_connects_while_a_node_stops_is_refused_and_goes_elsewhere() {
+    let edge = Edged::start().await;
+    let waiting = tokio::spawn(edge.client.get(edge.url("/api/v1/wait")).send());
+    edge.entered.notified().await;
+    edge.socket.close();
+    edge.actor.stop(None);
+    let refused = async {
+        while TcpStream::connect(edge.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), refused).await.expect("the socket is closed before the last answer");
+    edge.release.notify_one();
+    assert_eq!(waiting.await.unwrap().unwrap().text().await.unwrap(), "released");
+    edge.handle.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_serves_and_sends_its_clients_elsewhere() {
+    let edge = Edged::start().await;
+    assert_eq!(edge.get("/api/v1/hello").await.headers().get("connection"), None);
+    edge.edge.leave();
+    let mut socket = TcpStream::connect(edge.address).await.unwrap();
+    socket.write_all(b"GET /api/v1/hello HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let closed = tokio::time::timeout(Duration::from_secs(5), socket.read_to_string(&mut answer)).await;
+    assert!(closed.is_ok(), "the connection ends with the answer");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_connection_made_between_two_gateways_is_served_by_the_second() {
     let first = Edged::start().await;
     first.actor.stop(None);
@@ -339,7 +371,7 @@ async fn a_connection_made_between_two_gateways_is_served_by_the_second() {
         metrics: metrics_handle(),
     };
     let router = rookery_gateway::build(&edge, parts).unwrap();
-    let arguments = actor::Arguments { listener: first.listener, router, edge, metrics: metrics_handle() };
+    let arguments = actor::Arguments { socket: first.socket, router, edge, metrics: metrics_handle() };
     let _second = Actor::spawn(None, Gateway, arguments).await.unwrap();
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
 }

@@ -11,12 +11,14 @@ mod janitor;
 mod services;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    io,
+    net::SocketAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use metrics_exporter_prometheus::PrometheusHandle;
 use rookery_actors::{
     comments::Comments,
@@ -32,7 +34,7 @@ use rookery_actors::{
         token::RefreshTokens,
     },
 };
-use rookery_gateway::server;
+use rookery_gateway::server::Socket;
 
 use self::{
     cluster::Cluster,
@@ -51,6 +53,9 @@ use crate::{
     secret,
 };
 
+/// A stop takes no longer, the private Postgres aside.
+const STOP_WITHIN: Duration = Duration::from_secs(14);
+
 /// A node in the roles that it was given.
 pub struct Node {
     /// The effective configuration.
@@ -60,10 +65,11 @@ pub struct Node {
     /// Where the gateway listens, if the node has that role.
     pub gateway: Option<SocketAddr>,
     /// Where the health of its services can be asked.
-    pub health: Vec<(Role, SocketAddr)>,
+    pub health_ports: Vec<(Role, SocketAddr)>,
     /// What the node is made of, for status.
     pub started: Instant,
     data: DataDir,
+    health: Arc<NodeHealth>,
     tree: SupervisorRef,
     databases: Databases,
     cluster: Option<cluster::Running>,
@@ -116,11 +122,11 @@ impl Node {
         let data = DataDir::lock(&config.data_dir)?;
         let secret = secret::of(&config, data.path())?;
         // The sockets first: a port in use is found before anything else is started, and nobody is refused later.
-        let listener = match roles.has(Role::Gateway) {
-            true => Some(Arc::new(bind(config.gateway.listen)?)),
+        let socket = match roles.has(Role::Gateway) {
+            true => Some(named(config.gateway.listen, Socket::bind(config.gateway.listen))?),
             false => None,
         };
-        let gateway = listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
+        let gateway = socket.as_ref().map(Socket::local_addr).transpose()?;
         let ports = health::Ports::bind(&config)?;
         let health_ports = ports.addresses()?;
 
@@ -135,8 +141,8 @@ impl Node {
         let bridges = Arc::new(bridges(&services, &events));
         let faces = faces(&config, &secret, &services, data.path()).await?;
 
-        let front = match listener {
-            Some(listener) => Some((Front::new(&config, &faces, &services, &events, &secret).await?, listener)),
+        let front = match socket {
+            Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secret).await?, socket)),
             None => None,
         };
         let breakers = front.as_ref().map(|(front, _)| Arc::clone(&front.breakers));
@@ -152,8 +158,8 @@ impl Node {
             admin::router(Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed)));
         let health = Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()));
         let front = match front {
-            Some((front, listener)) => {
-                Some(front.listen(listener, &tree, administration.clone(), health.clone(), metrics.clone()).await?)
+            Some((front, socket)) => {
+                Some(front.listen(socket, &tree, administration.clone(), health.clone(), metrics.clone()).await?)
             }
             None => None,
         };
@@ -166,17 +172,18 @@ impl Node {
             config,
             faces,
             gateway,
-            health: health_ports,
+            health_ports,
+            health,
             started,
             data,
             tree,
             databases,
             cluster,
             front,
-            users: users.erase(),
-            posts: posts.erase(),
-            comments: comments.erase(),
-            search: search.erase(),
+            users: Box::new(users),
+            posts: Box::new(posts),
+            comments: Box::new(comments),
+            search: Box::new(search),
             bridges,
             admin,
             events,
@@ -211,23 +218,39 @@ impl Node {
         format!("the shards of {service} failed too often; the log says why")
     }
 
-    /// Stops in order; what was acknowledged is in the database.
+    /// Stops in order; what was acknowledged is in the database. Takes less than 15 s, and what was not done by then, the
+    /// other nodes do; the private Postgres of a node that is alone may take longer for its last checkpoint.
     pub async fn stop(self) {
-        self.admin.close();
+        // First of all, and at once: whoever looks whether we are ready looks elsewhere from now on.
+        self.health.leave();
         self.reporter.drain();
-        if let Some(front) = self.front {
-            front.stop().await;
-        }
-        self.tree.stop().await;
-        for bridge in self.bridges.iter() {
-            bridge.bridge.stop();
-        }
-        self.events.stop().await;
-        tokio::join!(self.search.stop(), self.comments.stop(), self.posts.stop(), self.users.stop());
-        self.faces.search.closed().await;
-        self.reporter.leave().await;
-        if let Some(cluster) = self.cluster {
-            cluster.stop().await;
+        self.admin.close();
+        let (is_alone, grace) = (self.config.is_alone(), self.config.gateway.drain);
+        let services = [self.users, self.posts, self.comments, self.search];
+        let in_order = async {
+            if let Some(front) = self.front {
+                if !is_alone {
+                    front.leave();
+                    tokio::time::sleep(grace).await;
+                }
+                front.stop().await;
+            }
+            // The other nodes ask us for what they do not have yet: all that serves them stays until they have it.
+            join_all(services.iter().map(|service| service.drain())).await;
+            for bridge in self.bridges.iter() {
+                bridge.bridge.stop();
+            }
+            self.events.stop().await;
+            join_all(services.into_iter().map(|service| service.stop())).await;
+            self.faces.search.closed().await;
+            self.reporter.leave().await;
+            if let Some(cluster) = self.cluster {
+                cluster.stop().await;
+            }
+            self.tree.stop().await;
+        };
+        if tokio::time::timeout(STOP_WITHIN, in_order).await.is_err() {
+            tracing::warn!("did not get everything done in {} s, and stops all the same", STOP_WITHIN.as_secs());
         }
         self.ports.stop();
         self.databases.stop().await;
@@ -235,8 +258,9 @@ impl Node {
     }
 }
 
-fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    server::bind(address).with_context(|| format!("cannot listen on {address}"))
+/// Says which address is not to be had.
+fn named<T>(address: SocketAddr, bound: io::Result<T>) -> anyhow::Result<T> {
+    bound.with_context(|| format!("cannot listen on {address}"))
 }
 
 fn bridges(services: &services::Started, events: &Events) -> Vec<NamedBridge> {

@@ -98,7 +98,7 @@ impl Signals {
 
 /// Where the node listens, and a first request that works.
 fn greet(node: &Node) {
-    let health = match node.health.as_slice() {
+    let health = match node.health_ports.as_slice() {
         [] => "as the gateway's".to_owned(),
         ports => health(ports.iter().copied()),
     };

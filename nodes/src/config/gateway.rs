@@ -24,6 +24,8 @@ pub struct Gateway {
     pub request_timeout: Duration,
     /// Time to send the request's head.
     pub header_timeout: Duration,
+    /// From the wish to stop, when the node is no longer ready, until it takes no more connections; unless it is alone.
+    pub drain: Duration,
     /// Open connections.
     pub connections_max: usize,
     /// Requests in work at the same time.
@@ -44,6 +46,7 @@ impl Default for Gateway {
             body_limit_bytes: 512 << 10,
             request_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(5),
+            drain: Duration::from_millis(500),
             connections_max: 16_384,
             concurrency_max: 2_048,
             cors_origins: vec![CorsOrigin::Any],
@@ -60,6 +63,7 @@ impl Section for Gateway {
         visitor.knob("body_limit_bytes", &mut knob::bytes(&mut self.body_limit_bytes, KIB..=64 * MIB));
         visitor.knob("request_timeout_ms", &mut knob::millis(&mut self.request_timeout, 100..=300_000));
         visitor.knob("header_timeout_ms", &mut knob::millis(&mut self.header_timeout, 100..=60_000));
+        visitor.knob("drain_ms", &mut knob::millis(&mut self.drain, 0..=5_000));
         visitor.knob("connections_max", &mut knob::count(&mut self.connections_max, 1..=1_000_000));
         visitor.knob("concurrency_max", &mut knob::count(&mut self.concurrency_max, 1..=1_000_000));
         visitor.knob("cors_origins", &mut knob::list(&mut self.cors_origins));

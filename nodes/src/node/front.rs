@@ -1,6 +1,6 @@
 //! The gateway of a node that has the role: keys, edge and routes, and the supervised actor that serves them.
 
-use std::{net::TcpListener, num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -19,6 +19,7 @@ use rookery_gateway::{
     issuer::Issuer,
     limits::{Allowance, Quotas},
     routes::{self, Api},
+    server::Socket,
 };
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
@@ -28,6 +29,9 @@ use crate::{
     config::{Config, Rate, Rates},
     user_news,
 };
+
+/// Time for the requests in flight when it stops: less than a supervisor gives its child.
+const FINISH_WITHIN: Duration = Duration::from_secs(4);
 
 /// The child of the node's tree that serves HTTP.
 const CHILD: &str = "gateway";
@@ -78,7 +82,7 @@ impl Front {
     /// Starts the actor on a bound socket.
     pub(super) async fn listen(
         self,
-        listener: Arc<TcpListener>,
+        socket: Socket,
         tree: &SupervisorRef,
         administration: axum::Router,
         health: Arc<dyn Health>,
@@ -86,7 +90,7 @@ impl Front {
     ) -> anyhow::Result<Listening> {
         let parts = Parts { api: routes::router(self.api), admin: administration, health, metrics: metrics.clone() };
         let router = rookery_gateway::build(&self.edge, parts)?;
-        let arguments = Arguments { listener, router, edge: self.edge, metrics };
+        let arguments = Arguments { socket: socket.clone(), router, edge: Arc::clone(&self.edge), metrics };
         let child = ChildSpec::new(CHILD, move |supervisor| {
             let arguments = arguments.clone();
             async move {
@@ -95,7 +99,7 @@ impl Front {
             }
         });
         tree.start_child(child).await?;
-        Ok(Listening { tree: tree.clone(), user_news: self.user_news })
+        Ok(Listening { tree: tree.clone(), socket, edge: self.edge, user_news: self.user_news })
     }
 
     /// What signs and verifies with other keys from now on.
@@ -112,12 +116,20 @@ impl Front {
 /// A gateway at work.
 pub(super) struct Listening {
     tree: SupervisorRef,
+    socket: Socket,
+    edge: Arc<Edge>,
     user_news: JoinHandle<()>,
 }
 
 impl Listening {
-    /// Finishes the requests in flight.
+    /// Goes on serving, and asks clients to come back over other connections.
+    pub(super) fn leave(&self) {
+        self.edge.leave();
+    }
+
+    /// Refuses new connections and finishes the requests in flight.
     pub(super) async fn stop(self) {
+        self.socket.close();
         if let Err(error) = self.tree.stop_child(CHILD).await {
             tracing::debug!(%error, "the gateway had stopped already");
         }
@@ -149,7 +161,7 @@ fn for_gateway(key: &keys::SigningKey) -> anyhow::Result<auth::SigningKey> {
 
 fn settings(config: &Config) -> anyhow::Result<GatewayConfig> {
     let of = &config.gateway;
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let allowance = |rate: Rate| {
         let positive = |count| NonZeroU32::new(count).context("a rate of zero allows nothing");
         anyhow::Ok(Allowance { per_minute: positive(rate.per_minute)?, burst: positive(rate.burst)? })
@@ -160,6 +172,7 @@ fn settings(config: &Config) -> anyhow::Result<GatewayConfig> {
         body_limit_bytes: of.body_limit_bytes,
         request_timeout_ms: millis(of.request_timeout),
         header_timeout_ms: millis(of.header_timeout),
+        drain_timeout_ms: millis(FINISH_WITHIN),
         connections_max: of.connections_max,
         requests_max: of.concurrency_max,
         rate_limits: of.rate_limits,

@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,7 @@ use rookery_actors::{runtime::Runtime, service::Service, supervisor::SupervisorR
 use rookery_gateway::{
     GatewayConfig, Services,
     health::{self, Health, Probe, Report, Status},
-    server::Limits,
+    server::{self, Limits},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -42,6 +45,7 @@ pub(super) struct NodeHealth {
     is_gateway: bool,
     /// Nobody else could serve what is not served here.
     is_alone: bool,
+    leaving: AtomicBool,
     bridges: Arc<Vec<NamedBridge>>,
     breakers: Option<Arc<Services>>,
     tree: SupervisorRef,
@@ -125,7 +129,24 @@ impl NodeHealth {
             OnThisNode::boxed(&services.search),
         ];
         let (is_gateway, is_alone) = (config.node.roles.has(Role::Gateway), config.is_alone());
-        Self { started, services, is_gateway, is_alone, bridges: Arc::clone(bridges), breakers, tree, kafka }
+        Self {
+            started,
+            services,
+            is_gateway,
+            is_alone,
+            leaving: AtomicBool::new(false),
+            bridges: Arc::clone(bridges),
+            breakers,
+            tree,
+            kafka,
+        }
+    }
+}
+
+impl NodeHealth {
+    /// Not ready any more, whatever still works: balancers are to look elsewhere.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 }
 
@@ -133,6 +154,10 @@ impl Health for NodeHealth {
     fn report(&self) -> BoxFuture<'_, Report> {
         async move {
             let mut probes = BTreeMap::new();
+            if self.leaving.load(Ordering::Relaxed) {
+                let detail = Some("it is stopping".to_owned());
+                probes.insert("node".to_owned(), Probe { status: Status::Failed, latency_ms: None, detail });
+            }
             let needed: Vec<_> = self.services.iter().filter(|service| self.is_gateway || service.is_member()).collect();
             let databases = join_all(needed.iter().map(|service| service.database())).await;
             for (service, database) in needed.into_iter().zip(databases) {
@@ -191,7 +216,10 @@ pub(super) struct Serving {
 impl Ports {
     pub(super) fn bind(config: &Config) -> anyhow::Result<Self> {
         let services = config.node.roles.iter().filter_map(|role| Some((role, config.services.of(role)?)));
-        services.map(|(role, service)| Ok((role, super::bind(service.listen)?))).collect::<Result<_, _>>().map(Self)
+        services
+            .map(|(role, service)| Ok((role, super::named(service.listen, server::bind(service.listen))?)))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Where they are.
@@ -209,7 +237,7 @@ impl Ports {
             let limits = Limits::from(&GatewayConfig::default());
             let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
             tasks.push(tokio::spawn(async move {
-                if let Err(error) = rookery_gateway::server::serve(listener, router, limits, stop).await {
+                if let Err(error) = server::serve(listener, router, limits, stop).await {
                     tracing::error!(%error, "a health port ended");
                 }
             }));

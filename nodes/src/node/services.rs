@@ -3,14 +3,13 @@
 //! A service without a membership owns no shard, and answers what SQL alone can answer.
 
 use std::{
-    future::Future,
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use futures_util::future::{BoxFuture, FutureExt};
 use rookery_actors::{
     comments::service::CommentService,
     ids::Incarnation,
@@ -35,7 +34,7 @@ use crate::{
 };
 
 /// How long a stop waits until the other nodes have what was served here; they take the rest when we have left.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_MAX: Duration = Duration::from_secs(6);
 
 /// A service at work.
 pub(super) struct Running<S: Service> {
@@ -54,13 +53,37 @@ enum Part {
 }
 
 /// A service that only has to be stopped.
-pub(super) struct RunningService {
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+pub(super) type RunningService = Box<dyn Leaving>;
+
+/// How a service ends.
+pub(super) trait Leaving: Send {
+    /// Gives its shards to the other nodes, and serves those that it still has.
+    fn drain(&self) -> BoxFuture<'_, ()>;
+    /// Answers what waits for a commit, gives up what is left, and signs off.
+    fn stop(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
-impl RunningService {
-    pub(super) async fn stop(self) {
-        self.stop.await;
+impl<S: Service> Leaving for Running<S> {
+    fn drain(&self) -> BoxFuture<'_, ()> {
+        async move {
+            if let Part::Member(ownership) = &self.part
+                && !ownership.drain(DRAIN_MAX).await
+            {
+                tracing::warn!(service.name = S::NAME, "not all shards were handed over; the others take the rest");
+            }
+        }
+        .boxed()
+    }
+
+    fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move {
+            // The lease lasts until the last commit has been answered.
+            self.runtime.stop().await;
+            if let Part::Member(ownership) = self.part {
+                ownership.leave().await;
+            }
+        }
+        .boxed()
     }
 }
 
@@ -78,20 +101,6 @@ impl<S: Service> Running<S> {
             Part::None => return,
         };
         routes.follow(S::NAME, contact, tasks);
-    }
-
-    pub(super) fn erase(self) -> RunningService {
-        let stop = Box::pin(async move {
-            if let Part::Member(ownership) = &self.part {
-                ownership.drain(DRAIN_MAX).await;
-            }
-            // The lease lasts until the last commit has been answered.
-            self.runtime.stop().await;
-            if let Part::Member(ownership) = self.part {
-                ownership.leave().await;
-            }
-        });
-        RunningService { stop }
     }
 }
 

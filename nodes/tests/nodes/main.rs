@@ -3,3 +3,4 @@
 mod fleet;
 mod process;
 mod roles;
+mod stop;

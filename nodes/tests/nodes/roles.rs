@@ -10,10 +10,10 @@ use crate::process::{Running, rookery, run, status};
 const SECRET: &str = "a secret that all nodes of the test share";
 
 /// The databases that the nodes of a test share.
-struct Shared(Vec<(Database, String)>);
+pub(crate) struct Shared(Vec<(Database, String)>);
 
 impl Shared {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let postgres = TestPostgres::shared();
         let mut urls = Vec::new();
         for database in Database::ALL {
@@ -23,7 +23,7 @@ impl Shared {
         Self(urls)
     }
 
-    fn node(&self, name: &str, roles: &str) -> Command {
+    pub(crate) fn node(&self, name: &str, roles: &str) -> Command {
         let mut command = rookery(&["node", "--name", name, "--roles", roles]);
         command.env("ROOKERY__SECRET", SECRET);
         for (database, url) in &self.0 {
