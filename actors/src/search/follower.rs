@@ -135,6 +135,8 @@ pub(crate) struct Follower {
     held: watch::Receiver<()>,
     /// Up to here there is nothing more to read, whatever the index says of itself.
     caught_up: Seq,
+    /// A write has failed: the index is to be built anew.
+    doubtful: bool,
 }
 
 /// Why a step of following failed.
@@ -158,7 +160,7 @@ impl Follower {
         obstacle: Obstacle,
         held: watch::Receiver<()>,
     ) -> Self {
-        Self { runtime, shard, partition: Some(partition), visible, rebuilds, obstacle, held, caught_up: 0 }
+        Self { runtime, shard, partition: Some(partition), visible, rebuilds, obstacle, held, caught_up: 0, doubtful: false }
     }
 
     /// Follows until the replica is dropped or the runtime stops, then closes the index.
@@ -191,6 +193,8 @@ impl Follower {
                 }
                 Err(error) => {
                     tracing::warn!(shard.id = %self.shard, %error, "an index cannot follow, it tries again");
+                    // Nobody can tell what a write that failed has left behind, on a full disk say; the index is disposable.
+                    self.doubtful |= !matches!(error, FollowError::Documents(_));
                     self.recover().await;
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
@@ -215,11 +219,15 @@ impl Follower {
     /// Takes in what the shard has committed. First how far it has come was asked, now its documents are read: so they
     /// contain all that the positions promise.
     async fn step(&mut self, head: Seq, positions: HashMap<Source, Seq>) -> Result<Step, FollowError> {
-        if let Some(number) = self.rebuilds.wanted() {
+        let wanted = self.rebuilds.wanted();
+        if wanted.is_some() || self.doubtful {
             self.rebuild(head, &positions).await?;
+            self.doubtful = false;
             self.caught_up = head;
             self.visible.publish(positions);
-            self.rebuilds.done(number);
+            if let Some(number) = wanted {
+                self.rebuilds.done(number);
+            }
             return Ok(Step::CaughtUp { documents: 0 });
         }
         let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
