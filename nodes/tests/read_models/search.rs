@@ -35,33 +35,33 @@ fn for_words(words: &str) -> Search {
 
 /// How many documents a node finds; none: not all partitions answered.
 async fn found(node: &Node, words: &str) -> Option<u64> {
-    let found = node.search.search(for_words(words), None, deadline()).await.ok()?;
+    let found = node.search().search(for_words(words), None, deadline()).await.ok()?;
     (!found.partial).then_some(found.hits.total)
 }
 
 /// How many nodes have a replica of each partition.
 fn copies(world: &World) -> Vec<usize> {
-    let has = |node: &&Node, partition| node.search.replicas().contains(&(ShardId(partition), true));
+    let has = |node: &&Node, partition| node.search().replicas().contains(&(ShardId(partition), true));
     (0..PARTITIONS).map(|partition| world.nodes.iter().filter(|node| has(node, partition)).count()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_finds_what_lies_elsewhere() {
-    let world = World::of(4).await;
+    let world = World::with_search(4).await;
     eventually("every partition has two replicas", async || copies(&world).iter().all(|copies| *copies == 2)).await;
     let documents: Vec<_> = (0..40).map(|_| document("it weaves algebraic patterns")).collect();
-    world.nodes[0].search.put(documents).await.unwrap();
+    world.nodes[0].search().put(documents).await.unwrap();
     for node in &world.nodes {
-        eventually("nobody has everything", async || node.search.replicas().len() < usize::from(PARTITIONS)).await;
+        eventually("nobody has everything", async || node.search().replicas().len() < usize::from(PARTITIONS)).await;
         eventually("everything is found", async || found(node, "weaving").await == Some(40)).await;
-        assert_eq!(node.search.document_count(deadline()).await, 40);
+        assert_eq!(node.search().document_count(deadline()).await, 40);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_joins_builds_its_replicas_while_the_others_serve() {
-    let mut world = World::of(2).await;
-    world.nodes[0].search.put((0..40).map(|_| document("it weaves")).collect()).await.unwrap();
+    let mut world = World::with_search(2).await;
+    world.nodes[0].search().put((0..40).map(|_| document("it weaves")).collect()).await.unwrap();
     for node in &world.nodes {
         eventually("everything is found", async || found(node, "weaves").await == Some(40)).await;
     }
@@ -70,7 +70,7 @@ async fn a_node_that_joins_builds_its_replicas_while_the_others_serve() {
         for node in &world.nodes[..2] {
             assert_eq!(found(node, "weaves").await, Some(40));
         }
-        copies(&world).iter().all(|copies| *copies == 2) && !world.nodes[2].search.replicas().is_empty()
+        copies(&world).iter().all(|copies| *copies == 2) && !world.nodes[2].search().replicas().is_empty()
     })
     .await;
     for node in &world.nodes {
@@ -80,9 +80,9 @@ async fn a_node_that_joins_builds_its_replicas_while_the_others_serve() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_goes_leaves_a_replica_of_everything() {
-    let world = World::of(3).await;
+    let world = World::with_search(3).await;
     eventually("every partition has two replicas", async || copies(&world).iter().all(|copies| *copies == 2)).await;
-    world.nodes[0].search.put((0..40).map(|_| document("it weaves")).collect()).await.unwrap();
+    world.nodes[0].search().put((0..40).map(|_| document("it weaves")).collect()).await.unwrap();
     eventually("everything is found", async || found(&world.nodes[0], "weaves").await == Some(40)).await;
     eventually("also by the others", async || found(&world.nodes[1], "weaves").await == Some(40)).await;
     world.network.cut_off("n3", true);
@@ -92,10 +92,10 @@ async fn a_node_that_goes_leaves_a_replica_of_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_waits_for_its_token_at_the_replica_that_answers() {
-    let world = World::of(4).await;
+    let world = World::with_search(4).await;
     let mut bridges = Vec::new();
     for node in &world.nodes {
-        bridges.push(node.bridge(Topic::Posts, node.posts.runtime(), node.search.runtime()));
+        bridges.push(node.bridge(Topic::Posts, node.posts.runtime(), node.search().runtime()));
     }
     eventually("every partition has two replicas", async || copies(&world).iter().all(|copies| *copies == 2)).await;
     for n in 0..8_u64 {
@@ -105,7 +105,7 @@ async fn a_search_waits_for_its_token_at_the_replica_that_answers() {
         let token = SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key };
         let asker = &world.nodes[(n as usize + 1) % 4];
         let search = Search { limit: 50, ..for_words("engine") };
-        let found = asker.search.search(search, Some((token, Duration::from_secs(10))), deadline()).await.unwrap();
+        let found = asker.search().search(search, Some((token, Duration::from_secs(10))), deadline()).await.unwrap();
         assert!(found.hits.items.iter().any(|hit| hit.id == key), "{n}: {found:?}");
     }
     bridges.iter().for_each(|bridge| bridge.stop());
@@ -113,9 +113,9 @@ async fn a_search_waits_for_its_token_at_the_replica_that_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_builds_the_indexes_of_all_nodes() {
-    let world = World::of(3).await;
-    world.nodes[0].search.put((0..20).map(|_| document("it weaves")).collect()).await.unwrap();
-    world.nodes[1].search.rebuild(Duration::from_secs(10)).await.unwrap();
+    let world = World::with_search(3).await;
+    world.nodes[0].search().put((0..20).map(|_| document("it weaves")).collect()).await.unwrap();
+    world.nodes[1].search().rebuild(Duration::from_secs(10)).await.unwrap();
     for node in &world.nodes {
         eventually("everything is found", async || found(node, "weaves").await == Some(20)).await;
     }

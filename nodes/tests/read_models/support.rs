@@ -49,6 +49,7 @@ pub(crate) struct World {
     pub(crate) network: TestNetwork,
     pub(crate) nodes: Vec<Node>,
     databases: [Config; 4],
+    searching: bool,
 }
 
 /// A node with all services.
@@ -57,20 +58,28 @@ pub(crate) struct Node {
     pub(crate) posts: Posts,
     pub(crate) comments: Runtime<CommentService>,
     pub(crate) log: Arc<EmbeddedLog>,
-    pub(crate) search: SearchFace,
-    _indexes: tempfile::TempDir,
+    indexes: Option<(SearchFace, tempfile::TempDir)>,
 }
 
 impl World {
     /// So many nodes, `n1` first. Shard `s` of every service is served by the node at `s % nodes`.
     pub(crate) async fn of(nodes: usize) -> Self {
+        Self::start(nodes, false).await
+    }
+
+    /// The same with indexes, which ask each other of their own accord.
+    pub(crate) async fn with_search(nodes: usize) -> Self {
+        Self::start(nodes, true).await
+    }
+
+    async fn start(nodes: usize, searching: bool) -> Self {
         // A story that fails tells what the services thought of it.
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_test_writer().try_init();
         let postgres = TestPostgres::shared();
         let databases = [Database::Users, Database::Posts, Database::Comments, Database::Search];
         let databases = futures_util::future::join_all(databases.map(|one| postgres.fresh_database(one))).await;
         let databases = databases.try_into().expect("one for each");
-        let mut world = Self { network: TestNetwork::default(), nodes: Vec::new(), databases };
+        let mut world = Self { network: TestNetwork::default(), nodes: Vec::new(), databases, searching };
         for _ in 0..nodes {
             world.join(nodes).await;
         }
@@ -91,13 +100,16 @@ impl World {
         self.network.join(&name, &posts);
         self.network.join(&name, &comments);
         self.network.join(&name, &search);
-        let indexes = tempfile::tempdir().unwrap();
-        let search = SearchFace::open(search, &name, indexes.path()).await.unwrap();
+        let mut indexes = None;
+        if self.searching {
+            let folder = tempfile::tempdir().unwrap();
+            indexes = Some((SearchFace::open(search, &name, folder.path()).await.unwrap(), folder));
+        }
         let log = Arc::new(EmbeddedLog::new(Arc::new(users.clone()), Arc::new(posts.clone()), Arc::new(comments.clone())));
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
         let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
         let users = Users::new(users, hasher, tokens, Lifetime::default());
-        self.nodes.push(Node { users, posts: Posts::new(posts), comments, log, search, _indexes: indexes });
+        self.nodes.push(Node { users, posts: Posts::new(posts), comments, log, indexes });
     }
 
     /// Moves a shard of a service from the node that serves it to another.
@@ -114,6 +126,10 @@ impl Node {
     /// Carries one topic into one service, as far as that is this node's to do.
     pub(crate) fn bridge<F: Service, T: Service>(&self, topic: Topic, from: &Runtime<F>, to: &Runtime<T>) -> RunningBridge {
         Bridge::start(to.clone(), self.log.clone(), Arc::new(from.clone()), topic, SHARDS)
+    }
+
+    pub(crate) fn search(&self) -> &SearchFace {
+        &self.indexes.as_ref().expect("the world has indexes").0
     }
 
     pub(crate) async fn publish(&self, title: &str) -> Post {
