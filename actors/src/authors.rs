@@ -125,10 +125,9 @@ impl Authors {
 
     /// Takes note of what a record of the users' log says of an author, before the table has it.
     pub fn hear(&self, record: &Record) {
-        match record.payload.as_deref().map(serde_json::from_str).filter(|_| is_author(record)) {
-            Some(Ok(author)) => self.note(author),
-            // The projection buries it, and says so.
-            Some(Err(_)) | None => {}
+        // What does not parse the projection buries, and says so.
+        if let Some(Ok(author)) = record.payload.as_deref().map(serde_json::from_str).filter(|_| is_author(record)) {
+            self.note(author);
         }
     }
 

@@ -101,7 +101,7 @@ fn merge(heads: Vec<Head>, shards: u16, limit: usize) -> Option<Vec<Listed>> {
     // A full part may go on below its last key: what is behind that is not on this page.
     let floor = heads.iter().filter(|head| head.listed.len() < limit).filter_map(|head| head.floor).max();
     let mut listed: Vec<Listed> = heads.into_iter().flat_map(|head| head.listed).collect();
-    listed.sort_unstable_by(|a, b| b.key.cmp(&a.key));
+    listed.sort_unstable_by_key(|listed| std::cmp::Reverse(listed.key));
     listed.truncate(limit);
     let complete = match listed.last() {
         Some(last) if listed.len() == limit => floor.is_none_or(|floor| last.key >= floor),

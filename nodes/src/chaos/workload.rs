@@ -378,7 +378,7 @@ impl Worker {
         let listed = match &answer {
             Answer::Done(body) => {
                 let items = body["items"].as_array()?.iter().filter(|item| item["deleted"] == json!(false));
-                let mut listed: Vec<Arc<str>> = items.filter_map(|item| comment_text(item)).collect();
+                let mut listed: Vec<Arc<str>> = items.filter_map(comment_text).collect();
                 listed.sort_unstable();
                 Some(listed)
             }

@@ -139,7 +139,7 @@ impl Outbox {
         let window_open = self.sent - self.confirmed < WINDOW_BYTES;
         let waiting = !(self.small.is_empty() && self.large.is_empty());
         let urgent = self.ping.is_some() || self.pong.is_some() || self.must_confirm();
-        if !urgent && !(waiting && window_open) {
+        if !(urgent || waiting && window_open) {
             return None;
         }
         let mut writer = Writer::new(Header { link: self.link, received: self.received });

@@ -41,9 +41,12 @@ pub struct TestNetwork {
     shared: Arc<Shared>,
 }
 
+/// By node and service.
+type ServedByName = HashMap<(NodeName, &'static str), Arc<dyn Served>>;
+
 #[derive(Default)]
 struct Shared {
-    served: Mutex<HashMap<(NodeName, &'static str), Arc<dyn Served>>>,
+    served: Mutex<ServedByName>,
     faults: Mutex<Faults>,
     sent: Mutex<HashMap<NodeName, usize>>,
     changes: watch::Sender<u64>,
