@@ -1,7 +1,7 @@
 //! The heads of the lists that everybody asks for: ordered slices in memory, kept current by every commit.
 //!
 //! A slice holds *every* post of the shards that are served here whose key is at or above its floor; what lies below is
-//! asked of SQL. So a page is answered from memory exactly when it lies above the floors of all nodes ([`super::heads`]).
+//! asked of SQL. So a page is answered from memory exactly when it lies above the floors of all nodes (`heads.rs`).
 
 use std::{
     collections::{BTreeSet, HashMap},

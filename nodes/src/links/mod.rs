@@ -1,8 +1,8 @@
 //! Links: how the nodes of a cluster ask each other.
 //!
 //! ractor_cluster carries every message, from our region to that of the other node; around it stands what it does not
-//! have: who dials whom ([`board`]), doors with deadlines and TLS ([`door`]), a proof of the cluster's secret before
-//! anything else ([`greeting`]), heartbeats, credits, batches and deadlines ([`link`], [`outbox`]), and an answer for
+//! have: who dials whom (`board.rs`), doors with deadlines and TLS (`door.rs`), a proof of the cluster's secret before
+//! anything else (`greeting.rs`), heartbeats, credits, batches and deadlines (`link.rs`, `outbox.rs`), and an answer for
 //! every request, also when the other node is gone.
 //!
 //! ```text
