@@ -160,6 +160,8 @@ fn bearable(metadata: &Metadata<'_>) -> bool {
         "ractor" | "ractor_cluster" => metadata.is_event() && *metadata.level() <= Level::INFO,
         // Three lines for every migration of every database, each start: `rookery migrate` prints what it did.
         "refinery_core" => *metadata.level() <= Level::WARN,
+        // What the server notices when it is asked for a table that is there.
+        "tokio_postgres" => *metadata.level() <= Level::WARN,
         _ => true,
     }
 }

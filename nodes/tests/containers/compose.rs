@@ -17,6 +17,12 @@ pub(crate) struct Compose {
     // Fragments: they count where they are merged.
     #[serde(rename = "x-rookery")]
     _rookery: IgnoredAny,
+    #[serde(rename = "x-node")]
+    _node: IgnoredAny,
+    #[serde(rename = "x-node-environment")]
+    _node_environment: IgnoredAny,
+    #[serde(rename = "x-service-needs")]
+    _needs: IgnoredAny,
     #[serde(rename = "x-postgres")]
     _postgres: IgnoredAny,
     #[serde(rename = "x-postgres-environment")]

@@ -45,10 +45,21 @@ fn running(image: &[Stage]) -> &Stage {
     image.last().expect("there are stages")
 }
 
-/// What a container of ours reads: the image's variables, the service's over them, secrets from where they would be mounted.
+/// The nodes: a gateway, and one for each service.
+const NODES: [&str; 5] = ["gateway", "users", "posts", "comments", "search"];
+
+/// What a container of ours reads: the image's variables, the service's over them, secrets from where they would be mounted,
+/// and what its command says.
 fn configuration(service: &Service, secrets: &Secrets) -> Config {
     let mut variables: BTreeMap<String, String> = running(&image()).variables().collect();
     variables.extend(service.environment.clone());
+    for option in service.command.windows(2) {
+        match &*option[0] {
+            "--name" => variables.insert("ROOKERY__NODE__NAME".to_owned(), option[1].clone()),
+            "--roles" => variables.insert("ROOKERY__NODE__ROLES".to_owned(), option[1].clone()),
+            _ => None,
+        };
+    }
     read_configuration(variables.into_iter().map(|(name, value)| (name, secrets.resolve(&value))))
 }
 
@@ -57,9 +68,11 @@ fn read_configuration(variables: impl Iterator<Item = (String, String)>) -> Conf
     Config::read(None, variables).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
+/// The ports of a node that are for people, in its roles.
 fn listening(config: &Config) -> impl Iterator<Item = u16> {
-    let services = Role::ALL.iter().filter_map(|role| config.services.of(*role));
-    services.map(|service| service.listen).chain([config.gateway.listen]).map(|address| address.port())
+    let health = config.node.roles.iter().filter_map(|role| config.services.of(role)).map(|service| service.listen);
+    let gateway = config.node.roles.has(Role::Gateway).then_some(config.gateway.listen);
+    health.chain(gateway).map(|address| address.port())
 }
 
 /// The program itself says whether it has a command: it explains one that it has, and refuses any other.

@@ -6,7 +6,7 @@ use rookery::config::Role;
 use tokio_postgres::config::Host;
 
 use crate::{
-    Secrets, assert_understood, compose,
+    NODES, Secrets, assert_understood, compose,
     compose::{Condition, Restart, Service},
     configuration, listening, root,
 };
@@ -33,7 +33,7 @@ fn names_nothing_that_it_does_not_declare_and_declares_nothing_for_nobody() {
 }
 
 #[test]
-fn starts_the_node_last_and_everything_when_what_it_needs_is_healthy() {
+fn starts_the_gateway_last_and_everything_when_what_it_needs_is_healthy() {
     let compose = compose();
     for (name, service) in &compose.services {
         for (needed, dependency) in &service.depends_on {
@@ -49,11 +49,11 @@ fn starts_the_node_last_and_everything_when_what_it_needs_is_healthy() {
             }
         }
     }
-    let mut before = vec!["node"];
+    let mut before = vec!["gateway"];
     let mut at = 0;
     while at < before.len() {
         for needed in compose.services[before[at]].depends_on.keys() {
-            assert_ne!(needed, "node", "{} and the node wait for each other", before[at]);
+            assert_ne!(needed, "gateway", "{} and the gateway wait for each other", before[at]);
             if !before.contains(&needed.as_str()) {
                 before.push(needed);
             }
@@ -76,20 +76,36 @@ fn restarts_what_fails_and_lets_nothing_gain_privileges() {
 }
 
 #[test]
-fn publishes_only_what_the_node_listens_on_and_only_here() {
+fn publishes_only_what_the_nodes_listen_on_for_people_and_only_here() {
     let compose = compose();
     let secrets = Secrets::made();
-    let config = configuration(&compose.services["node"], &secrets);
-    let listened: BTreeSet<u16> = listening(&config).collect();
     for (name, service) in &compose.services {
         for port in &service.ports {
-            assert_eq!(name, "node", "{name} is nobody's business");
+            assert!(NODES.contains(&name.as_str()), "{name} is nobody's business");
             assert_eq!(port.address, "127.0.0.1");
             assert_eq!(port.host, port.container);
         }
     }
-    let published: BTreeSet<u16> = compose.services["node"].ports.iter().map(|port| port.container).collect();
-    assert_eq!(published, listened);
+    let mut all = BTreeSet::new();
+    for name in NODES {
+        let node = &compose.services[name];
+        let published: BTreeSet<u16> = node.ports.iter().map(|port| port.container).collect();
+        assert_eq!(published, listening(&configuration(node, &secrets)).collect(), "{name}");
+        all.extend(published);
+    }
+    assert_eq!(all, [3001, 3002, 3003, 3004, 8080].into());
+}
+
+#[test]
+fn asks_every_node_for_its_health_where_it_answers() {
+    let compose = compose();
+    let secrets = Secrets::made();
+    for name in NODES {
+        let node = &compose.services[name];
+        let port = listening(&configuration(node, &secrets)).next().unwrap().to_string();
+        let check = node.healthcheck.as_ref().unwrap_or_else(|| panic!("{name} is not checked as the image alone would be"));
+        assert_eq!(check.test, ["CMD", "rookery-ready", &port], "{name}");
+    }
 }
 
 #[test]
@@ -97,8 +113,29 @@ fn keeps_databases_and_broker_off_the_host() {
     let compose = compose();
     for (name, service) in &compose.services {
         let open = service.networks.iter().any(|network| !compose.networks[network].internal);
-        assert_eq!(open, name == "node", "{name}");
+        assert_eq!(open, NODES.contains(&name.as_str()), "{name}");
     }
+}
+
+#[test]
+fn is_a_cluster_in_which_every_role_is_somebodys() {
+    let compose = compose();
+    let secrets = Secrets::made();
+    let mut roles = Vec::new();
+    for name in NODES {
+        let node = &compose.services[name];
+        let config = configuration(node, &secrets);
+        config.check_member().unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        assert!(!config.is_alone(), "{name}");
+        assert_eq!(config.node.name.as_str(), name);
+        assert_eq!(node.hostname.as_deref(), Some(name));
+        let link = config.cluster.listen.expect("it listens for the others");
+        assert_eq!(config.cluster.advertised(link), format!("{name}:{}", link.port()), "the others reach it by its name");
+        assert!(node.networks.iter().any(|network| compose.networks[network].internal), "{name}: its links need no way out");
+        roles.extend(config.node.roles.iter());
+    }
+    roles.sort_unstable();
+    assert_eq!(roles, Role::ALL);
 }
 
 #[test]
@@ -112,17 +149,18 @@ fn sets_variables_that_are_a_configuration() {
         let foreign: Vec<_> = service.environment.keys().filter(|variable| !variable.starts_with("ROOKERY__")).collect();
         assert!(foreign.is_empty(), "{name} takes no {foreign:?}");
     }
-    let config = configuration(&compose.services["node"], &secrets);
-    assert!(config.gateway.cors_origins.is_empty());
-    assert_eq!(config.node.roles.iter().count(), Role::ALL.len());
-    assert_eq!(Some(config.node.name.as_str()), compose.services["node"].hostname.as_deref());
+    assert!(configuration(&compose.services["gateway"], &secrets).gateway.cors_origins.is_empty());
 }
 
 #[test]
 fn gives_every_service_a_database_of_its_own() {
     let compose = compose();
     let secrets = Secrets::made();
-    let config = configuration(&compose.services["node"], &secrets);
+    for name in NODES {
+        let config = configuration(&compose.services[name], &secrets);
+        assert!(!config.has_private_database(), "{name}: all nodes know all databases");
+    }
+    let config = configuration(&compose.services["gateway"], &secrets);
     let services = Role::ALL.iter().filter_map(|role| Some((role.as_str(), config.services.of(*role)?)));
     let mut hosts = BTreeSet::new();
     for (name, service) in services {
@@ -149,7 +187,7 @@ fn gives_every_service_a_database_of_its_own() {
 #[test]
 fn runs_a_broker_where_the_node_looks_for_it() {
     let compose = compose();
-    let config = configuration(&compose.services["node"], &Secrets::made());
+    let config = configuration(&compose.services["posts"], &Secrets::made());
     let [broker] = &config.kafka.brokers[..] else {
         panic!("{:?}", config.kafka.brokers);
     };
@@ -163,15 +201,20 @@ fn runs_a_broker_where_the_node_looks_for_it() {
 }
 
 #[test]
-fn keeps_the_data_of_the_node_in_a_volume_and_writes_nowhere_else() {
+fn keeps_the_data_of_each_node_in_a_volume_of_its_own_and_writes_nowhere_else() {
     let compose = compose();
-    let node = &compose.services["node"];
-    let config = configuration(node, &Secrets::made());
-    let [mount] = &node.volumes[..] else {
-        panic!("{:?}", node.volumes);
-    };
-    assert_eq!(Path::new(&mount.path), config.data_dir);
-    assert!(node.read_only && node.init);
+    let mut volumes = BTreeSet::new();
+    for name in NODES {
+        let node = &compose.services[name];
+        let config = configuration(node, &Secrets::made());
+        let [mount] = &node.volumes[..] else {
+            panic!("{name}: {:?}", node.volumes);
+        };
+        assert_eq!(Path::new(&mount.path), config.data_dir, "{name}");
+        assert!(node.read_only && node.init, "{name}");
+        volumes.insert(&mount.volume);
+    }
+    assert_eq!(volumes.len(), NODES.len(), "a data folder belongs to one node");
 }
 
 #[test]
