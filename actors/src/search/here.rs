@@ -74,10 +74,10 @@ pub struct Asked {
 pub enum Answer {
     /// The best of the partitions that answered, which are named.
     Found(Hits, Vec<ShardId>),
-    /// Completions.
-    Suggested(Vec<Suggestion>),
-    /// Documents.
-    Counted(u64),
+    /// Completions from those partitions.
+    Suggested(Vec<Suggestion>, Vec<ShardId>),
+    /// Documents of those partitions.
+    Counted(u64, Vec<ShardId>),
     /// Partitions, and whether they have caught up.
     Holds(Holdings),
     /// How far the indexes are built.
@@ -88,6 +88,16 @@ pub enum Answer {
     Stored,
 }
 
+impl Answer {
+    /// The partitions of which it tells.
+    pub(super) fn partitions(&self) -> &[ShardId] {
+        match self {
+            Self::Found(_, partitions) | Self::Suggested(_, partitions) | Self::Counted(_, partitions) => partitions,
+            Self::Holds(_) | Self::Rebuild(_) | Self::Reached(..) | Self::Stored => &[],
+        }
+    }
+}
+
 pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
     let replicas = &runtime.service().replicas;
     Ok(match query {
@@ -95,10 +105,15 @@ pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, dead
             let (hits, answered) = search(runtime, asked, deadline).await;
             Answer::Found(hits, answered)
         }
-        Query::Suggest { partitions, typed, limit } => Answer::Suggested(suggest(runtime, partitions, typed, *limit).await),
+        Query::Suggest { partitions, typed, limit } => {
+            let (suggestions, answered) = suggest(runtime, partitions, typed, *limit).await;
+            Answer::Suggested(suggestions, answered)
+        }
         Query::Count(partitions) => {
-            let held = partitions.iter().filter_map(|partition| replicas.get(*partition));
-            Answer::Counted(held.map(|replica| replica.reader.document_count()).sum())
+            let held = partitions.iter().filter_map(|partition| Some((*partition, replicas.get(*partition)?)));
+            let counted = held.map(|(partition, replica)| (partition, replica.reader.document_count()));
+            let (answered, counts): (Vec<_>, Vec<u64>) = counted.unzip();
+            Answer::Counted(counts.into_iter().sum(), answered)
         }
         Query::Holdings => Answer::Holds(replicas.holdings()),
         Query::Rebuild(run, patience) => Answer::Rebuild(replicas.rebuild(*run, *patience, REBUILD_WAIT).await),
@@ -138,13 +153,19 @@ async fn search(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Insta
     (merge(hits, asked.search.limit), answered)
 }
 
-async fn suggest(runtime: &Runtime<SearchService>, partitions: &[ShardId], typed: &str, limit: usize) -> Vec<Suggestion> {
-    let held = partitions.iter().filter_map(|partition| runtime.service().replicas.get(*partition));
-    let parts = held.map(|replica| {
+async fn suggest(
+    runtime: &Runtime<SearchService>,
+    partitions: &[ShardId],
+    typed: &str,
+    limit: usize,
+) -> (Vec<Suggestion>, Vec<ShardId>) {
+    let parts = partitions.iter().map(async |partition| {
+        let replica = runtime.service().replicas.get(*partition)?;
         let (reader, typed) = (replica.reader.clone(), typed.to_owned());
-        spawn_blocking(move || reader.suggest(&typed, limit))
+        Some((*partition, spawn_blocking(move || reader.suggest(&typed, limit)).await.ok()?.ok()?))
     });
-    merge_suggestions(join_all(parts).await.into_iter().flatten().flatten().flatten().collect(), limit)
+    let (answered, found): (Vec<_>, Vec<_>) = join_all(parts).await.into_iter().flatten().unzip();
+    (merge_suggestions(found.concat(), limit), answered)
 }
 
 async fn reached(runtime: &Runtime<SearchService>, shard: ShardId, after: Seq, wait: Duration) -> Result<Answer, Failure> {

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::{
     here::Asked,
     index::{Hits, PartitionError, Search, SearchError, Suggestion, merge, merge_suggestions},
-    placing::plan,
+    placing::{Plan, plan},
     replicas::{Build, Home},
     service::home,
 };
@@ -39,8 +39,9 @@ use crate::{
     runtime::{Runtime, strange_answer},
 };
 
-/// How often a search is put to other nodes: once, and once more to those that others are made up for by.
-const ROUNDS: usize = 2;
+/// How often a search is put to other nodes: once, to those that make up for the ones that did not answer, and to those
+/// that have got a replica since they were last asked what they have.
+const ROUNDS: usize = 3;
 /// Text of documents that are stored together, in bytes, about.
 const PUT_BYTES_MAX: usize = 1 << 20;
 /// How long they may take.
@@ -155,14 +156,14 @@ impl SearchFace {
     pub async fn suggest(&self, typed: &str, limit: usize, deadline: tokio::time::Instant) -> Vec<Suggestion> {
         let query = |partitions| Query::Suggest { partitions, typed: typed.to_owned(), limit };
         let answers = self.scatter(query, deadline).await.into_iter();
-        let suggestions = answers.flat_map(|answer| if let Answer::Suggested(found) = answer { found } else { Vec::new() });
+        let suggestions = answers.flat_map(|answer| if let Answer::Suggested(found, _) = answer { found } else { Vec::new() });
         merge_suggestions(suggestions.collect(), limit)
     }
 
     /// How many documents can be found, as far as the nodes that have them answer.
     pub async fn document_count(&self, deadline: tokio::time::Instant) -> u64 {
         let answers = self.scatter(Query::Count, deadline).await.into_iter();
-        answers.map(|answer| if let Answer::Counted(count) = answer { count } else { 0 }).sum()
+        answers.map(|answer| if let Answer::Counted(count, _) = answer { count } else { 0 }).sum()
     }
 
     /// Waits until a write can be found in this node's replica; whether it can.
@@ -256,33 +257,36 @@ impl SearchFace {
         let mut left: Vec<ShardId> = (0..self.runtime.shards()).map(ShardId).collect();
         let mut answers = Vec::new();
         for _ in 0..ROUNDS {
-            let plan = plan(&left, &replicas.holdings(), &replicas.others(), turn);
-            let asked = plan.there.into_iter().map(async |(node, partitions)| {
+            let planned = || plan(&left, &replicas.holdings(), &replicas.others(), turn);
+            let mut plan = planned();
+            if !plan.nowhere.is_empty() {
+                // Somebody may have them by now.
+                replicas::look_again(&self.runtime).await;
+                plan = planned();
+            }
+            let Plan { here, there, nowhere } = plan;
+            let there = there.into_iter().map(async |(node, partitions)| {
                 let answer = self.runtime.query_node(&node, &query(partitions.clone()), deadline).await;
                 (Some(node), partitions, answer)
             });
             let here = async {
-                if plan.here.is_empty() {
+                if here.is_empty() {
                     return None;
                 }
-                let answer = here::answer(&self.runtime, &query(plan.here.clone()), deadline).await;
-                Some((None, plan.here, answer))
+                let answer = here::answer(&self.runtime, &query(here.clone()), deadline).await;
+                Some((None, here, answer))
             };
-            let (here, there) = join(here, join_all(asked)).await;
-            left.clear();
-            for (node, partitions, answer) in here.into_iter().chain(there) {
-                let missing: Vec<ShardId> = match &answer {
-                    Ok(Answer::Found(_, answered)) => {
-                        partitions.into_iter().filter(|partition| !answered.contains(partition)).collect()
-                    }
-                    Ok(_) => Vec::new(),
-                    Err(_) => partitions,
-                };
+            let (here, there) = join(here, join_all(there)).await;
+            left = nowhere;
+            for (node, mut missing, answer) in here.into_iter().chain(there) {
+                if let Ok(answer) = &answer {
+                    missing.retain(|partition| !answer.partitions().contains(partition));
+                }
                 answers.extend(answer);
                 if let Some(node) = node {
                     replicas.forget(&node, &missing);
-                    left.extend(missing);
                 }
+                left.extend(missing);
             }
             if left.is_empty() {
                 break;

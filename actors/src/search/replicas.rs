@@ -30,6 +30,8 @@ use crate::{
 
 /// Between two looks at what the others have, and at what we should.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between two such looks because something was not found where it was.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How long who should hold what must stay the same before a replica is built of what others have: a node that restarts is
 /// back before.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
@@ -57,6 +59,8 @@ pub(crate) struct Replicas {
     followers: Mutex<Vec<JoinHandle<()>>>,
     keeper: Mutex<Option<JoinHandle<()>>>,
     rebuild: Mutex<Option<(Uuid, watch::Receiver<Build>)>>,
+    /// When we last looked for what was not where it was thought to be.
+    looked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// How far a node has come with building its indexes anew.
@@ -234,6 +238,15 @@ async fn open(runtime: &Runtime<SearchService>, partition: ShardId, folder: &Pat
     followers.push(tokio::spawn(follower.run()));
     replicas.held.write().expect("no panic under this lock").insert(partition, Arc::new(replica));
     Ok(())
+}
+
+/// Learns what the others have, unless somebody did just now.
+pub(crate) async fn look_again(runtime: &Runtime<SearchService>) {
+    let mut looked = runtime.service().replicas.looked.lock().await;
+    if looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN_AFTER) {
+        look_at_others(runtime).await;
+        *looked = Some(Instant::now());
+    }
 }
 
 /// Learns what the others have.

@@ -54,7 +54,7 @@ async fn a_search_finds_what_lies_elsewhere() {
     for node in &world.nodes {
         eventually("nobody has everything", async || node.search().replicas().len() < usize::from(PARTITIONS)).await;
         eventually("everything is found", async || found(node, "weaving").await == Some(40)).await;
-        assert_eq!(node.search().document_count(deadline()).await, 40);
+        eventually("and counted", async || node.search().document_count(deadline()).await == 40).await;
     }
 }
 
