@@ -8,9 +8,10 @@ use uuid::Uuid;
 
 use super::{
     AskResult, Context, Inner,
+    cell::{Cell, Readiness},
     entity_actor::{EntityActor, EntityMessage, Envelope, Outcome},
     memory::{ACTOR_BYTES, coarse_now},
-    shard::{Cell, Entities, Readiness, Shard},
+    shard::{Entities, Shard},
 };
 use crate::{
     entity::{Entity, Failure},

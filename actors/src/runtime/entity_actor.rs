@@ -6,9 +6,11 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation, committer,
+    Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation,
+    cell::{Cell, Readiness},
+    committer,
     memory::ACTOR_BYTES,
-    shard::{Cell, Readiness, Shard},
+    shard::Shard,
 };
 use crate::{
     entity::{AskError, Entity, Failure},

@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use uuid::Uuid;
 
-use super::{BootTime, Inner, activation, shard::Cell};
+use super::{BootTime, Inner, activation, cell::Cell};
 use crate::service::Service;
 
 /// An idle actor's channels and its cell, in bytes (PITFALLS: about 11 KB), besides its state.

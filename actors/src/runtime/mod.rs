@@ -1,6 +1,7 @@
 //! One service on one node: its shards, their entities, the committer and the lease.
 
 mod activation;
+mod cell;
 mod commit_batch;
 mod committer;
 mod database;

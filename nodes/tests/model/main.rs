@@ -9,6 +9,8 @@
 //! is another member), and the clocks' drift (that a lease has ended before its member is found dead is taken for granted,
 //! and what happens otherwise is one of the tests).
 
+mod choices;
+mod effects;
 mod protocol;
 mod state;
 mod symmetry;

@@ -11,17 +11,19 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
 use rookery::{
     ownership::{Announce, Contact, LeaseSettings, Membership, View},
     testing::TestService,
 };
 use rookery_actors::{
-    ids::{Epoch, ShardId},
+    ids::{Epoch, Incarnation, PostId, ShardId, mint},
     posts::{PostService, Posts},
-    runtime::{NodeName, Router, Runtime, SendError, Settings},
+    runtime::{Database, Directory, NodeName, Router, Runtime, SendError, Settings},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_postgres::Config;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -173,4 +175,36 @@ impl Router for Way {
         }
         .boxed()
     }
+}
+
+pub(crate) async fn published_in(posts: &Posts, shard: ShardId, title: &str) -> PostId {
+    let id = PostId(mint(Timestamp::now(), MANY_SHARDS, Some(shard)));
+    posts.publish_as(id, draft(title), soon()).await.unwrap().reply.post.unwrap().id
+}
+
+/// It has been there long enough to be given shards, so whoever is not is given none.
+pub(crate) async fn settled(peer: &Peer) {
+    let me = peer.service.runtime.incarnation();
+    eventually("it has renewed", async || peer.view().member(me).is_some_and(|member| member.renewed >= 3)).await;
+}
+
+/// A member that is played by hand, in the cluster of more shards.
+pub(crate) struct RivalIn64 {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) directory: Directory,
+}
+
+impl RivalIn64 {
+    pub(crate) async fn join(config: &tokio_postgres::Config) -> Self {
+        let incarnation = Incarnation(Uuid::new_v4());
+        let database = Database::new(config.clone(), "rival", Default::default());
+        let directory = Directory::open(&database, "posts", incarnation).await.unwrap();
+        directory.join(incarnation, "rival", None).await.unwrap();
+        Self { incarnation, directory }
+    }
+}
+
+pub(crate) async fn directory_of(peer: &Peer) -> Directory {
+    let runtime = &peer.service.runtime;
+    Directory::open(runtime.database(), "posts", runtime.incarnation()).await.unwrap()
 }

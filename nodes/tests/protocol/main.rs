@@ -6,11 +6,13 @@ mod doubt;
 mod entities;
 mod events;
 mod fence;
+mod grants;
 mod membership;
 mod moves;
 mod random;
 mod route;
 mod support;
 mod tally;
+mod writers;
 
 use rookery::chaos::proxy;

@@ -1,0 +1,99 @@
+//! One loaded entity on this node: its committed state, its actor, and what it weighs.
+
+use std::sync::{
+    OnceLock, RwLock,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+};
+
+use ractor::ActorRef;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::entity_actor::EntityMessage;
+use crate::{
+    entity::{Entity, Failure},
+    ids::{Epoch, ShardId},
+    service::Service,
+};
+
+/// Numbers every committed state of every entity of this process, so that no two ever share one: whoever keeps something
+/// that was made from a state knows by its number whether it still holds, also after the entity was away.
+static REVISIONS: AtomicU64 = AtomicU64::new(1);
+
+/// One loaded entity: its committed state and its actor.
+pub(crate) struct Cell<S: Service> {
+    pub(crate) id: Uuid,
+    /// The tenure under which it was loaded: what it decides is good for that one only.
+    pub(crate) epoch: Epoch,
+    pub(crate) state: RwLock<Option<S::Entity>>,
+    pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
+    pub(crate) ready: watch::Sender<Readiness>,
+    pub(crate) used_s: AtomicU32,
+    revision: AtomicU64,
+    weight: AtomicUsize,
+    /// Out of the map, and off the books: what its actor still finishes weighs nothing any more.
+    gone: AtomicBool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Readiness {
+    Loading,
+    Ready,
+    Failed(Failure),
+}
+
+impl<S: Service> Cell<S> {
+    pub(crate) fn new(id: Uuid, epoch: Epoch, ready: Readiness) -> Self {
+        Self {
+            id,
+            epoch,
+            state: RwLock::new(None),
+            actor: OnceLock::new(),
+            ready: watch::Sender::new(ready),
+            used_s: AtomicU32::new(0),
+            revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
+            weight: AtomicUsize::new(super::memory::ACTOR_BYTES),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn weight(&self) -> usize {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// The number of its committed state.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Numbers a new state; while it is locked for writing.
+    pub(crate) fn revised(&self) {
+        self.revision.store(REVISIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// Notes a new weight; the one before, unless the cell is off the books.
+    pub(crate) fn reweigh(&self, weight: usize) -> Option<usize> {
+        let before = self.weight.swap(weight, Ordering::Relaxed);
+        (!self.gone.load(Ordering::Relaxed)).then_some(before)
+    }
+
+    /// Takes it off the books; its last weight.
+    pub(crate) fn write_off(&self) -> usize {
+        self.gone.store(true, Ordering::Relaxed);
+        self.weight()
+    }
+
+    /// Applies committed events and tells the node's read models.
+    ///
+    /// A panic in a rule poisons the lock: the cell answers nothing any more and leaves with its actor.
+    pub(crate) fn evolve(&self, service: &S, shard: ShardId, events: &[<S::Entity as Entity>::Event]) {
+        let Ok(mut state) = self.state.write() else {
+            return;
+        };
+        for event in events {
+            S::Entity::evolve(&mut state, event);
+        }
+        self.revised();
+        service.committed(shard, self.id, state.as_ref(), events);
+    }
+}
