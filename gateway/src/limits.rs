@@ -285,6 +285,15 @@ impl Cidr {
     }
 }
 
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.network.to_ipv4_mapped().zip(self.bits.checked_sub(96)) {
+            Some((network, bits)) => write!(f, "{network}/{bits}"),
+            None => write!(f, "{}/{}", self.network, self.bits),
+        }
+    }
+}
+
 impl FromStr for Cidr {
     type Err = CidrError;
 
@@ -358,6 +367,21 @@ mod tests {
     fn behind_a_trusted_proxy_the_last_stranger_is_the_client() {
         let headers = forwarded("6.6.6.6, 1.2.3.4, 10.0.0.7");
         assert_eq!(client(ip("10.0.0.1"), &headers, &["10.0.0.0/8".parse().unwrap()]), ip("1.2.3.4"));
+    }
+
+    #[test]
+    fn a_network_contains_its_addresses_and_no_others() {
+        let contains = |network: &str, address| network.parse::<Cidr>().unwrap().contains(ip(address));
+        assert!(contains("10.0.0.0/8", "10.255.0.1") && contains("10.0.0.0/8", "::ffff:10.1.2.3"));
+        assert!(contains("fd00::/8", "fd12::1") && contains("0.0.0.0/0", "203.0.113.9") && contains("192.0.2.1", "192.0.2.1"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.1") && !contains("10.0.0.0/8", "fd12::1") && !contains("192.0.2.1", "192.0.2.2"));
+    }
+
+    #[test]
+    fn a_network_reads_back_as_it_is_shown() {
+        for network in ["10.0.0.0/8", "192.0.2.1/32", "fd00::/8", "0.0.0.0/0"] {
+            assert_eq!(network.parse::<Cidr>().unwrap().to_string(), network);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use crate::readers::Outside;
 use crate::readers::{Marks, Reader, Readers, changed};
 
 /// Between two notes of how far we came; whoever goes on from there repeats at most this much, harmlessly.
@@ -83,6 +84,16 @@ impl RunningBridge {
     /// The shards of the publisher that are carried by this node now.
     pub fn carries(&self) -> Vec<ShardId> {
         self.marks.all().into_iter().map(|(shard, _)| shard).collect()
+    }
+
+    /// The places of its that lie outside of the log: it waits there until it is told to go on.
+    pub fn outside(&self) -> Vec<Outside> {
+        self.marks.outside()
+    }
+
+    /// Goes on after the head of then: the consumer was rebuilt from the publishers' state since.
+    pub fn rebuilt(&self, outside: &Outside) {
+        self.marks.begin(outside.shard, outside.head);
     }
 
     /// Ends it, wherever it is: what it was about to do comes again at the next start.
@@ -171,7 +182,8 @@ impl<S: Service> Reader for Carrier<S> {
     }
 
     fn outside(&self, error: &LogError) -> Option<(ShardId, Seq)> {
-        tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log: rebuild from state with `rookery reindex`");
+        metrics::counter!("rookery_bridge_outside_total", "consumer" => S::NAME, "topic" => self.topic.service()).increment(1);
+        tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log");
         None
     }
 }

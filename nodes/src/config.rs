@@ -28,7 +28,7 @@ pub use gateway::{Gateway, Rate, Rates};
 pub use kafka::{Kafka, Sasl, Tls};
 pub use sections::{Committer, Entities, Lease, Log, Node, Service, Services, Tokens};
 pub use types::{
-    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, HostPort, LogFilter, LogFormat, Network, NodeName, Password, Role, Roles,
+    Broker, ClusterSecret, CorsOrigin, DatabaseUrl, HostPort, LogFilter, LogFormat, NodeName, Password, Role, Roles,
     SaslMechanism,
 };
 

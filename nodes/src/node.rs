@@ -154,8 +154,9 @@ impl Node {
         let look = services.look(roles, gateway, started);
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
-        let administration =
-            admin::router(Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed)));
+        let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed));
+        janitor::rebuild_search(Arc::clone(&admin), services.search.runtime.clone(), Arc::clone(&bridges));
+        let administration = admin::router(admin);
         let health = Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()));
         let front = match front {
             Some((front, socket)) => {

@@ -44,11 +44,25 @@ pub(crate) trait Reader: Send + Sync + 'static {
 #[derive(Clone, Default)]
 pub(crate) struct Marks(Arc<Mutex<BTreeMap<ShardId, Mark>>>);
 
-#[derive(Clone, Copy)]
 struct Mark {
     position: Seq,
     /// Up to when everything that was committed has been taken.
     caught_up: Instant,
+    /// The position lies outside of the log, as it was last asked.
+    outside: Option<(Instant, Outside)>,
+}
+
+/// A position that lies outside of its log: what it followed is gone, or was never there.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// Whose log.
+    pub shard: ShardId,
+    /// Where the reader is.
+    pub position: Seq,
+    /// The last record that was written.
+    pub head: Seq,
+    /// What the log said.
+    pub reason: String,
 }
 
 impl Marks {
@@ -64,7 +78,20 @@ impl Marks {
 
     /// Begins a shard after a position.
     pub(crate) fn begin(&self, shard: ShardId, position: Seq) {
-        self.with(|marks| marks.insert(shard, Mark { position, caught_up: Instant::now() }));
+        self.with(|marks| marks.insert(shard, Mark { position, caught_up: Instant::now(), outside: None }));
+    }
+
+    /// Those that lie outside of their logs.
+    pub(crate) fn outside(&self) -> Vec<Outside> {
+        self.with(|marks| marks.values().filter_map(|mark| Some(mark.outside.as_ref()?.1.clone())).collect())
+    }
+
+    fn is_outside(&self, outside: Outside) {
+        self.with(|marks| {
+            if let Some(mark) = marks.get_mut(&outside.shard) {
+                mark.outside = Some((Instant::now(), outside));
+            }
+        });
     }
 
     /// Forgets a shard; how far it was read.
@@ -72,8 +99,10 @@ impl Marks {
         self.with(|marks| marks.remove(&shard)).map(|mark| mark.position)
     }
 
+    /// What to ask for: one that is outside holds up nobody, and is tried again now and then.
     fn of(&self, shards: &[ShardId]) -> Vec<(ShardId, Seq)> {
-        self.with(|marks| shards.iter().filter_map(|shard| Some((*shard, marks.get(shard)?.position))).collect())
+        let may_ask = |mark: &&Mark| mark.outside.as_ref().is_none_or(|(asked, _)| asked.elapsed() >= OUTSIDE_AFTER);
+        self.with(|marks| shards.iter().filter_map(|shard| Some((*shard, marks.get(shard).filter(may_ask)?.position))).collect())
     }
 
     /// Moves on; never back, for a loop that was ended may still be about to say how far it came.
@@ -82,6 +111,7 @@ impl Marks {
             for Fetched { shard, records } in fetched {
                 if let (Some(mark), Some(last)) = (marks.get_mut(shard), records.last()) {
                     mark.position = mark.position.max(last.seq);
+                    mark.outside = None;
                 }
             }
         });
@@ -90,7 +120,7 @@ impl Marks {
     fn caught_up_at(&self, shards: &[ShardId], at: Instant) {
         self.with(|marks| {
             for shard in shards {
-                if let Some(mark) = marks.get_mut(shard) {
+                if let Some(mark) = marks.get_mut(shard).filter(|mark| mark.outside.is_none()) {
                     mark.caught_up = at;
                 }
             }
@@ -153,10 +183,12 @@ async fn read<R: Reader>(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, m
                 marks.caught_up_at(&shards, up_to);
                 sleep(LINGER).await;
             }
-            Err(error @ LogError::OutOfRange { .. }) => match reader.outside(&error) {
-                Some((shard, position)) => marks.begin(shard, position),
-                None => sleep(OUTSIDE_AFTER).await,
-            },
+            Err(error @ LogError::OutOfRange { source_shard, position, head, .. }) => {
+                marks.is_outside(Outside { shard: source_shard.shard, position, head, reason: error.to_string() });
+                if let Some((shard, position)) = reader.outside(&error) {
+                    marks.begin(shard, position);
+                }
+            }
             Err(error) => {
                 tracing::debug!(?topic, %error, "a log is unavailable");
                 sleep(RETRY_AFTER).await;

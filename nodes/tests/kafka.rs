@@ -2,7 +2,10 @@
 
 mod event_log;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
@@ -15,7 +18,7 @@ use rdkafka::{
 use rookery::{
     config,
     kafka::{
-        DeadLetters, KafkaLog,
+        DeadLetters, Hints, KafkaLog,
         client::Probe,
         topics::{self, TopicsError},
     },
@@ -129,6 +132,46 @@ async fn old_records_after_new_ones_are_put_right() {
         read.extend(seqs(&log, ShardId(0), position).await);
     }
     assert_eq!(read, [1, 2, 3, 4, 5, 6]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_leaves_hints_for_the_next_one_and_a_wrong_one_loses_nothing() {
+    let Some(broker) = broker("a_reader_leaves_hints_for_the_next_one_and_a_wrong_one_loses_nothing").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    let runtime = publisher.service.runtime.clone();
+    let log = || {
+        let hints = Hints::new([(TOPIC, runtime.database().clone())], "reader").every(Duration::from_millis(50));
+        Arc::new(KafkaLog::new(bench.config.clone(), "reader").with_gap_patience(Duration::from_millis(200)).with_hints(hints))
+    };
+    let mut first = Follower::of(log());
+    publisher.publish(100).await;
+    first.catch_up(&publisher).await;
+    runtime.note_consumer("reader", &first.positions).await.unwrap();
+
+    let client = runtime.database().get().await.unwrap();
+    let began = Instant::now();
+    // As many records as there are lie before the hints of a partition, to which its last shard has come.
+    let sum = "SELECT COALESCE(sum(hint), 0)::int8 FROM (SELECT max(hint) AS hint FROM consumer GROUP BY shard % 3) p";
+    let records: i64 = publisher.heads().values().sum();
+    while client.query_one(sum, &[]).await.unwrap().get::<_, i64>(0) != records {
+        assert!(began.elapsed() < A_LONG_TIME, "the hints are noted");
+        first.step().await;
+    }
+    publisher.publish(100).await;
+    let mut second = Follower { positions: first.positions.clone(), ..Follower::of(log()) };
+    second.catch_up(&publisher).await;
+    for (shard, read) in second.read {
+        first.read.entry(shard).or_default().extend(read);
+    }
+    assert_eq!(first.read, publisher.outbox().await);
+
+    client.execute("UPDATE consumer SET hint = hint + 10", &[]).await.unwrap();
+    let mut third = Follower::of(log());
+    third.catch_up(&publisher).await;
+    assert_eq!(third.read, publisher.outbox().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

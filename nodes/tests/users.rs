@@ -368,6 +368,60 @@ async fn the_edges_of_a_deleted_account_go_and_the_others_counts_with_them() {
 }
 
 #[tokio::test]
+async fn one_who_leaves_with_thousands_of_edges_holds_up_nobody_and_all_of_them_go() {
+    let world = World::new().await;
+    let mut leaving = Vec::new();
+    for name in ["ada", "bob", "cyd"] {
+        leaving.push(world.sign_up(name).await.account.profile.id);
+    }
+    // In the order in which they are swept: the first has a crowd, the last a single follower.
+    leaving.sort_unstable();
+    let (crowded, lonely) = (leaving[0], leaving[2]);
+    let client = world.sql().await;
+    for sql in [
+        "INSERT INTO app_user (id, username, display_name, bio, roles, version, created_at, updated_at)
+         SELECT md5(n::text)::uuid, 'fan' || n, '', '', '{}', 1, now(), now() FROM generate_series(1, 2000) n",
+        "INSERT INTO user_counter SELECT md5(n::text)::uuid, 0, 0, 1, 1 FROM generate_series(1, 2000) n",
+    ] {
+        client.execute(sql, &[]).await.unwrap();
+    }
+    for sql in [
+        "INSERT INTO user_counter VALUES ($1, 0, 0, 2000, 2000)",
+        "INSERT INTO follow SELECT md5(n::text)::uuid, $1, now() FROM generate_series(1, 2000) n",
+        "INSERT INTO follower SELECT $1, md5(n::text)::uuid, now() FROM generate_series(1, 2000) n",
+        "INSERT INTO follow SELECT $1, md5(n::text)::uuid, now() FROM generate_series(1, 2000) n",
+        "INSERT INTO follower SELECT md5(n::text)::uuid, $1, now() FROM generate_series(1, 2000) n",
+    ] {
+        client.execute(sql, &[&crowded.0]).await.unwrap();
+    }
+    let bridge = world.bridged();
+    let name = world.users.get(lonely, deadline()).await.unwrap().unwrap().username;
+    world.users.follow(leaving[1], &name, true, soon()).await.unwrap();
+    let edges = "SELECT (SELECT count(*) FROM follow) + (SELECT count(*) FROM follower)";
+    eventually("the last edge", async || client.query_one(edges, &[]).await.unwrap().get::<_, i64>(0) == 8002).await;
+    for user in [crowded, lonely] {
+        world.users.delete(user, password(PASSWORD), soon()).await.unwrap();
+    }
+    let sweep = tokio::spawn({
+        let users = world.users.clone();
+        async move { users.sweep_departed(deadline() + Duration::from_secs(60)).await }
+    });
+    let departed = async || {
+        let rows = client.query("SELECT user_id FROM departed", &[]).await.unwrap();
+        rows.iter().map(|row| UserId(row.get(0))).collect::<Vec<_>>()
+    };
+    eventually("the lonely one is done with", async || departed().await == [crowded]).await;
+    assert!(!sweep.is_finished(), "while the crowd is still being told");
+    assert_eq!(sweep.await.unwrap().unwrap(), 2);
+    eventually("no edge is left", async || client.query_one(edges, &[]).await.unwrap().get::<_, i64>(0) == 0).await;
+    // Whoever is gone shows no counts.
+    let counted = "SELECT count(*) FROM user_counter WHERE user_id <> $1 AND (follower_count <> 0 OR following_count <> 0)";
+    eventually("nor counted", async || client.query_one(counted, &[&crowded.0]).await.unwrap().get::<_, i64>(0) == 0).await;
+    bridge.stop();
+    world.service.stop().await;
+}
+
+#[tokio::test]
 async fn posts_and_comments_are_counted_for_their_author_exactly_once() {
     let world = World::new().await;
     let ada = world.sign_up("ada").await.account.profile.id;

@@ -42,7 +42,7 @@ impl Memory {
     pub(crate) fn resize(&self, before: usize, after: usize) {
         self.bytes.fetch_add(after, Ordering::Relaxed);
         self.bytes.fetch_sub(before, Ordering::Relaxed);
-        if self.is_over() {
+        if self.excess() > 0.0 {
             self.full.notify_one();
         }
     }
@@ -53,14 +53,10 @@ impl Memory {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn is_over(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > self.bytes_max
-    }
-
-    /// What must go, once there is too much: down to nine tenths of the cap.
-    fn excess(&self) -> usize {
-        let kept = self.bytes_max - self.bytes_max / 10;
-        if self.is_over() { self.bytes.load(Ordering::Relaxed).saturating_sub(kept) } else { 0 }
+    /// How much of everything must go, once there is too much: down to nine tenths of the cap.
+    fn excess(&self) -> f64 {
+        let (bytes, kept) = (self.bytes.load(Ordering::Relaxed), self.bytes_max - self.bytes_max / 10);
+        if bytes > self.bytes_max { (bytes - kept) as f64 / bytes as f64 } else { 0.0 }
     }
 }
 
@@ -68,6 +64,11 @@ impl Memory {
 pub(crate) fn coarse_now() -> u32 {
     BootTime::now().as_secs() as u32
 }
+
+/// Between two passes: what was told to go needs a moment to go.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Entities looked at before others get a turn.
+const LOOKS: usize = 1_000;
 
 /// Passivates what is idle, and what is least used while there is too much.
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
@@ -77,6 +78,7 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while let Some(inner) = inner.upgrade() {
             sweep(&inner).await;
+            tokio::time::sleep(PAUSE).await;
             tokio::select! {
                 _ = tick.tick() => {}
                 () = inner.memory.full.notified() => {}
@@ -85,12 +87,12 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     });
 }
 
-/// One pass over the shards: what is idle goes, and when there is too much, the older half of what it sees until
-/// enough is on its way out for a tenth to spare, so that passes stay rare.
+/// One pass over the shards: what is idle goes, and when there is too much, of every shard as large a part of what is
+/// longest unused as is too much of everything, a tenth to spare, so that passes stay rare.
 async fn sweep<S: Service>(inner: &Inner<S>) {
     let idle_s = u32::try_from(inner.settings.passivate_after.as_secs()).unwrap_or(u32::MAX);
     let now = coarse_now();
-    let mut excess = inner.memory.excess();
+    let (part, mut looks) = (inner.memory.excess(), 0);
     for shard in &inner.shards {
         if shard.tenure().is_none() {
             continue;
@@ -101,15 +103,19 @@ async fn sweep<S: Service>(inner: &Inner<S>) {
             entities.live.values().map(|cell| (age(cell), cell.id, cell.weight())).collect()
         };
         ages.sort_unstable_by(|a, b| b.cmp(a));
-        let half = ages.len().div_ceil(2);
-        for (n, (age, id, weight)) in ages.into_iter().enumerate() {
-            let squeezed = n < half && excess > 0;
-            if age < idle_s && !squeezed {
+        looks += ages.len();
+        let weight: usize = ages.iter().map(|(.., weight)| weight).sum();
+        let mut excess = (weight as f64 * part).ceil() as usize;
+        for (age, id, weight) in ages {
+            if age < idle_s && excess == 0 {
                 break;
             }
             activation::passivate(shard, id);
             excess = excess.saturating_sub(weight);
         }
-        tokio::task::yield_now().await;
+        if looks >= LOOKS {
+            looks = 0;
+            tokio::task::yield_now().await;
+        }
     }
 }

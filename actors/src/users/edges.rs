@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     entity::{AskError, Failure},
-    ids::{ShardId, UserId},
+    ids::UserId,
     posts::Page,
     records::FollowRecord,
     runtime::{Context, Unit, now},
@@ -40,6 +40,14 @@ pub enum Edges {
     Followers,
     /// Those whom they follow.
     Following,
+}
+
+/// An account that was deleted, whose edges are being taken away.
+#[derive(Clone, Copy)]
+struct Departed {
+    user: UserId,
+    /// Its followers up to here have been told.
+    told: Uuid,
 }
 
 impl Users {
@@ -103,85 +111,102 @@ impl Users {
         Ok(rows.iter().map(record).collect())
     }
 
-    /// Takes away the edges of accounts that were deleted, in bounded steps: one may have had millions. To be called now and
-    /// then on every node; the number of accounts that are done with.
+    /// Takes away the edges of accounts that were deleted, in bounded steps: one may have had millions. So each gets a step in
+    /// turn, until all are done with or the time is over. To be called now and then on every node; the number of accounts
+    /// that are done with.
     ///
     /// # Errors
-    /// When a step could not be committed; the next call goes on from there.
+    /// The last step that could not be committed; the others went on, and the next call begins with what is left.
     pub async fn sweep_departed(&self, deadline: Instant) -> Result<usize, Failure> {
         let Ok(_alone) = self.sweeping.try_lock() else {
             return Ok(0);
         };
-        let departed = {
-            let client = self.runtime.database().get().await?;
-            client.query("SELECT user_id FROM departed ORDER BY user_id LIMIT $1", &[&SWEEP_MAX]).await?
-        };
-        let mut swept = 0;
-        for user in departed.iter().map(|row| UserId(row.get(0))) {
-            let shard = self.runtime.shard_of(user.0);
-            if self.runtime.head(shard).is_none() {
-                continue;
-            }
-            self.sweep_following(user, shard, deadline).await?;
-            self.sweep_followers(user, deadline).await?;
-            let mut unit = Unit::<UserService>::default();
-            unit.writes.swept.push(SweptRow { user_id: user.0 });
-            self.runtime.commit(shard, unit).await?;
-            swept += 1;
-        }
-        Ok(swept)
-    }
-
-    /// Whom the departed followed: rows of their own shard. The followees hear of it by the log.
-    async fn sweep_following(&self, user: UserId, shard: ShardId, deadline: Instant) -> Result<(), Failure> {
-        loop {
-            in_time(deadline)?;
-            let rows = {
-                let client = self.runtime.database().get().await?;
-                client.query("SELECT followee FROM follow WHERE follower = $1 LIMIT $2", &[&user.0, &SWEEP_MAX]).await?
-            };
-            if rows.is_empty() {
-                return Ok(());
-            }
-            let (mut unit, at) = (Unit::default(), now());
-            for row in rows {
-                unfollow(&mut unit, user, UserId(row.get(0)), at);
-            }
-            self.runtime.commit(shard, unit).await?;
-        }
-    }
-
-    /// Those who followed the departed end to do so themselves: it is their row and their count.
-    async fn sweep_followers(&self, user: UserId, deadline: Instant) -> Result<(), Failure> {
-        let mut after = Uuid::nil();
-        loop {
-            in_time(deadline)?;
-            let rows = {
-                let client = self.runtime.database().get().await?;
-                let sql = "SELECT follower FROM follower WHERE followee = $1 AND follower > $2 ORDER BY follower LIMIT $3";
-                client.query(sql, &[&user.0, &after, &SWEEP_MAX]).await?
-            };
-            let followers: Vec<UserId> = rows.iter().map(|row| UserId(row.get(0))).collect();
-            let Some(last) = followers.last() else {
-                return Ok(());
-            };
-            after = last.0;
-            let told = stream::iter(followers).map(|follower| {
-                let context = Context { deadline, traceparent: None, idempotency: None };
-                self.ask(follower, Command::Follow { followee: user, on: false, at: now() }, context)
-            });
-            let told: Vec<_> = told.buffer_unordered(TOLD_AT_ONCE).collect().await;
-            for answer in told {
-                match answer {
-                    // A follower who is gone as well has a sweep of their own.
-                    Ok(_) | Err(AskError::Rejected(Rejection::NotFound)) => {}
-                    Err(AskError::Rejected(rejection)) => {
-                        return Err(Failure::Unavailable(rejection.to_string()));
-                    }
-                    Err(AskError::Failed(failure)) => return Err(failure),
+        let (mut swept, mut failed) = (0, None);
+        let mut left = self.departed().await?;
+        while !left.is_empty() {
+            let mut further = Vec::with_capacity(left.len());
+            for departed in left {
+                if Instant::now() >= deadline {
+                    return failed.map_or(Ok(swept), Err);
+                }
+                match self.sweep(departed, deadline).await {
+                    Ok(None) => swept += 1,
+                    Ok(Some(departed)) => further.push(departed),
+                    Err(failure) => failed = Some(failure),
                 }
             }
+            left = further;
         }
+        failed.map_or(Ok(swept), Err)
+    }
+
+    /// Whose edges are to be taken away here.
+    async fn departed(&self) -> Result<Vec<Departed>, Failure> {
+        let client = self.runtime.database().get().await?;
+        let rows = client.query("SELECT user_id FROM departed ORDER BY user_id", &[]).await?;
+        let departed = rows.iter().map(|row| Departed { user: UserId(row.get(0)), told: Uuid::nil() });
+        Ok(departed.filter(|departed| self.runtime.head(self.runtime.shard_of(departed.user.0)).is_some()).collect())
+    }
+
+    /// One step; none: nothing is left.
+    async fn sweep(&self, departed: Departed, deadline: Instant) -> Result<Option<Departed>, Failure> {
+        let user = departed.user;
+        if self.sweep_following(user).await? {
+            return Ok(Some(departed));
+        }
+        if let Some(told) = self.sweep_followers(departed, deadline).await? {
+            return Ok(Some(Departed { user, told }));
+        }
+        let mut unit = Unit::<UserService>::default();
+        unit.writes.swept.push(SweptRow { user_id: user.0 });
+        self.runtime.commit(self.runtime.shard_of(user.0), unit).await?;
+        Ok(None)
+    }
+
+    /// Whom the departed followed: rows of their own shard. The followees hear of it by the log. Whether there were any.
+    async fn sweep_following(&self, user: UserId) -> Result<bool, Failure> {
+        let rows = {
+            let client = self.runtime.database().get().await?;
+            client.query("SELECT followee FROM follow WHERE follower = $1 LIMIT $2", &[&user.0, &SWEEP_MAX]).await?
+        };
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let (mut unit, at) = (Unit::default(), now());
+        for row in rows {
+            unfollow(&mut unit, user, UserId(row.get(0)), at);
+        }
+        self.runtime.commit(self.runtime.shard_of(user.0), unit).await?;
+        Ok(true)
+    }
+
+    /// Those who followed the departed end to do so themselves: it is their row and their count. The last who was told;
+    /// none: all were.
+    async fn sweep_followers(&self, departed: Departed, deadline: Instant) -> Result<Option<Uuid>, Failure> {
+        let Departed { user, told } = departed;
+        let rows = {
+            let client = self.runtime.database().get().await?;
+            let sql = "SELECT follower FROM follower WHERE followee = $1 AND follower > $2 ORDER BY follower LIMIT $3";
+            client.query(sql, &[&user.0, &told, &SWEEP_MAX]).await?
+        };
+        let followers: Vec<UserId> = rows.iter().map(|row| UserId(row.get(0))).collect();
+        let told = followers.last().map(|last| last.0);
+        let asks = stream::iter(followers).map(|follower| {
+            let context = Context { deadline, traceparent: None, idempotency: None };
+            self.ask(follower, Command::Follow { followee: user, on: false, at: now() }, context)
+        });
+        let answers: Vec<_> = asks.buffer_unordered(TOLD_AT_ONCE).collect().await;
+        for answer in answers {
+            match answer {
+                // A follower who is gone as well has a sweep of their own.
+                Ok(_) | Err(AskError::Rejected(Rejection::NotFound)) => {}
+                Err(AskError::Rejected(rejection)) => {
+                    return Err(Failure::Unavailable(rejection.to_string()));
+                }
+                Err(AskError::Failed(failure)) => return Err(failure),
+            }
+        }
+        Ok(told)
     }
 
     async fn page(
@@ -225,8 +250,4 @@ impl Users {
         self.runtime.settled(self.runtime.shard_of(user.0)).await;
         Ok(rows.iter().map(|row| Edge { user: UserId(row.get(0)), at: row.get(1) }).collect())
     }
-}
-
-fn in_time(deadline: Instant) -> Result<(), Failure> {
-    if Instant::now() >= deadline { Err(Failure::Expired) } else { Ok(()) }
 }

@@ -65,13 +65,25 @@ pub enum Progress {
 pub(super) async fn reindex(State(admin): State<Arc<Admin>>) -> Response {
     let (progress, response) = ndjson::respond();
     tokio::spawn(async move {
-        // Two at once would only do everything twice.
-        let _turn = admin.reindexing.lock().await;
-        if let Err(failure) = rebuild(&admin.faces, &progress).await {
+        if let Err(failure) = rebuild_in_turn(&admin, &progress).await {
             let _ = progress.send(Progress::Failed { reason: failure.to_string() }).await;
         }
     });
     response
+}
+
+/// The same where nobody watches.
+///
+/// # Errors
+/// When it ended early; what was done stays, and doing it again is harmless.
+pub async fn unwatched(admin: &Admin) -> Result<(), Failure> {
+    rebuild_in_turn(admin, &mpsc::channel(1).0).await
+}
+
+async fn rebuild_in_turn(admin: &Admin, progress: &mpsc::Sender<Progress>) -> Result<(), Failure> {
+    // Two at once would only do everything twice.
+    let _turn = admin.reindexing.lock().await;
+    rebuild(&admin.faces, progress).await
 }
 
 /// Goes on when nobody watches any more: half a rebuild is worth less than a whole one.

@@ -110,6 +110,8 @@ pub struct BridgeStatus {
     pub to: String,
     /// Since it last had nothing left to apply.
     pub behind_s: f64,
+    /// Why it cannot go on, where its place lies outside of the log.
+    pub outside: Vec<String>,
 }
 
 pub(super) async fn status(axum::extract::State(admin): State<Arc<Admin>>) -> Json<Status> {
@@ -126,6 +128,7 @@ pub(super) async fn status(axum::extract::State(admin): State<Arc<Admin>>) -> Js
         from: bridge.topic.service().to_owned(),
         to: bridge.consumer.to_owned(),
         behind_s: bridge.bridge.caught_up_at().elapsed().as_secs_f64(),
+        outside: bridge.bridge.outside().into_iter().map(|outside| outside.reason).collect(),
     });
     let bridges = bridges.collect();
     Json(Status { nodes, services, bridges, shards, moves })

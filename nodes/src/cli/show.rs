@@ -90,6 +90,16 @@ fn notes(status: &Status) -> String {
             let _ = writeln!(text, "{name}: {letters} dead letters, see `rookery dlt list`");
         }
     }
+    for bridge in &status.bridges {
+        for reason in &bridge.outside {
+            // Names and counts are told in deltas, which no export repeats.
+            let remedy = match bridge.to.as_str() {
+                "search" => "it is being rebuilt, as by `rookery reindex`",
+                _ => "what was missed stays missing",
+            };
+            let _ = writeln!(text, "{} has missed events of {} ({reason}): {remedy}", bridge.to, bridge.from);
+        }
+    }
     for bridge in status.bridges.iter().filter(|bridge| bridge.behind_s > 2.0) {
         let _ = writeln!(text, "{} is behind the events of {} by {:.0} s", bridge.to, bridge.from, bridge.behind_s);
     }

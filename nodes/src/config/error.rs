@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use rookery_gateway::limits::CidrError;
 use thiserror::Error;
 
 /// Everything that is wrong with a configuration, at once: nobody likes to be told one mistake per start.
@@ -163,6 +164,12 @@ impl Mismatch {
             wanted: format!("one of {}", words.join(", ")).into(),
             nearest: nearest_word(given, words.iter().copied()).map(str::to_owned),
         }
+    }
+}
+
+impl From<CidrError> for Mismatch {
+    fn from(_: CidrError) -> Self {
+        Self::wanted("an address or a network, such as 10.0.0.0/8")
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rookery_gateway::limits::Cidr;
+
 use super::{
     error::Mismatch,
     knob::{self, Section, Visitor},
-    types::{CorsOrigin, Network},
+    types::CorsOrigin,
 };
 
 const KIB: u64 = 1 << 10;
@@ -33,7 +35,7 @@ pub struct Gateway {
     /// Who may read answers from a browser.
     pub cors_origins: Vec<CorsOrigin>,
     /// Whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<Cidr>,
     /// What one client may do per minute.
     pub rates: Rates,
 }

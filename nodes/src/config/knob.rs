@@ -80,7 +80,7 @@ pub(super) fn optional_text<T: FromStr<Err = Mismatch> + Display>(slot: &mut Opt
 }
 
 /// Several of them; in the environment separated by commas.
-pub(super) fn list<T: FromStr<Err = Mismatch> + Display>(slot: &mut Vec<T>) -> impl Knob {
+pub(super) fn list<T: FromStr<Err: Into<Mismatch>> + Display>(slot: &mut Vec<T>) -> impl Knob {
     List(slot)
 }
 
@@ -230,12 +230,13 @@ impl<T: FromStr<Err = Mismatch> + Display> Knob for OptionalText<'_, T> {
 
 struct List<'a, T>(&'a mut Vec<T>);
 
-impl<T: FromStr<Err = Mismatch> + Display> Knob for List<'_, T> {
+impl<T: FromStr<Err: Into<Mismatch>> + Display> Knob for List<'_, T> {
     fn set(&mut self, value: &Value) -> Result<(), Mismatch> {
+        let parse = |text: &str| text.parse().map_err(Into::into);
         *self.0 = match value {
-            Value::List(items) => items.iter().map(|item| string(item)?.parse()).collect::<Result<_, _>>()?,
+            Value::List(items) => items.iter().map(|item| parse(string(item)?)).collect::<Result<_, _>>()?,
             Value::Variable(text) => {
-                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse).collect::<Result<_, _>>()?
+                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(parse).collect::<Result<_, _>>()?
             }
             _ => return Err(Mismatch::wanted("a list of strings")),
         };

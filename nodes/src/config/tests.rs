@@ -422,43 +422,6 @@ mod secrets {
     }
 }
 
-mod networks {
-    use super::*;
-
-    fn contains(network: &str, address: &str) -> bool {
-        let network: Network = network.parse().expect("a network");
-        network.contains(address.parse().expect("an address"))
-    }
-
-    #[test]
-    fn a_network_contains_its_addresses() {
-        assert!(contains("10.0.0.0/8", "10.255.0.1"));
-        assert!(contains("fd00::/8", "fd12::1"));
-    }
-
-    #[test]
-    fn a_network_contains_no_others() {
-        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
-        assert!(!contains("10.0.0.0/8", "fd12::1"));
-    }
-
-    #[test]
-    fn a_bare_address_is_a_network_of_one() {
-        assert!(contains("192.0.2.1", "192.0.2.1"));
-        assert!(!contains("192.0.2.1", "192.0.2.2"));
-    }
-
-    #[test]
-    fn a_mapped_address_counts_as_ipv4() {
-        assert!(contains("10.0.0.0/8", "::ffff:10.1.2.3"));
-    }
-
-    #[test]
-    fn the_widest_network_contains_everything() {
-        assert!(contains("0.0.0.0/0", "203.0.113.9"));
-    }
-}
-
 proptest::proptest! {
     #[test]
     fn no_file_makes_the_reader_panic(text in "[a-z_.\\[\\]=\" 0-9\n]{0,200}") {

@@ -1,11 +1,6 @@
 //! Values that cannot be wrong once they exist.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, str::FromStr};
 
 use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
@@ -312,56 +307,6 @@ fn host_port(text: &str, example: &str) -> Result<String, Mismatch> {
     match port.parse::<u16>() {
         Ok(1..) if name && !host.is_empty() => Ok(text.to_owned()),
         _ => Err(wanted()),
-    }
-}
-
-/// A network of addresses, as in `10.0.0.0/8`; a bare address is a network of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Network {
-    /// Whether the address lies in the network. An IPv4 address mapped into IPv6 counts as the IPv4 address.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let differ = u32::from(network) ^ u32::from(address);
-                differ.leading_zeros() >= u32::from(self.prefix)
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let differ = u128::from(network) ^ u128::from(address);
-                differ.leading_zeros() >= u32::from(self.prefix)
-            }
-            _ => false,
-        }
-    }
-}
-
-impl FromStr for Network {
-    type Err = Mismatch;
-
-    fn from_str(text: &str) -> Result<Self, Mismatch> {
-        let wanted = || Mismatch::wanted("an address or a network, such as 10.0.0.0/8");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| wanted())?;
-        let widest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Ok(widest), |prefix| prefix.parse().map_err(|_| wanted()))?;
-        if prefix > widest {
-            return Err(Mismatch { nearest: Some(format!("{address}/{widest}")), ..wanted() });
-        }
-        Ok(Self { address, prefix })
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 

@@ -3,6 +3,7 @@
 //! There are no consumer groups and no committed offsets: the reader's positions are seqs of the source shards, and a
 //! thread per topic reads its partitions with `assign()` from where those positions may begin.
 
+mod hints;
 mod reader;
 mod state;
 
@@ -15,6 +16,7 @@ use rookery_actors::{
 };
 use tokio::time::{Instant, timeout_at};
 
+pub use self::hints::Hints;
 use self::reader::Reader;
 use crate::config::Kafka;
 
@@ -29,6 +31,7 @@ pub struct KafkaLog {
     kafka: Kafka,
     consumer: String,
     gap_patience: Duration,
+    hints: Option<Hints>,
     readers: [OnceLock<Reader>; Topic::ALL.len()],
 }
 
@@ -37,7 +40,14 @@ impl KafkaLog {
     ///
     /// The topics must be there: see [`super::topics::ensure`].
     pub fn new(kafka: Kafka, consumer: &str) -> Self {
-        Self { kafka, consumer: consumer.to_owned(), gap_patience: GAP_PATIENCE, readers: Default::default() }
+        Self { kafka, consumer: consumer.to_owned(), gap_patience: GAP_PATIENCE, hints: None, readers: Default::default() }
+    }
+
+    /// The same with hints that outlive it.
+    #[must_use]
+    pub fn with_hints(mut self, hints: Hints) -> Self {
+        self.hints = Some(hints);
+        self
     }
 
     /// The same with another patience for holes.
@@ -64,6 +74,10 @@ impl EventLog for KafkaLog {
         async move {
             let deadline = Instant::now() + wait;
             let reader = self.reader(topic);
+            if let Some(hints) = &self.hints {
+                reader.hint(hints.unknown(topic, positions).await);
+                hints.note(topic, || reader.offsets(positions));
+            }
             loop {
                 // Created before the look: news between the two is not missed.
                 let news = reader.news();

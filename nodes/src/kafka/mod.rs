@@ -11,4 +11,8 @@ pub mod relay;
 mod sequence;
 pub mod topics;
 
-pub use self::{dead_letters::DeadLetters, log::KafkaLog, relay::Relay};
+pub use self::{
+    dead_letters::DeadLetters,
+    log::{Hints, KafkaLog},
+    relay::Relay,
+};

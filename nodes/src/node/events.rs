@@ -9,7 +9,7 @@ use super::services::Started;
 use crate::{
     config::{Kafka, Role, Roles},
     event_log::{EmbeddedLog, LogSource},
-    kafka::{self, DeadLetters, KafkaLog, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
+    kafka::{self, DeadLetters, Hints, KafkaLog, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
 };
 
 /// Before Kafka is asked again when it does not answer at the start.
@@ -51,11 +51,14 @@ impl Events {
             (Role::Comments, comments, services.comments.runtime.database().clone(), Some(Topic::Comments)),
             (Role::Search, search, services.search.runtime.database().clone(), None),
         ];
+        let publishers: Vec<_> =
+            databases.iter().filter_map(|(.., database, topic)| Some(((*topic)?, database.clone()))).collect();
         // What is not owned here is published elsewhere.
         let databases: Vec<_> = databases.into_iter().filter(|(role, ..)| roles.has(*role)).collect();
         for consumer in databases.iter().map(|(role, ..)| role.as_str()) {
             // A log each: readers that share one would keep rewinding each other.
-            events.logs.insert(consumer, Arc::new(KafkaLog::new(kafka.clone(), consumer)));
+            let hints = Hints::new(publishers.clone(), consumer);
+            events.logs.insert(consumer, Arc::new(KafkaLog::new(kafka.clone(), consumer).with_hints(hints)));
         }
         let (settings, publishers) = (kafka.clone(), Arc::clone(&events.publishers));
         events.kafka = Some(kafka.clone());

@@ -180,7 +180,7 @@ fn settings(config: &Config) -> anyhow::Result<GatewayConfig> {
         token_issuer: config.tokens.issuer.clone(),
         token_audience: config.tokens.audience.clone(),
         quotas: Quotas { auth: allowance(auth)?, read: allowance(read)?, write: allowance(write)?, search: allowance(search)? },
-        trusted_proxies: of.trusted_proxies.iter().map(|network| network.to_string().parse()).collect::<Result<_, _>>()?,
+        trusted_proxies: of.trusted_proxies.clone(),
         ..GatewayConfig::default()
     })
 }

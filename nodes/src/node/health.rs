@@ -169,11 +169,12 @@ impl Health for NodeHealth {
             for NamedBridge { topic, consumer, bridge } in self.bridges.iter() {
                 let lag = bridge.caught_up_at().elapsed();
                 let late = lag > LAG_MAX;
-                let probe = Probe {
-                    status: if late { Status::Degraded } else { Status::Ok },
-                    latency_ms: None,
-                    detail: late.then(|| format!("behind for {} s", lag.as_secs())),
+                let detail = match bridge.outside().into_iter().next() {
+                    Some(outside) => Some(outside.reason),
+                    None => late.then(|| format!("behind for {} s", lag.as_secs())),
                 };
+                let status = if detail.is_some() { Status::Degraded } else { Status::Ok };
+                let probe = Probe { status, latency_ms: None, detail };
                 probes.insert(format!("{consumer}.events.{}", topic.service()), probe);
             }
             if let Some(probe) = &self.kafka {

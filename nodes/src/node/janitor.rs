@@ -1,16 +1,24 @@
-//! What has to be looked at once a minute: logs to trim, edges of deleted accounts, signing keys that come of age.
+//! What has to be looked at now and then: logs to trim, edges of deleted accounts, signing keys that come of age, documents
+//! that missed events for good.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rookery_actors::{
     runtime::{Retention, Runtime},
+    search::SearchService,
     secret::ClusterSecret,
     service::Service,
     users::{UserService, Users, keys::SigningKeys},
 };
 use tokio::{task::JoinHandle, time::Instant};
 
+use super::NamedBridge;
+use crate::admin::{Admin, reindex};
+
 const EVERY: Duration = Duration::from_secs(60);
+
+/// Between two looks at what does not wait for a minute.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Longer than an access token lives: a starting gateway reads from the log which sessions were closed.
 const RECORDS: Duration = Duration::from_secs(3600);
@@ -39,7 +47,7 @@ pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str
 pub(super) fn sweep(users: Users) -> JoinHandle<()> {
     tokio::spawn(async move {
         while !users.runtime().is_stopped() {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
             if let Err(failure) = users.sweep_departed(Instant::now() + EVERY).await {
                 tracing::warn!(%failure, "the edges of deleted accounts must wait");
             }
@@ -59,6 +67,34 @@ pub(super) fn follow_keys(
             match SigningKeys::load_or_create(users.database(), &secret).await {
                 Ok(keys) => install(&keys),
                 Err(error) => tracing::warn!(%error, "the signing keys could not be read"),
+            }
+        }
+    })
+}
+
+/// Rebuilds the search documents from the services' exports when a bridge into search is below the floor of a log, and lets
+/// it go on after the head that the log had before.
+///
+/// Of a log that ends before the place of its reader nothing can be made: it was put back to an older state.
+pub(super) fn rebuild_search(
+    admin: Arc<Admin>,
+    search: Runtime<SearchService>,
+    bridges: Arc<Vec<NamedBridge>>,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while !search.is_stopped() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let below =
+                |bridge: &NamedBridge| bridge.bridge.outside().into_iter().filter(|outside| outside.head > outside.position);
+            let ours = bridges.iter().filter(|bridge| bridge.consumer == SearchService::NAME);
+            let outside: Vec<_> = ours.flat_map(|bridge| below(bridge).map(move |outside| (bridge, outside))).collect();
+            if outside.is_empty() {
+                continue;
+            }
+            tracing::warn!(shards = outside.len(), "search has missed events for good, its documents are built anew");
+            match reindex::unwatched(&admin).await {
+                Ok(()) => outside.iter().for_each(|(bridge, outside)| bridge.bridge.rebuilt(outside)),
+                Err(failure) => tracing::warn!(%failure, "the search documents could not be built anew, trying again"),
             }
         }
     })

@@ -1,4 +1,4 @@
-//! Rules 14, 16 and 18: foreign records, applied once each, in order, whatever stops in between.
+//! Rules 5, 14, 16 and 18: foreign records, applied once each, in order, whatever stops in between.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,6 +39,33 @@ impl EventLog for Script {
                 return Ok(Vec::new());
             }
             Ok(vec![Fetched { shard, records }])
+        })
+    }
+}
+
+/// The same of two shards, the first of which begins late: what is before its first record was trimmed.
+struct Trimmed(Script, Script);
+
+impl EventLog for Trimmed {
+    fn fetch<'a>(
+        &'a self,
+        topic: Topic,
+        positions: &'a [(ShardId, Seq)],
+        bytes_max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>> {
+        Box::pin(async move {
+            let (floor, head) = (self.0.0.first().unwrap().seq, self.0.0.last().unwrap().seq);
+            let mut fetched = Vec::new();
+            for (shard, position) in positions {
+                if *shard == ShardId(0) && position + 1 < floor {
+                    let source_shard = Source { topic, shard: *shard };
+                    return Err(LogError::OutOfRange { source_shard, position: *position, floor, head });
+                }
+                let script = if *shard == ShardId(0) { &self.0 } else { &self.1 };
+                fetched.extend(script.fetch(topic, &[(*shard, *position)], bytes_max, wait / 4).await?);
+            }
+            Ok(fetched)
         })
     }
 }
@@ -191,6 +218,30 @@ async fn a_record_that_sql_refuses_is_singled_out_and_buried_and_its_neighbours_
     assert!(letters[0].reason.contains("0x00"), "{}", letters[0].reason);
     assert_eq!(service.runtime.ask(key, Command::Add, soon()).await.unwrap().reply, 4);
     assert_gap_free(&sql(&config).await).await;
+    bridge.stop();
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_below_the_floor_is_told_and_holds_up_no_other_and_goes_on_after_a_rebuild() {
+    let config = database().await;
+    let service = tallies(&config).await;
+    let (key, other) = (key(), mint(Timestamp::now(), SHARDS, Some(ShardId(2))));
+    let late = Script(vec![record(7, key, "add"), record(8, key, "add"), record(9, key, "add")]);
+    let log = Arc::new(Trimmed(late, Script(vec![record(1, other, "add")])));
+    let bridge = Bridge::start(service.runtime.clone(), log, Arc::new(service.runtime.clone()), Topic::Comments, 2);
+    eventually("the other shard goes on", async || applied(&service) == [1]).await;
+    let outside = bridge.outside();
+    assert_eq!(
+        outside.iter().map(|outside| (outside.shard, outside.position, outside.head)).collect::<Vec<_>>(),
+        [(ShardId(0), 0, 9)]
+    );
+    assert!(outside[0].reason.contains("outside of the log"), "{}", outside[0].reason);
+
+    bridge.rebuilt(&outside[0]);
+    assert!(bridge.outside().is_empty());
+    let place = async || service.runtime.consumer_places("posts").await.unwrap();
+    eventually("the new place is noted", async || place().await.contains(&(ShardId(0), 9))).await;
     bridge.stop();
     service.stop().await;
 }

@@ -1,6 +1,7 @@
 //! The thread that reads a topic: it alone touches the consumer, so what it was told is done in order.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -72,6 +73,16 @@ impl Reader {
 
     pub(super) fn look(&self, positions: &[(ShardId, Seq)], bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
         self.shared.state().look(positions, bytes_max, Instant::now())
+    }
+
+    /// Where to begin for shards that nobody has asked for yet.
+    pub(super) fn hint(&self, offsets: Vec<(ShardId, i64)>) {
+        self.shared.state().hint(offsets);
+    }
+
+    /// Where to begin for these positions.
+    pub(super) fn offsets(&self, positions: &[(ShardId, Seq)]) -> HashMap<ShardId, i64> {
+        self.shared.state().offsets(positions)
     }
 
     pub(super) fn outage(&self) -> Option<String> {

@@ -25,6 +25,8 @@ pub(super) struct State {
     count: u16,
     gap_patience: Duration,
     partitions: BTreeMap<u16, Partition>,
+    /// Where to begin for shards that were read elsewhere, or before.
+    hints: HashMap<ShardId, i64>,
 }
 
 #[derive(Default)]
@@ -73,7 +75,7 @@ pub(super) enum Order {
 
 impl State {
     pub(super) fn new(topic: Topic, count: u16, gap_patience: Duration) -> Self {
-        Self { topic, count, gap_patience, partitions: BTreeMap::new() }
+        Self { topic, count, gap_patience, partitions: BTreeMap::new(), hints: HashMap::new() }
     }
 
     /// What follows the positions, as far as it was read.
@@ -87,7 +89,8 @@ impl State {
         now: Instant,
     ) -> Result<Vec<Fetched>, LogError> {
         for (shard, position) in positions {
-            self.partitions.entry(shard.0 % self.count).or_default().seek(*shard, *position, now);
+            let hint = self.hints.remove(shard);
+            self.partitions.entry(shard.0 % self.count).or_default().seek(*shard, *position, hint, now);
         }
         let lines = || positions.iter().filter_map(|(shard, _)| Some((*shard, self.line(*shard)?)));
         let ready = lines().filter(|(_, line)| line.sequence.has_news()).count();
@@ -101,6 +104,23 @@ impl State {
         }
         positions.iter().try_for_each(|(shard, position)| self.check(*shard, *position, now))?;
         Ok(fetched)
+    }
+
+    /// Where what follows their places begins, about, for shards that nobody has asked for yet.
+    pub(super) fn hint(&mut self, offsets: Vec<(ShardId, i64)>) {
+        self.hints.extend(offsets);
+    }
+
+    /// Where what follows these positions begins, about: such hints for another reader.
+    pub(super) fn offsets(&self, positions: &[(ShardId, Seq)]) -> HashMap<ShardId, i64> {
+        let offset = |(shard, position): &(ShardId, Seq)| {
+            let partition = self.partitions.get(&(shard.0 % self.count))?;
+            let line = partition.lines.get(shard).filter(|_| partition.restart.is_none())?;
+            let waits = line.sequence.has_news() || line.sequence.ahead().is_some();
+            let offset = if waits { partition.marks.get(shard)?.start(*position) } else { partition.next };
+            Some((*shard, offset?))
+        };
+        positions.iter().filter_map(offset).collect()
     }
 
     /// A message was read: whether it is news to somebody.
@@ -219,7 +239,7 @@ impl State {
 }
 
 impl Partition {
-    fn seek(&mut self, shard: ShardId, position: Seq, now: Instant) {
+    fn seek(&mut self, shard: ShardId, position: Seq, hint: Option<i64>, now: Instant) {
         let again = match self.lines.get_mut(&shard) {
             Some(line) => {
                 line.asked = now;
@@ -234,7 +254,8 @@ impl Partition {
         if !again {
             return;
         }
-        let start = self.marks.get(&shard).and_then(|marks| marks.start(position)).map_or(Start::Beginning, Start::At);
+        let mark = self.marks.get(&shard).and_then(|marks| marks.start(position));
+        let start = mark.or(hint).map_or(Start::Beginning, Start::At);
         // Never forward: the neighbours in the partition need what lies between.
         let reading = self.restart.or(self.next.map(Start::At));
         let already_there = self.restart.is_none() && self.complete && self.next == Some(0);
@@ -378,6 +399,39 @@ mod tests {
         state.failed(0);
         assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(8) }]);
         state.offer(0, 9, Some((A, record(3, 1))), now);
+        state.ended(0, now);
+        fetch(&mut state, &[(A, 1)], now + PATIENCE);
+        assert_eq!(state.orders(now), [FROM_THE_START]);
+    }
+
+    #[test]
+    fn a_new_reader_begins_where_another_was() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0), (B, 0)], now);
+        state.orders(now);
+        for seq in 1..=600 {
+            state.offer(0, seq, Some((A, record(seq, 1))), now);
+        }
+        state.offer(0, 601, Some((B, record(1, 1))), now);
+        // A has something to come for, B has nothing: all that follows it comes later.
+        let positions = [(A, 300), (B, 1)];
+        fetch(&mut state, &positions, now);
+        let hints = state.offsets(&positions);
+        assert_eq!(hints, [(A, 258), (B, 602)].into());
+
+        let mut other = self::state();
+        other.hint(hints.into_iter().collect());
+        fetch(&mut other, &positions, now);
+        assert_eq!(other.orders(now), [Order::Read { partition: 0, start: Start::At(258) }]);
+    }
+
+    #[test]
+    fn a_hint_that_leads_past_a_record_is_followed_by_a_look_from_the_beginning() {
+        let (mut state, now) = (state(), Instant::now());
+        state.hint(vec![(A, 40)]);
+        fetch(&mut state, &[(A, 1)], now);
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(40) }]);
+        state.offer(0, 41, Some((A, record(9, 1))), now);
         state.ended(0, now);
         fetch(&mut state, &[(A, 1)], now + PATIENCE);
         assert_eq!(state.orders(now), [FROM_THE_START]);
