@@ -203,13 +203,16 @@ impl Node {
         &self.bridges
     }
 
-    /// Ends when the node cannot go on, with what to say of it: a private Postgres that died and could not be brought back, a
-    /// service whose shards fail again and again.
+    /// Ends when the node cannot go on, with what to say of it: a private Postgres that died and could not be brought back,
+    /// links whose actors are gone, a service whose shards fail again and again.
     pub async fn failed(&self) -> String {
         let Faces { users, posts, comments, search } = &self.faces;
         let service = tokio::select! {
             () = self.databases.watch() => {
                 return POSTGRES_GONE.to_owned();
+            }
+            () = cluster::failed(self.cluster.as_ref()) => {
+                return "the links to other nodes have ended; the log says why".to_owned();
             }
             () = users.runtime().failed() => "users",
             () = posts.runtime().failed() => "posts",

@@ -56,14 +56,14 @@ struct Pulse {
     /// The number of the last heartbeat, and when it was sent if it has not come back.
     number: u64,
     sent: Option<Instant>,
-    /// Heartbeats in a row after which nothing had come back by the next one.
+    /// Heartbeats in a row after which nothing had come by the next one.
     missed: u32,
 }
 
 /// Why a link is given up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    #[error("{missed} heartbeats in a row were not answered")]
+    #[error("nothing has come for {missed} heartbeats in a row")]
     Silent { missed: u32 },
     #[error("the region of the other node is gone")]
     NoRegion,
@@ -132,8 +132,10 @@ impl Link {
         let mut envelopes = 0;
         {
             let mut state = self.state();
+            // Whatever arrives is a sign of life: behind large bodies an echo takes its time. That the other direction
+            // works as well, the other side looks after.
+            state.pulse.missed = 0;
             if state.outbox.confirmed(header.received) {
-                state.pulse.missed = 0;
                 // The window may have opened.
                 self.wake.notify_one();
             }
@@ -273,7 +275,6 @@ impl Link {
                 self.wake.notify_one();
             }
             Entry::Pong(number) => {
-                state.pulse.missed = 0;
                 if let Some(sent) = state.pulse.sent.take_if(|_| number == state.pulse.number) {
                     self.measured(sent.elapsed());
                 }

@@ -55,3 +55,11 @@ impl Running {
         self.tasks.abort_all();
     }
 }
+
+/// Ends when the links of a running node are gone; never for a node that is alone.
+pub(super) async fn failed(cluster: Option<&Running>) {
+    match cluster.and_then(|cluster| cluster.routes.links()) {
+        Some(links) => links.ended().await,
+        None => std::future::pending().await,
+    }
+}

@@ -184,7 +184,7 @@ mod what_ends {
 
     #[tokio::test]
     async fn a_frozen_node_is_noticed_by_its_heartbeats_and_linked_again_when_it_wakes() {
-        let (n1, n2) = Node::pair(|_| {}).await;
+        let (n1, n2) = Node::pair(|spec| spec.heartbeat_ms = 1_000).await;
         let pending = n1.ask("n2", GATE, 10, 50);
         let frozen = async {
             n2.order(Order::UntilArrived(50)).await;
@@ -194,7 +194,8 @@ mod what_ends {
         pending.assert_all("outcome unknown: the link ended before the answer came");
         // Long before their deadline, which is 30 s away.
         assert!(pending.slowest < Duration::from_secs(15), "{:?}", pending.slowest);
-        n1.until_logged(&["WARN", "heartbeats in a row were not answered", "n2"]).await;
+        n1.until_logged(&["WARN", "heartbeats in a row", "n2"]).await;
+        n1.until_apart("n2").await;
         n2.signal(Signal::SIGCONT);
         assert_eq!(n1.until_linked("n2").await, n2.incarnation);
         n1.ask("n2", ECHO, 10, 1).await.assert_all("answered");

@@ -158,7 +158,7 @@ async fn obey(order: Order, spec: &Spec, links: &Links, gate: &Gate, metrics: &P
 async fn ask(links: &Links, peer: &str, service: u8, bytes: usize, times: usize, patience: Duration) -> Value {
     let body = match service {
         PAGE => Bytes::copy_from_slice(&u32::try_from(bytes).unwrap().to_le_bytes()),
-        _ => (0..bytes).map(|at| at as u8).collect(),
+        _ => (0..=u8::MAX).collect::<Vec<_>>().repeat(bytes / 256 + 1).split_off(256 - bytes % 256).into(),
     };
     let asked = (0..times).map(|_| {
         let (links, peer, body) = (links.clone(), peer.to_owned(), body.clone());
@@ -188,7 +188,7 @@ async fn ask(links: &Links, peer: &str, service: u8, bytes: usize, times: usize,
 fn outcome(service: u8, bytes: usize, asked: &Bytes, answer: Result<Bytes, LinkError>) -> String {
     match (service, answer) {
         (ECHO | GATE, Ok(answer)) if answer == asked => "answered".to_owned(),
-        (PAGE, Ok(answer)) if answer.len() == bytes && answer.iter().all(|byte| *byte == 7) => "answered".to_owned(),
+        (PAGE, Ok(answer)) if answer == vec![7_u8; bytes] => "answered".to_owned(),
         (META, Ok(answer)) => String::from_utf8(answer.to_vec()).unwrap(),
         (_, Ok(answer)) => format!("a wrong answer of {} bytes", answer.len()),
         (_, Err(error)) => error.to_string(),

@@ -28,14 +28,14 @@ use super::node::{Order, Spec, VARIABLE};
 /// Far longer than anything takes, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A node on this machine, with quick heartbeats.
+/// A node on this machine, whose links outlive a machine that is busy with other things.
 pub(crate) fn spec(name: &str) -> Spec {
     Spec {
         name: name.to_owned(),
         listen: Some("127.0.0.1:0".parse().unwrap()),
         secret: 1,
         dials_all: false,
-        heartbeat_ms: 200,
+        heartbeat_ms: 2_000,
         in_flight_max: 4_096,
         tls: None,
     }
