@@ -174,11 +174,14 @@ impl Stage {
         let Some(connections) = case.connections else {
             return measure_argon2(pace);
         };
-        let load = |subject: &Subject, requests: &Arc<[Request]>| {
-            let load =
-                Load { address: subject.address, connections, threads: pace.threads, warm_up: pace.warm_up, window: pace.window };
-            load.run(requests, || subject.sample())
+        let of = |subject: &Subject| Load {
+            address: subject.address,
+            connections,
+            threads: pace.threads,
+            warm_up: pace.warm_up,
+            window: pace.window,
         };
+        let load = |subject: &Subject, requests: &Arc<[Request]>| of(subject).run(requests, || subject.sample());
         match case.kind {
             Kind::Bare => {
                 let subject = self.bare.as_ref().expect("what is planned was started");
@@ -190,6 +193,18 @@ impl Stage {
                 let request = |n| Request::post(servers::INSERT_PATH, &[], &rookery_benches::text::post(n));
                 let requests = (0..512).map(request).collect();
                 Ok(Measurement::of(&load(subject, &requests)?))
+            }
+            Kind::Remote => {
+                let rookery = self.rookery.as_mut().expect("what is planned was started");
+                let requests = rookery.requests(case.kind)?;
+                // Only now, so that it costs the other cases nothing.
+                let gateway = rookery.far_gateway()?;
+                let load = Load { address: gateway.address, ..of(&rookery.subject) };
+                let outcome = load.run(&requests, || {
+                    let owner = rookery.subject.sample();
+                    Sample { server: owner.server + gateway.sample().server, ..owner }
+                })?;
+                Ok(Measurement::of(&outcome))
             }
             kind => {
                 let rookery = self.rookery.as_mut().expect("what is planned was started");

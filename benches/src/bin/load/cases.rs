@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Argon2,
     /// Rookery: one post.
     Get,
+    /// Rookery: one post, through a node that owns none.
+    Remote,
     /// Rookery: a page of 20 comments out of 200.
     Comments,
     /// Rookery: the 20 newest posts.
@@ -35,7 +37,7 @@ impl Kind {
     pub(crate) fn baseline(self) -> Option<Kind> {
         match self {
             Kind::Bare | Kind::Insert | Kind::Argon2 => None,
-            Kind::Get | Kind::Comments | Kind::List => Some(Kind::Bare),
+            Kind::Get | Kind::Remote | Kind::Comments | Kind::List => Some(Kind::Bare),
             Kind::Create => Some(Kind::Insert),
             Kind::Login => Some(Kind::Argon2),
         }
@@ -60,6 +62,7 @@ impl Case {
     pub(crate) fn target(self) -> Option<f64> {
         match (self.kind, self.connections) {
             (Kind::Get, Some(64)) => Some(0.6),
+            (Kind::Remote, Some(64)) => Some(0.35),
             (Kind::Comments, Some(64)) => Some(0.5),
             (Kind::List, Some(64)) => Some(0.3),
             (Kind::Create, Some(64)) => Some(1.5),
@@ -91,7 +94,8 @@ impl fmt::Display for Case {
 ///
 /// An empty `only` means all; what is named brings its baseline along.
 pub(crate) fn plan(only: &[Kind], connections: &[usize]) -> Vec<Case> {
-    const PER_CONNECTIONS: [Kind; 6] = [Kind::Bare, Kind::Get, Kind::Comments, Kind::List, Kind::Insert, Kind::Create];
+    const PER_CONNECTIONS: [Kind; 7] =
+        [Kind::Bare, Kind::Get, Kind::Remote, Kind::Comments, Kind::List, Kind::Insert, Kind::Create];
     let wanted = |kind: Kind| only.is_empty() || only.contains(&kind) || only.iter().any(|named| named.baseline() == Some(kind));
     let cases =
         connections.iter().flat_map(|&connections| PER_CONNECTIONS.map(|kind| Case { kind, connections: Some(connections) }));

@@ -210,7 +210,7 @@ impl fmt::Display for Row {
             }
             None => write!(f, "{:>8} {:>11}", "", "")?,
         }
-        let target = self.target.map(|it| format!("{it:.1}")).unwrap_or_default();
+        let target = self.target.map(|it| format!("{it:.2}")).unwrap_or_default();
         write!(f, "{target:>7} {:<8}", self.verdict)?;
         write!(
             f,

@@ -30,6 +30,8 @@ const COMMENTS: usize = 200;
 const PAGE: usize = 20;
 /// Different texts that are posted under load.
 const TEXTS: u64 = 512;
+const SERVICES: [&str; 4] = ["USERS", "COMMENTS", "POSTS", "SEARCH"];
+const SECRET: &str = "a secret that is good for one throw-away cluster";
 const PASSWORD: &str = "correct horse battery staple";
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -54,7 +56,8 @@ pub(crate) struct Rookery {
     posts_expected: u64,
     serial: u64,
     log: PathBuf,
-    _data: TempDir,
+    program: PathBuf,
+    data: TempDir,
 }
 
 struct User {
@@ -80,24 +83,9 @@ impl Rookery {
     pub(crate) fn start(program: &Path) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
         let log = data.path().join("bench.log");
-        let [gateway, users, comments, posts, search] = free_addresses()?;
-        let output = File::create(&log)?;
-        let child = Command::new(program)
-            .arg("up")
-            .env("ROOKERY__DATA_DIR", data.path().join("data"))
-            .env("ROOKERY__GATEWAY__LISTEN", gateway.to_string())
-            .env("ROOKERY__GATEWAY__RATE_LIMITS", "false")
-            .env("ROOKERY__SERVICES__USERS__LISTEN", users.to_string())
-            .env("ROOKERY__SERVICES__COMMENTS__LISTEN", comments.to_string())
-            .env("ROOKERY__SERVICES__POSTS__LISTEN", posts.to_string())
-            .env("ROOKERY__SERVICES__SEARCH__LISTEN", search.to_string())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+        let (mut command, gateway) = node(program, &data.path().join("data"), &log)?;
         let mut rookery = Self {
-            subject: Subject::of(child, gateway),
+            subject: spawn(command.arg("up"), gateway)?,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
             users: Vec::new(),
             logged_in_at: Instant::now(),
@@ -106,10 +94,33 @@ impl Rookery {
             posts_expected: 0,
             serial: 0,
             log,
-            _data: data,
+            program: program.to_owned(),
+            data,
         };
         rookery.fill().with_context(|| rookery.end_of_log())?;
         Ok(rookery)
+    }
+
+    /// Starts a node that is nothing but a gateway to this one, and waits until it answers.
+    pub(crate) fn far_gateway(&mut self) -> anyhow::Result<Subject> {
+        let data = self.data.path().join("far");
+        let (mut command, gateway) = node(&self.program, &data, &self.log)?;
+        let sockets = self.sockets()?;
+        for service in SERVICES {
+            let url = format!("postgresql:///{}?host={sockets}&user=rookery", service.to_lowercase());
+            command.env(format!("ROOKERY__SERVICES__{service}__DATABASE_URL"), url);
+        }
+        let subject = spawn(command.args(["node", "--name", "far", "--roles", "gateway"]), gateway)?;
+        let post = format!("/api/v1/posts/{}", self.thread);
+        self.wait_for(gateway, &Request::get(&post)).with_context(|| self.end_of_log())?;
+        Ok(subject)
+    }
+
+    /// Where the private Postgres has its socket, as the server itself has noted.
+    fn sockets(&self) -> anyhow::Result<String> {
+        let file = self.data.path().join("data/postgres/postmaster.pid");
+        let noted = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        Ok(noted.lines().nth(4).context("postmaster.pid names no socket folder")?.to_owned())
     }
 
     fn fill(&mut self) -> anyhow::Result<()> {
@@ -173,7 +184,7 @@ impl Rookery {
     /// What a kind of case sends.
     pub(crate) fn requests(&mut self, kind: Kind) -> anyhow::Result<Arc<[Request]>> {
         Ok(match kind {
-            Kind::Get => {
+            Kind::Get | Kind::Remote => {
                 let path = |id| format!("/api/v1/posts/{id}");
                 self.posts.iter().map(|id| Request::get(&path(id))).collect()
             }
@@ -263,9 +274,13 @@ impl Rookery {
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_for(self.subject.address, &Request::get("/readyz"))
+    }
+
+    fn wait_for(&mut self, address: SocketAddr, request: &Request) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
-            match self.ask(&Request::get("/readyz")) {
+            match self.ask_at(address, request) {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
                     return Err(error.context("rookery did not become ready"));
@@ -290,10 +305,13 @@ impl Rookery {
     }
 
     fn ask(&mut self, request: &Request) -> anyhow::Result<String> {
+        self.ask_at(self.subject.address, request)
+    }
+
+    fn ask_at(&mut self, address: SocketAddr, request: &Request) -> anyhow::Result<String> {
         self.serial += 1;
         let mut bytes = Vec::new();
         request.write(self.serial, &mut bytes);
-        let address = self.subject.address;
         self.runtime.block_on(async {
             let mut connection = Connection::open(address).await?;
             let response = connection.exchange(&bytes).await?;
@@ -309,6 +327,31 @@ impl Rookery {
         let end = lines[lines.len().saturating_sub(20)..].join("\n");
         format!("rookery cannot be measured; the end of what it said:\n{end}\n")
     }
+}
+
+/// A node of the bench's cluster that is about to start, and where its gateway will listen.
+fn node(program: &Path, data: &Path, log: &Path) -> anyhow::Result<(Command, SocketAddr)> {
+    let [gateway, link, health @ ..] = free_addresses::<6>()?;
+    let output = File::options().create(true).append(true).open(log)?;
+    let mut command = Command::new(program);
+    command
+        .env("ROOKERY__DATA_DIR", data)
+        .env("ROOKERY__SECRET", SECRET)
+        .env("ROOKERY__CLUSTER__LISTEN", link.to_string())
+        .env("ROOKERY__GATEWAY__LISTEN", gateway.to_string())
+        .env("ROOKERY__GATEWAY__RATE_LIMITS", "false")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    for (service, address) in SERVICES.iter().zip(health) {
+        command.env(format!("ROOKERY__SERVICES__{service}__LISTEN"), address.to_string());
+    }
+    Ok((command, gateway))
+}
+
+fn spawn(command: &mut Command, gateway: SocketAddr) -> anyhow::Result<Subject> {
+    let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
+    Ok(Subject::of(child, gateway))
 }
 
 fn list_path() -> String {

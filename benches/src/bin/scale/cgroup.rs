@@ -21,11 +21,7 @@ impl Quota {
     /// # Errors
     /// Without root, or without the cpu controller.
     pub(crate) fn hold(pid: u32, name: &str, percent: u32) -> anyhow::Result<Self> {
-        let (root, v1) =
-            match Path::new("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() || Path::new("/sys/fs/cgroup/cpu").is_dir() {
-                true => (Path::new("/sys/fs/cgroup/cpu"), true),
-                false => (Path::new("/sys/fs/cgroup"), false),
-            };
+        let (root, v1) = parent()?;
         let folder = root.join(format!("rookery-scale-{}-{name}", std::process::id()));
         let quota = Self { folder };
         quota.set(pid, percent, v1).with_context(|| {
@@ -45,6 +41,23 @@ impl Quota {
         }
         fs::write(self.folder.join("cgroup.procs"), pid.to_string())
     }
+}
+
+/// Where the groups of the nodes go, and whether it is version 1.
+///
+/// Under version 1 that is this program's own group, so that a share which was given to the bench is the nodes' too;
+/// version 2 allows no group below one that has processes.
+fn parent() -> io::Result<(PathBuf, bool)> {
+    let v1 = Path::new("/sys/fs/cgroup/cpu");
+    if !v1.is_dir() {
+        return Ok((PathBuf::from("/sys/fs/cgroup"), false));
+    }
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        parts.next()?.split(',').any(|controller| controller == "cpu").then(|| parts.next())?
+    });
+    Ok((v1.join(own.unwrap_or("/").trim_start_matches('/')), true))
 }
 
 impl Drop for Quota {
