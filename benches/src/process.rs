@@ -96,6 +96,14 @@ pub fn cpu(pid: Pid) -> Duration {
     Process::read(pid).map(|it| it.cpu).unwrap_or_default()
 }
 
+/// Memory of a process that is in RAM, in bytes; none if it has ended.
+pub fn resident_bytes(pid: Pid) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| u64::try_from(bytes).ok());
+    pages * page.unwrap_or(4_096)
+}
+
 /// CPU time of a process by the names of its living threads, numbers at their end left off.
 pub fn cpu_by_thread(pid: Pid) -> CpuByName {
     let mut by_name = CpuByName::new();

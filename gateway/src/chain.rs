@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
+use crate::admission::{Admission, Place};
 use crate::auth::{self, Verifier};
 use crate::body;
 use crate::config::GatewayConfig;
@@ -34,7 +35,7 @@ pub struct Edge {
     pub(crate) config: GatewayConfig,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) limits: RateLimits,
-    in_flight: AtomicUsize,
+    admission: Arc<Admission>,
     leaving: AtomicBool,
 }
 
@@ -42,12 +43,13 @@ impl Edge {
     /// The shared part of a gateway.
     pub fn new(config: GatewayConfig, verifier: Arc<Verifier>) -> Arc<Self> {
         let limits = RateLimits::new(&config.quotas, config.rate_limit_keys_max);
-        Arc::new(Self { config, verifier, limits, in_flight: AtomicUsize::new(0), leaving: AtomicBool::new(false) })
+        let admission = Admission::new(config.requests_max);
+        Arc::new(Self { config, verifier, limits, admission, leaving: AtomicBool::new(false) })
     }
 
     /// Requests whose response has not begun.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.admission.in_flight()
     }
 
     /// Asks every client to come back over another connection: answers are the last of theirs from now on. What remains
@@ -56,12 +58,21 @@ impl Edge {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Forgets what no longer counts: full quotas, revocations of expired tokens. To be called every second or so.
+    /// Forgets what no longer counts: full quotas, revocations of expired tokens; tells of requests that were shed. To be
+    /// called every second or so.
     pub fn sweep(&self) {
+        let shed = self.admission.take_shed();
+        if shed > 0 {
+            let limit = self.config.requests_max;
+            tracing::warn!(requests = shed, "refused {shed} requests with 503: {limit} were in flight, as many as are taken");
+        }
         self.limits.sweep();
         self.verifier.revoked().forget_expired(auth::now_s());
     }
 }
+
+/// When a request that was shed may come back, in seconds.
+const RETRY_SHED_AFTER_S: u32 = 1;
 
 /// The headers that Helmet sets, for an API that serves no pages; a route may set its own instead.
 static SECURITY_HEADERS: [(HeaderName, HeaderValue); 11] = [
@@ -122,17 +133,27 @@ where
         let edge = &self.edge;
         let stats = self.route.stats(&request);
         let class = stats.class;
+        let admitted = match class {
+            // Health and metrics: an overloaded node must not look dead.
+            RouteClass::Exempt => Ok(edge.admission.admit_always()),
+            _ => edge.admission.admit(),
+        };
         let headers = request.headers();
         let context = Context {
             request_id: context::request_id(headers, rand::random()),
             trace: Trace::of(headers, rand::random(), rand::random()),
             deadline: started + Duration::from_millis(edge.config.request_timeout_ms),
             client: client(&request, edge),
-            identity: identity(headers, edge),
+            // Nothing is verified for a request that is refused anyway.
+            identity: admitted.as_ref().map_or(Identity::Anonymous, |_| identity(headers, edge)),
             edge: edge.clone(),
         };
-        let in_flight = InFlight::enter(edge);
-        let verdict = edge.config.rate_limits.then(|| edge.limits.check(class, key(&context))).flatten();
+        let (place, shed) = match admitted {
+            Ok(place) => (place, None),
+            Err((place, pause)) => (place, Some(pause)),
+        };
+        let limited = edge.config.rate_limits && shed.is_none();
+        let verdict = limited.then(|| edge.limits.check(class, key(&context))).flatten();
         let mut served = Served {
             work: Work::Refused { problem: None },
             timeout: None,
@@ -148,10 +169,14 @@ where
                 verdict,
                 stats,
                 edge: edge.clone(),
-                _in_flight: in_flight,
+                shed: shed.is_some(),
+                _place: place,
             },
         };
-        if let Some(problem) = refusal(edge, class, verdict) {
+        if let Some(pause) = shed {
+            let pause = Box::pin(tokio::time::sleep_until((started + pause).into()));
+            served.work = Work::Shed { pause };
+        } else if let Some(problem) = refusal(class, verdict) {
             served.work = Work::Refused { problem: Some(problem) };
         } else if body::declared_length(request.headers()) > edge.config.body_limit_bytes as u64 {
             served.work = Work::Draining { future: Box::pin(body::drain_too_large(request)) };
@@ -185,31 +210,12 @@ fn key(context: &Context) -> Key {
     }
 }
 
-fn refusal(edge: &Edge, class: RouteClass, verdict: Option<Verdict>) -> Option<Problem> {
+fn refusal(class: RouteClass, verdict: Option<Verdict>) -> Option<Problem> {
     if class == RouteClass::Exempt {
         return None;
     }
-    if edge.in_flight() > edge.config.requests_max {
-        return Some(Problem::unavailable("the gateway has as many requests in flight as it takes", 1));
-    }
     let retry_after_s = verdict?.retry_after_s?;
     Some(Problem::new(&problem::RATE_LIMITED, "the quota is used up for the moment").retry_after_s(retry_after_s))
-}
-
-/// Counts a request from its arrival to the head of its response.
-struct InFlight(Arc<Edge>);
-
-impl InFlight {
-    fn enter(edge: &Arc<Edge>) -> Self {
-        edge.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(edge.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 pin_project! {
@@ -229,6 +235,7 @@ pin_project! {
         Route { #[pin] future: F },
         Draining { future: Pin<Box<dyn Future<Output = Problem> + Send>> },
         Refused { problem: Option<Problem> },
+        Shed { pause: Pin<Box<tokio::time::Sleep>> },
     }
 }
 
@@ -251,9 +258,13 @@ where
             WorkProjection::Refused { problem } => {
                 Poll::Ready(Err(problem.take().expect("a finished future is not polled again")))
             }
+            WorkProjection::Shed { pause } => pause.as_mut().poll(cx).map(|()| {
+                Err(Problem::unavailable("the gateway has as many requests in flight as it takes", RETRY_SHED_AFTER_S))
+            }),
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
+            Poll::Pending if this.record.shed => return Poll::Pending,
             Poll::Pending => {
                 let deadline = this.record.deadline;
                 let timeout = this.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
@@ -279,7 +290,9 @@ struct Record {
     verdict: Option<Verdict>,
     stats: Arc<Stats>,
     edge: Arc<Edge>,
-    _in_flight: InFlight,
+    /// It is one of many that are reported together.
+    shed: bool,
+    _place: Place,
 }
 
 impl Record {
@@ -352,7 +365,9 @@ impl Record {
                 )
             };
         }
-        if status.is_server_error() || slow {
+        // Slowness in such a crowd is no news, and a line for each would make it worse.
+        let crowded = self.shed || slow && !status.is_server_error() && self.edge.admission.is_shedding();
+        if (status.is_server_error() || slow) && !crowded {
             access!(WARN);
         } else {
             access!(DEBUG);

@@ -26,7 +26,7 @@ pub struct GatewayConfig {
     pub drain_timeout_ms: u64,
     /// Open connections; further ones wait in the kernel's queue.
     pub connections_max: usize,
-    /// Requests in flight; further ones are shed with a 503.
+    /// Requests in flight; further ones are shed with a 503, and the slower the more there are.
     pub requests_max: usize,
     /// A request slower than this is logged even if it succeeds.
     pub slow_request_ms: u64,
@@ -61,7 +61,7 @@ impl Default for GatewayConfig {
             body_timeout_ms: 10_000,
             drain_timeout_ms: 10_000,
             connections_max: 10_000,
-            requests_max: 2_000,
+            requests_max: 1_024,
             slow_request_ms: 1_000,
             rate_limits: true,
             quotas: Quotas::default(),

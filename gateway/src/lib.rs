@@ -5,6 +5,7 @@
 //! them as a supervised actor.
 
 pub mod actor;
+mod admission;
 pub mod auth;
 mod body;
 pub mod breaker;

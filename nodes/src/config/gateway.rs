@@ -50,7 +50,7 @@ impl Default for Gateway {
             header_timeout: Duration::from_secs(5),
             drain: Duration::from_millis(500),
             connections_max: 16_384,
-            concurrency_max: 2_048,
+            concurrency_max: 1_024,
             cors_origins: vec![CorsOrigin::Any],
             trusted_proxies: Vec::new(),
             rates: Rates::default(),

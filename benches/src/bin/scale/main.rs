@@ -4,16 +4,12 @@
 //! each node into a cgroup of its own, and drives all gateways at once. Postgres and the load are outside of the quotas:
 //! what is measured is what nodes add. It needs root, for the cgroups, and leaves nothing behind.
 
-mod cgroup;
-mod cluster;
 mod plot;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
-use serde::Serialize;
-
-use self::cluster::Cluster;
+use clap::Parser;
+use rookery_benches::cluster::{Cluster, Kind};
 
 /// Measures what 1, 2 and 4 nodes carry.
 #[derive(Parser)]
@@ -43,18 +39,6 @@ struct Options {
     /// Where to draw the result.
     #[arg(long, value_name = "SVG")]
     plot: Option<PathBuf>,
-}
-
-/// What the clients do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    /// Read single posts, any of 256.
-    Get,
-    /// Create posts.
-    Create,
-    /// Three reads for each post created.
-    Mix,
 }
 
 /// What one size of cluster carried.

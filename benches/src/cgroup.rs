@@ -11,7 +11,8 @@ use anyhow::Context;
 const PERIOD_US: u32 = 20_000;
 
 /// A cgroup that is taken away when dropped; its processes must have ended or left by then.
-pub(crate) struct Quota {
+#[derive(Debug)]
+pub struct Quota {
     folder: PathBuf,
 }
 
@@ -20,7 +21,7 @@ impl Quota {
     ///
     /// # Errors
     /// Without root, or without the cpu controller.
-    pub(crate) fn hold(pid: u32, name: &str, percent: u32) -> anyhow::Result<Self> {
+    pub fn hold(pid: u32, name: &str, percent: u32) -> anyhow::Result<Self> {
         let (root, v1) = parent()?;
         let folder = root.join(format!("rookery-scale-{}-{name}", std::process::id()));
         let quota = Self { folder };

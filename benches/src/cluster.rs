@@ -9,20 +9,20 @@ use std::{
 };
 
 use anyhow::Context;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use rookery_benches::{
-    histogram::Histogram,
-    http::{Connection, Request},
-    load::Load,
-    text,
-};
+use clap::ValueEnum;
+use nix::sys::signal::{Signal, kill};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Kind, cgroup::Quota};
+use crate::{
+    cgroup::Quota,
+    histogram::Histogram,
+    http::{Connection, Request},
+    load::Load,
+    process::Pid,
+    text,
+};
 
 const POSTS: usize = 256;
 const USERS: usize = 16;
@@ -32,10 +32,25 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 const STOPS_WITHIN: Duration = Duration::from_secs(40);
 const WARM_UP: Duration = Duration::from_secs(3);
 
-pub(crate) struct Cluster {
+/// What the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Read single posts, any of 256.
+    Get,
+    /// Create posts.
+    Create,
+    /// Three reads for each post created.
+    Mix,
+}
+
+/// `rookery up` with some nodes, stopped when dropped.
+#[derive(Debug)]
+pub struct Cluster {
     program: PathBuf,
     child: Child,
     gateways: Vec<SocketAddr>,
+    pids: Vec<Pid>,
     quotas: Vec<Quota>,
     tokens: Vec<String>,
     posts: Vec<String>,
@@ -43,14 +58,22 @@ pub(crate) struct Cluster {
 }
 
 /// What a load has shown.
-pub(crate) struct Carried {
-    pub(crate) per_second: f64,
-    pub(crate) p99: Duration,
-    pub(crate) errors: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// Successful answers per second, of all gateways together.
+    pub per_second: f64,
+    /// Of the successful ones.
+    pub p99: Duration,
+    /// Everything else.
+    pub errors: u64,
 }
 
 impl Cluster {
-    pub(crate) fn start(program: &Path, nodes: usize, quota_percent: u32) -> anyhow::Result<Self> {
+    /// Starts so many nodes, fills them with a few people and posts, and holds each to so many percent of one core.
+    ///
+    /// # Errors
+    /// What the nodes have said last, if they do not get ready; without root, for the quotas.
+    pub fn start(program: &Path, nodes: usize, quota_percent: u32) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
         let log = std::fs::File::create(data.path().join("log"))?;
         let first = free_ports(nodes)?;
@@ -73,6 +96,7 @@ impl Cluster {
             program: program.to_owned(),
             child,
             gateways: Vec::new(),
+            pids: Vec::new(),
             quotas: Vec::new(),
             tokens: Vec::new(),
             posts: Vec::new(),
@@ -84,12 +108,29 @@ impl Cluster {
             let pid = node["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("a node without a pid")?;
             let name = node["name"].as_str().unwrap_or("node");
             cluster.quotas.push(Quota::hold(pid, name, quota_percent)?);
+            cluster.pids.push(pid);
         }
         Ok(cluster)
     }
 
-    /// Drives all gateways at once.
-    pub(crate) fn carry(&self, kind: Kind, connections: usize, window: Duration) -> anyhow::Result<Carried> {
+    /// Where the gateways listen.
+    pub fn gateways(&self) -> &[SocketAddr] {
+        &self.gateways
+    }
+
+    /// The process ids of the nodes.
+    pub fn pids(&self) -> &[Pid] {
+        &self.pids
+    }
+
+    /// Drives all gateways at once, with so many connections each.
+    ///
+    /// # Errors
+    /// When the load generator cannot start.
+    ///
+    /// # Panics
+    /// Never, unless a thread of the load does.
+    pub fn carry(&self, kind: Kind, connections: usize, window: Duration) -> anyhow::Result<Carried> {
         let requests = self.requests(kind);
         let outcomes: Vec<_> = std::thread::scope(|scope| {
             let drives: Vec<_> = self
@@ -118,7 +159,8 @@ impl Cluster {
         Ok(Carried { per_second, p99: latency.quantile(0.99), errors })
     }
 
-    fn requests(&self, kind: Kind) -> Arc<[Request]> {
+    /// What the clients send.
+    pub fn requests(&self, kind: Kind) -> Arc<[Request]> {
         let get = |n: usize| Request::get(&format!("/api/v1/posts/{}", self.posts[n % self.posts.len()]));
         let create = |n: usize| {
             let bearer = format!("Bearer {}", self.tokens[n % self.tokens.len()]);
@@ -191,7 +233,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let deadline = Instant::now() + STOPS_WITHIN;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
