@@ -140,7 +140,8 @@ async fn a_batch_that_falls_to_a_deadlock_is_tried_again() {
     knot.rollback().await.unwrap();
     assert_eq!(edit.await.unwrap().unwrap().reply.post.unwrap().version, 2);
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
-    eventually("it was one", async || client.query_one(deadlocks, &[]).await.unwrap().get::<_, i64>(0) == 1).await;
+    // Before the stranger wakes, the second try may have tied the same knot again.
+    eventually("it was one", async || client.query_one(deadlocks, &[]).await.unwrap().get::<_, i64>(0) > 0).await;
     assert_gap_free(&client).await;
     assert_memory_is_sql(&posts, &client).await;
     service.stop().await;
