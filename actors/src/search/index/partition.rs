@@ -123,7 +123,7 @@ impl Partition {
                 None
             }
         };
-        let (index, reader, position) = match opened {
+        let (index, reader) = match opened {
             Some(opened) => opened,
             // A new handle: the old one remembers files that are gone.
             None => Folder::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?,
@@ -136,12 +136,13 @@ impl Partition {
             index,
             reader: PartitionReader { reader, fields },
             writer: None,
-            position,
+            position: Position::default(),
             uncommitted: HashMap::new(),
             queued_bytes: 0,
             resetting: false,
         };
-        partition.writer = Some(partition.new_writer()?);
+        // Another may have written between the two locks.
+        partition.recover()?;
         Ok(partition)
     }
 
@@ -205,10 +206,12 @@ impl Partition {
         self.uncommitted.clear();
         self.queued_bytes = 0;
         self.resetting = false;
+        let writer = self.new_writer()?;
+        // What the reader sees is what the writer goes on from: by it we tell whether there is something to delete.
+        self.reader.reader.reload().map_err(PartitionError::Write)?;
         let payload = self.index.load_metas().map_err(PartitionError::Write)?.payload;
         self.position = payload.as_deref().map(read_payload).transpose().ok().flatten().unwrap_or_default();
-        self.writer = Some(self.new_writer()?);
-        self.reader.reader.reload().map_err(PartitionError::Write)?;
+        self.writer = Some(writer);
         Ok(&self.position)
     }
 
@@ -233,10 +236,10 @@ impl Partition {
         self.reader.suggest(typed, limit)
     }
 
-    /// Waits for running merges and gives the folder free. What was not committed is lost.
+    /// Gives the folder free. What was not committed is lost, and so are merges under way: the next writer begins them again.
     ///
     /// # Errors
-    /// [`PartitionError::Write`] if a merge failed; the last commit is not touched by that.
+    /// [`PartitionError::Write`]; the last commit is not touched by that.
     pub fn close(mut self) -> Result<(), PartitionError> {
         let Some(mut writer) = self.writer.take() else {
             return Ok(());
@@ -244,6 +247,24 @@ impl Partition {
         // Without it, the workers would first write what is never going to be committed.
         writer.rollback().map_err(PartitionError::Write)?;
         writer.wait_merging_threads().map_err(PartitionError::Write)
+    }
+
+    /// No merge begins any more, until there is another writer: what a crash in the middle of one leaves is then the same
+    /// every time.
+    #[cfg(test)]
+    pub(super) fn hold_merges(&self) {
+        if let Some(writer) = &self.writer {
+            writer.set_merge_policy(Box::new(tantivy::merge_policy::NoMergePolicy));
+        }
+    }
+
+    /// Waits until nothing is left to merge; what is not committed goes.
+    #[cfg(test)]
+    pub(super) fn settle(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wait_merging_threads().expect("merges end well");
+        }
+        self.recover().expect("the folder is free again");
     }
 
     fn try_apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
@@ -320,6 +341,11 @@ impl Partition {
         // Below this size all segments are alike, and every merge writes the largest of them again.
         merge_policy.set_min_layer_size(LAYER_DOCUMENTS_MIN);
         writer.set_merge_policy(Box::new(merge_policy));
+        // A writer's first stamp would be that of the last commit, up to which tantivy holds every deletion to be done where
+        // that commit deleted something: a merge of what it left would lose one. Doing nothing takes that stamp.
+        writer.run([]).map_err(PartitionError::Write)?;
+        // Stamps are used again after a crash, and with them the names of the files that say what is deleted.
+        writer.garbage_collect_files().wait().map_err(PartitionError::Write)?;
         Ok(writer)
     }
 }
@@ -360,7 +386,7 @@ fn read_payload(payload: &str) -> Result<Position, String> {
 }
 
 /// Opens what is in the folder: none if nothing is, an error with the reason if it is of no use to us.
-fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader, Position)>, String> {
+fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader)>, String> {
     if !Index::exists(directory).map_err(|error| error.to_string())? {
         return Ok(None);
     }
@@ -371,18 +397,18 @@ fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader, Posit
     schema::register_tokenizers(&index);
     let payload = index.load_metas().map_err(|error| error.to_string())?.payload;
     // An index without a payload was never committed, so it is as good as new.
-    let position = payload.as_deref().map(read_payload).transpose()?.unwrap_or_default();
+    payload.as_deref().map(read_payload).transpose()?;
     let reader = new_reader(&index).map_err(|error| error.to_string())?;
-    Ok(Some((index, reader, position)))
+    Ok(Some((index, reader)))
 }
 
-fn create(directory: Folder) -> tantivy::Result<(Index, IndexReader, Position)> {
+fn create(directory: Folder) -> tantivy::Result<(Index, IndexReader)> {
     // A thread of its own for the compression of each segment costs more than it spares.
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
     let index = Index::builder().schema(schema::schema().0).settings(settings).open_or_create(directory)?;
     schema::register_tokenizers(&index);
     let reader = new_reader(&index)?;
-    Ok((index, reader, Position::default()))
+    Ok((index, reader))
 }
 
 fn new_reader(index: &Index) -> tantivy::Result<IndexReader> {

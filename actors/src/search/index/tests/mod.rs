@@ -1,5 +1,6 @@
 //! What one partition promises, on real folders.
 
+mod crashes;
 mod durability;
 mod relevance;
 
