@@ -30,6 +30,17 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 
+/// What an index reads: the documents of a shard after a seq, about so many.
+///
+/// A comment that was on its way when its post went is never to be found; those before it go with their post. Each post is
+/// looked up by its key: for a NOT EXISTS, Postgres would read all documents there are and hash those of deleted posts.
+/// With ties: a page ends with a whole record, however many documents came with it.
+pub const DOCUMENTS_AFTER: &str = "SELECT seq, doc FROM documents d
+     WHERE shard = $1 AND seq > $2 AND (type <> 'comment' OR (
+         SELECT p.doc::json->>'deleted' FROM documents p
+         WHERE p.type = 'post' AND p.id = (d.doc::json->>'post_id')::uuid) IS DISTINCT FROM 'true')
+     ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES";
+
 /// How far each source can be found in an index.
 #[derive(Clone)]
 pub(crate) struct Visible(Arc<watch::Sender<Option<HashMap<Source, Seq>>>>);
@@ -250,18 +261,7 @@ impl Follower {
 
     async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
         let client = self.runtime.database().get().await?;
-        let rows = client
-            .query(
-                // A comment that was on its way when its post went is never to be found; those before it go with their post.
-                // With ties: a page ends with a whole record, however many documents came with it.
-                "SELECT seq, doc FROM documents d
-                 WHERE shard = $1 AND seq > $2 AND NOT (type = 'comment' AND EXISTS (
-                     SELECT FROM documents p WHERE p.type = 'post' AND p.id = (d.doc::json->>'post_id')::uuid
-                     AND p.doc::json->>'deleted' = 'true'))
-                 ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES",
-                &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX],
-            )
-            .await?;
+        let rows = client.query(DOCUMENTS_AFTER, &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX]).await?;
         let parse = |row: &tokio_postgres::Row| {
             let document = serde_json::from_str(row.get(1))
                 .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;

@@ -21,16 +21,17 @@ use futures_util::future::{join, join_all};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::{
+    follower::DOCUMENTS_AFTER,
+    here::{Answer, Query},
+    service::{SearchService, comment as comment_document, post as post_document, user as user_document},
+};
 use self::{
     here::Asked,
     index::{Hits, PartitionError, Search, SearchError, Suggestion, merge, merge_suggestions},
     placing::{Plan, plan},
     replicas::{Build, Home},
     service::home,
-};
-pub use self::{
-    here::{Answer, Query},
-    service::{SearchService, comment as comment_document, post as post_document, user as user_document},
 };
 use crate::{
     entity::Failure,
