@@ -15,7 +15,7 @@ use self::rows::Rows;
 use super::{
     client::Gateways,
     history::History,
-    inspector::{Inspector, Listed},
+    inspector::{Found, Inspector, Listed},
 };
 use crate::{migrate::Database, postgres};
 
@@ -155,10 +155,7 @@ async fn copies(inspector: &Inspector, clients: &BTreeMap<&'static str, Client>)
     let users = inspector.users(rows.users.values().map(|user| user.name.clone())).await?;
     let mut found = Vec::new();
     for (kind, plural) in [("post", "posts"), ("comment", "comments")] {
-        let (documents, total) = (rows.findable(kind), inspector.found(plural).await?);
-        if usize::try_from(total) != Ok(documents) {
-            found.push(format!("a search finds {total} {plural}, where there are {documents} documents"));
-        }
+        found.extend(misindexed(kind, &rows.findable(kind), &inspector.found(plural).await?));
     }
     Ok(vec![
         Check::new("counters equal a recount", rows.miscounted(&listed, &users)),
@@ -167,4 +164,44 @@ async fn copies(inspector: &Inspector, clients: &BTreeMap<&'static str, Client>)
         Check::new("the search index equals its documents", found),
         Check::new("no record is left in the dead letters", rows.dead.iter().cloned()),
     ])
+}
+
+/// What a search finds too often, or not at all.
+fn misindexed(kind: &str, documents: &BTreeSet<Uuid>, found: &Found) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if !found.whole {
+        wrong.push(format!("a part of the index does not answer when {kind}s are searched for"));
+    }
+    if found.total != found.ids.len() as u64 {
+        wrong.push(format!("a search counts {} {kind}s and shows {}", found.total, found.ids.len()));
+    }
+    let mut times: BTreeMap<Uuid, usize> = documents.iter().map(|id| (*id, 0)).collect();
+    for id in &found.ids {
+        *times.entry(*id).or_default() += 1;
+    }
+    wrong.extend(times.iter().filter_map(|(id, times)| match (documents.contains(id), times) {
+        (true, 1) => None,
+        (true, 0) => Some(format!("a search does not find {kind} {id}, which has a document")),
+        (true, _) => Some(format!("a search finds {kind} {id} {times} times")),
+        (false, _) => Some(format!("a search finds {kind} {id}, which has no document")),
+    }));
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Uuid = Uuid::from_u128(1);
+    const B: Uuid = Uuid::from_u128(2);
+
+    #[test]
+    fn what_the_index_has_too_much_and_too_little_is_named() {
+        let found = |ids: &[Uuid]| Found { whole: true, total: ids.len() as u64, ids: ids.to_vec() };
+        let wrong = |documents: &[Uuid], ids: &[Uuid]| misindexed("post", &documents.iter().copied().collect(), &found(ids));
+        assert_eq!(wrong(&[A, B], &[B, A]), [""; 0]);
+        assert_eq!(wrong(&[A, B], &[A]), [format!("a search does not find post {B}, which has a document")]);
+        assert_eq!(wrong(&[A], &[A, A]), [format!("a search finds post {A} 2 times")]);
+        assert_eq!(wrong(&[A], &[A, B]), [format!("a search finds post {B}, which has no document")]);
+    }
 }

@@ -51,6 +51,17 @@ pub struct Counts {
     pub following: i64,
 }
 
+/// What a search finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether all parts of the index have answered: what one cannot tell is not there yet.
+    pub whole: bool,
+    /// How many there are, as the answer counts them.
+    pub total: u64,
+    /// Their ids, each as often as it comes.
+    pub ids: Vec<Uuid>,
+}
+
 impl Inspector {
     /// One that asks these gateways.
     pub fn new(gateways: &Arc<Gateways>) -> Self {
@@ -106,15 +117,25 @@ impl Inspector {
         Ok(all)
     }
 
-    /// How many `posts` or `comments` of the workload a search finds.
+    /// The `posts` or `comments` of the workload that a search finds, page by page.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn found(&self, kind: &str) -> anyhow::Result<i64> {
-        let found = self.ask(&format!("/api/v1/search?q={WORD}&type={kind}&limit=1")).await?;
-        // What a part of the index cannot tell is not there yet.
-        let whole = found["partial"] == Value::Bool(false);
-        Ok(if whole { found["total"].as_i64().unwrap_or(-1) } else { -1 })
+    pub async fn found(&self, kind: &str) -> anyhow::Result<Found> {
+        let mut found = Found { whole: true, ..Found::default() };
+        let mut cursor = String::new();
+        loop {
+            // By time: what is relevant depends on who answers.
+            let page = self.ask(&format!("/api/v1/search?q={WORD}&type={kind}&sort=new&limit=100{cursor}")).await?;
+            found.whole &= page["partial"] == Value::Bool(false);
+            found.total = page["total"].as_u64().unwrap_or(0);
+            let ids = page["items"].as_array().into_iter().flatten().filter_map(|hit| hit["id"].as_str()?.parse().ok());
+            found.ids.extend::<Vec<Uuid>>(ids.collect());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(found),
+            }
+        }
     }
 }
 

@@ -192,11 +192,12 @@ impl Rows {
         wrong
     }
 
-    /// How many documents of a kind an index holds: those under a post that is gone leave it with the post.
-    pub(super) fn findable(&self, kind: &str) -> usize {
+    /// The documents of a kind that an index holds: those under a post that is gone leave it with the post.
+    pub(super) fn findable(&self, kind: &str) -> BTreeSet<Uuid> {
         let is_gone = |post: &Uuid| self.documents.get(&("post".to_owned(), *post)).is_some_and(|post| post.deleted);
-        let of_kind = self.documents.iter().filter(|((of, _), _)| of == kind).map(|(_, document)| document);
-        of_kind.filter(|document| !document.deleted && !document.post.as_ref().is_some_and(is_gone)).count()
+        let of_kind = self.documents.iter().filter(|((of, _), _)| of == kind);
+        let there = of_kind.filter(|(_, document)| !document.deleted && !document.post.as_ref().is_some_and(is_gone));
+        there.map(|((_, id), _)| *id).collect()
     }
 
     /// Documents that are not as the rows are, and rows without one.
