@@ -1,6 +1,11 @@
 //! Keeps one index partition behind the documents by a fraction of a second.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
@@ -300,13 +305,14 @@ impl Follower {
     ) -> Result<(), FollowError> {
         let mut partition = self.partition.take().ok_or(FollowError::Panicked)?;
         let (partition, result) = spawn_blocking(move || {
-            let result = write(&mut partition);
+            // Caught here, so that there is a partition to recover: its lock and its readers would be lost with it.
+            let result = catch_unwind(AssertUnwindSafe(|| write(&mut partition)));
             (partition, result)
         })
         .await
         .map_err(|_| FollowError::Panicked)?;
         self.partition = Some(partition);
-        Ok(result?)
+        Ok(result.map_err(|_| FollowError::Panicked)??)
     }
 
     async fn recover(&mut self) {
@@ -335,4 +341,49 @@ enum Step {
     More,
     /// The index contains everything; how much of it came with this step.
     CaughtUp { documents: usize },
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_postgres::Config;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        ids::Incarnation,
+        runtime,
+        search::index::{Kind, Search, Settings},
+    };
+
+    fn post(n: u128) -> Document {
+        Document {
+            kind: Kind::Post,
+            id: Uuid::from_u128(n),
+            version: 1,
+            author: None,
+            tags: Vec::new(),
+            title: None,
+            body: "rust".to_owned(),
+            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            post_id: None,
+            deleted: false,
+        }
+    }
+
+    /// What was broken: the index was gone with the panic, and its replica never followed again.
+    #[tokio::test]
+    async fn an_index_follows_again_after_a_panic() {
+        let settings = runtime::Settings { shards: 1, ..runtime::Settings::default() };
+        let runtime = Runtime::new(SearchService::default(), Config::new(), Incarnation(Uuid::from_u128(1)), settings);
+        let folder = tempfile::tempdir().unwrap();
+        let partition = Partition::open(folder.path(), Settings::default()).unwrap();
+        let (reader, (_held, held)) = (partition.reader(), watch::channel(()));
+        let (visible, rebuilds, obstacle) = (Visible::default(), Rebuilds::default(), Obstacle::default());
+        let mut follower = Follower::new(runtime, ShardId(0), partition, visible, rebuilds, obstacle, held);
+        let panicked = follower.with_partition(|_| panic!("an index panics")).await;
+        assert!(matches!(panicked, Err(FollowError::Panicked)), "{panicked:?}");
+        follower.recover().await;
+        follower.index(vec![(1, post(1))], Position::default()).await.unwrap();
+        assert_eq!(reader.search(&Search::default()).unwrap().total, 1);
+    }
 }
