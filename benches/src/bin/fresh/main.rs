@@ -67,8 +67,9 @@ async fn main() -> anyhow::Result<()> {
         None => std::env::current_exe()?.with_file_name("rookery"),
     };
     anyhow::ensure!(rookery.is_file(), "{} is missing: cargo build --release -p rookery", rookery.display());
-    let mut bench = Bench { server: Server::start(&rookery).await?, written: AtomicU64::new(0), threads: Vec::new() };
-    for _ in 0..THREADS {
+    let server = Server::start(&rookery).await?;
+    let mut bench = Bench { server, written: AtomicU64::new(0), acknowledged: AtomicU64::new(0), threads: Vec::new() };
+    while bench.threads.len() < THREADS {
         let post = bench.write(Kind::Post).await?.id;
         bench.threads.push(post);
     }
@@ -86,8 +87,10 @@ async fn main() -> anyhow::Result<()> {
 
 struct Bench {
     server: Server,
-    /// Documents, and the serial of the last one.
+    /// The serial of the next write.
     written: AtomicU64,
+    /// Documents that have to be found.
+    acknowledged: AtomicU64,
     threads: Vec<String>,
 }
 
@@ -108,7 +111,7 @@ enum Kind {
 impl Kind {
     /// In turn.
     fn of(n: u64) -> Self {
-        if n % 2 == 0 { Self::Post } else { Self::Comment }
+        if n.is_multiple_of(2) { Self::Post } else { Self::Comment }
     }
 }
 
@@ -126,41 +129,46 @@ impl Bench {
         let request = Request::post(&path, &[("authorization", &self.server.bearer(serial))], &body);
         let answer = self.server.ask(&request, serial).await?;
         let at = Instant::now();
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
         Ok(Written { id: answer["id"].as_str().context("an answer without an id")?.to_owned(), serial, at })
     }
 
     /// How long after its acknowledgement a search has found it, if one has.
-    async fn found_after(&self, written: &Written) -> anyhow::Result<Option<Duration>> {
+    async fn found_after(&self, written: &Written) -> Option<Duration> {
         let path = format!("/api/v1/search?q=%22{}%20{:016}%22&limit=1", text::MARKER, written.serial);
         while written.at.elapsed() < FOUND_WITHIN {
-            let found = self.server.ask(&Request::get(&path), 0).await?;
-            if found["items"][0]["id"] == written.id.as_str() {
-                return Ok(Some(written.at.elapsed()));
+            if let Ok(found) = self.server.ask(&Request::get(&path), 0).await
+                && found["items"][0]["id"] == written.id.as_str()
+            {
+                return Some(written.at.elapsed());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(None)
+        None
     }
 }
 
 /// Writes at the rate, whatever that takes, and looks for one in so many.
 async fn measure(bench: &Arc<Bench>, options: &Options, name: &str) -> anyhow::Result<()> {
-    let documents = bench.written.load(Ordering::Relaxed);
+    let documents = bench.acknowledged.load(Ordering::Relaxed);
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / options.rate);
     let mut looks = JoinSet::new();
     for n in 0..u64::from(options.rate) * options.seconds {
         ticks.tick().await;
-        let (bench, looked_for) = (Arc::clone(bench), n % options.one_in == 0);
+        let (bench, looked_for) = (Arc::clone(bench), n.is_multiple_of(options.one_in));
         // As many of each kind are looked for.
         let kind = Kind::of(n + n / options.one_in);
         looks.spawn(async move {
-            let written = bench.write(kind).await?;
-            if looked_for { bench.found_after(&written).await.map(Some) } else { Ok(None) }
+            // What is refused is for the load bench to judge.
+            match bench.write(kind).await {
+                Ok(written) if looked_for => Some(bench.found_after(&written).await),
+                _ => None,
+            }
         });
     }
     let (mut histogram, mut lost) = (Histogram::default(), 0);
     while let Some(look) = looks.join_next().await {
-        match look?? {
+        match look? {
             Some(Some(after)) => histogram.record(after),
             Some(None) => lost += 1,
             None => {}
@@ -184,21 +192,21 @@ async fn load(bench: &Arc<Bench>, documents: u64) -> anyhow::Result<()> {
     for _ in 0..LOADERS {
         let bench = Arc::clone(bench);
         loaders.spawn(async move {
-            while bench.written.load(Ordering::Relaxed) < documents {
-                bench.write(Kind::of(bench.written.load(Ordering::Relaxed))).await?;
+            while bench.acknowledged.load(Ordering::Relaxed) < documents {
+                // One that is refused is not counted.
+                let _ = bench.write(Kind::of(bench.written.load(Ordering::Relaxed))).await;
             }
-            anyhow::Ok(())
         });
     }
     while let Some(loader) = loaders.join_next().await {
-        loader??;
+        loader?;
     }
     Ok(())
 }
 
 /// Waits until everything is found.
 async fn caught_up(bench: &Bench) -> anyhow::Result<()> {
-    let (expected, began) = (bench.written.load(Ordering::Relaxed), Instant::now());
+    let (expected, began) = (bench.acknowledged.load(Ordering::Relaxed), Instant::now());
     let all = Request::get(&format!("/api/v1/search?q={}&limit=1", text::MARKER));
     while bench.server.ask(&all, 0).await?["total"].as_u64() < Some(expected) {
         anyhow::ensure!(began.elapsed() < CAUGHT_UP_WITHIN, "not everything is found after {CAUGHT_UP_WITHIN:?}");
