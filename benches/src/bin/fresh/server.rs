@@ -100,7 +100,8 @@ impl Drop for Server {
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
                 eprintln!("rookery did not stop on SIGTERM; killed");
-                let _ = self.child.kill();
+                let _ = self.child.kill().and_then(|()| self.child.wait());
+                return;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
