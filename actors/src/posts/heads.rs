@@ -155,6 +155,30 @@ async fn here_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Opti
     }
 }
 
+/// What a page of any list was made of besides its place and its reader: it is the same as long as this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    tenures: u64,
+    /// Of posts in memory, counted before who made them hears of it.
+    events: u64,
+    /// Of posts that are not in memory they are all there is to count.
+    batches: u64,
+    authors: u64,
+}
+
+/// The stamp now; none: posts are served elsewhere too.
+pub(super) fn stamp(runtime: &Runtime<PostService>) -> Option<Stamp> {
+    let PostService { lists, authors, .. } = runtime.service();
+    let served = lists.served(runtime.tenure_number(), || runtime.served());
+    let all = served.shards.len() == usize::from(runtime.shards()) && still_served(runtime, served.number);
+    all.then(|| Stamp {
+        tenures: served.number,
+        events: lists.events(),
+        batches: *runtime.inner.batches.borrow(),
+        authors: authors.generation(),
+    })
+}
+
 fn still_served(runtime: &Runtime<PostService>, number: u64) -> bool {
     runtime.tenure_number() == number && runtime.lease().is_valid()
 }

@@ -92,6 +92,8 @@ pub struct Lists {
     clock: AtomicU64,
     /// What is served here, as of the last look.
     served: Mutex<Option<Arc<Served>>>,
+    /// Events that were committed, whether any list is of them or not.
+    events: AtomicU64,
 }
 
 struct Slice {
@@ -250,8 +252,19 @@ impl Lists {
         self.slices.lock().expect("no panic under this lock").clear();
     }
 
+    /// Grows with every event that a post in memory has followed.
+    pub(crate) fn events(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
+    }
+
     /// Follows one committed event; `after` is the post's state after it.
     pub(crate) fn apply(&self, after: Option<&Post>, event: &Event) {
+        self.follow(after, event);
+        // After it: who reads the number first and a page then may keep too little, never too much.
+        self.events.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn follow(&self, after: Option<&Post>, event: &Event) {
         match event {
             Event::Published(post) => self.change(post, |sort| vec![Change::Add(sort.key(post))]),
             Event::Deleted(post) => self.change(post, |sort| vec![Change::Remove(sort.key(post))]),
@@ -285,8 +298,10 @@ impl Lists {
     fn change_in(&self, filters: impl IntoIterator<Item = Filter>, changes: impl Fn(Sort) -> Vec<Change>) {
         let mut slices = self.slices.lock().expect("no panic under this lock");
         for filter in filters {
+            let mut key = (Sort::New, filter);
             for sort in [Sort::New, Sort::Top, Sort::Hot] {
-                let Some(slice) = slices.get_mut(&(sort, filter.clone())) else {
+                key.0 = sort;
+                let Some(slice) = slices.get_mut(&key) else {
                     continue;
                 };
                 for change in changes(sort) {

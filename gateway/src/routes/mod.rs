@@ -20,9 +20,9 @@ use aws_lc_rs::hmac;
 use axum::http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use moka::sync::Cache;
-use rookery_actors::comments::Comments;
+use rookery_actors::comments::{Comments, Stamp as ThreadStamp};
 use rookery_actors::ids::{CommentId, PostId, UserId};
-use rookery_actors::posts::Posts;
+use rookery_actors::posts::{Posts, Stamp as ListStamp};
 use rookery_actors::search::{SearchFace, SearchToken};
 use rookery_actors::secret::{ClusterSecret, Purpose};
 use rookery_actors::users::names::Username;
@@ -51,7 +51,8 @@ pub struct Api {
     pub(crate) post_items: Items<PostId>,
     pub(crate) post_wholes: Cache<PostId, Arc<Whole>>,
     pub(crate) comment_items: Items<CommentId>,
-    pub(crate) comment_pages: Pages,
+    pub(crate) comment_pages: Pages<ThreadStamp>,
+    pub(crate) post_pages: Pages<ListStamp>,
 }
 
 /// What a node gives the routes.
@@ -92,6 +93,7 @@ impl Api {
             post_wholes: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build(),
             comment_items: Items::new(RENDERED_BYTES_MAX),
             comment_pages: Pages::new(RENDERED_BYTES_MAX),
+            post_pages: Pages::new(RENDERED_BYTES_MAX),
         }
     }
 }

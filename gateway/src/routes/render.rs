@@ -11,7 +11,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use moka::sync::Cache;
-use rookery_actors::comments;
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -110,31 +109,32 @@ impl<K: Hash + Eq + Send + Sync + 'static> Items<K> {
     }
 }
 
-/// Whole pages of threads that were rendered before, for whoever asks without a token.
-pub(crate) struct Pages {
-    cache: Cache<String, Arc<RenderedPage>>,
+/// Whole pages that were rendered before, for whoever asks without a token; `S` stamps what a page was made of.
+pub(crate) struct Pages<S> {
+    cache: Cache<String, Arc<RenderedPage<S>>>,
 }
 
 /// A page, and what it was made of.
-pub(crate) struct RenderedPage {
-    pub(crate) stamp: comments::Stamp,
+pub(crate) struct RenderedPage<S> {
+    pub(crate) stamp: S,
     pub(crate) json: Bytes,
 }
 
-impl Pages {
+impl<S: Send + Sync + 'static> Pages<S> {
     /// A cache of at most about `bytes_max`.
     pub(crate) fn new(bytes_max: u64) -> Self {
-        let weigh = |key: &String, page: &Arc<RenderedPage>| u32::try_from(key.len() + page.json.len() + 200).unwrap_or(u32::MAX);
+        let weigh =
+            |key: &String, page: &Arc<RenderedPage<S>>| u32::try_from(key.len() + page.json.len() + 200).unwrap_or(u32::MAX);
         Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
     }
 
     /// The page as it was rendered last; whether it is still that, its stamp tells.
-    pub(crate) fn get(&self, key: &str) -> Option<Arc<RenderedPage>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<RenderedPage<S>>> {
         self.cache.get(key)
     }
 
     /// Keeps a page.
-    pub(crate) fn put(&self, key: String, stamp: comments::Stamp, json: Bytes) {
+    pub(crate) fn put(&self, key: String, stamp: S, json: Bytes) {
         self.cache.insert(key, Arc::new(RenderedPage { stamp, json }));
     }
 }

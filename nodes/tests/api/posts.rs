@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use crate::client::{anybody, sign_up};
+use crate::client::{Answer, anybody, eventually, sign_up};
 
 #[tokio::test]
 async fn a_post_is_published_read_edited_and_deleted() {
@@ -96,6 +96,35 @@ async fn a_list_is_walked_page_by_page_in_every_order() {
     let tags = anybody().get("/tags?limit=100").await.is(200);
     assert!(tags.items().contains(&json!({"tag": "walked", "post_count": 5})));
     assert!(anybody().get("/posts?author=post_nobody").await.is(200).items().is_empty());
+}
+
+/// Pages are kept as they were rendered, as long as they are what they would be now.
+#[tokio::test]
+async fn a_page_that_was_asked_for_before_shows_what_was_written_since() {
+    let ada = sign_up("post_kept").await;
+    let page = async || {
+        let asked = async || anybody().get("/posts?tag=kept-page").await.is(200);
+        (asked().await, asked().await).1
+    };
+    let item = |page: &Answer, field: &str| page.body["items"][0][field].clone();
+    assert_eq!(page().await.items().len(), 0);
+    let made = ada.post("/posts", json!({"title": "Kept", "tags": ["kept-page"]})).await.is(201);
+    let path = format!("/posts/{}", made.text("/id"));
+    assert_eq!(item(&page().await, "title"), "Kept");
+    ada.patch(&path, json!({"title": "Changed"})).await.is(200);
+    assert_eq!(item(&page().await, "title"), "Changed");
+    ada.put(&format!("{path}/like")).await.is(204);
+    assert_eq!(item(&page().await, "like_count"), 1);
+    let mine = ada.get("/posts?tag=kept-page").await.is(200);
+    assert_eq!(item(&mine, "liked"), true);
+    assert_eq!(item(&page().await, "liked"), serde_json::Value::Null, "another's page is nobody's");
+    ada.post(&format!("{path}/comments"), json!({"body": "Hi"})).await.is(201);
+    eventually("the count of comments", async || (item(&page().await, "comment_count") == 1).then_some(())).await;
+    ada.patch("/users/me", json!({"display_name": "Ada L."})).await.is(200);
+    let renamed = async || (item(&page().await, "author")["display_name"] == "Ada L.").then_some(());
+    eventually("the author's new name", renamed).await;
+    ada.delete(&path).await.is(204);
+    assert_eq!(page().await.items().len(), 0);
 }
 
 #[tokio::test]

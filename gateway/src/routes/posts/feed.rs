@@ -1,4 +1,5 @@
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use rookery_actors::ids::{PostId, UserId};
 
@@ -7,8 +8,8 @@ use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{CurrentUser, Query};
 use crate::problem::Problem;
-use crate::routes::SharedApi;
 use crate::routes::page::PageQuery;
+use crate::routes::{SharedApi, render};
 
 /// Read my feed
 ///
@@ -34,5 +35,6 @@ pub(crate) async fn handle(
     let (seen, next) =
         api.read(Service::Posts, &context, |deadline| api.posts.feed(reader, after, asked.size(), deadline)).await?;
     let next = next.map(|id| api.cursors.seal(&scope, &id));
-    api.post_list(&context, &seen.posts, Some(seen.liked), next).await
+    let json = api.post_list(&context, &seen.posts, Some(seen.liked), next).await?;
+    Ok(render::answer(StatusCode::OK, json, None))
 }

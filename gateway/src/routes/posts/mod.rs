@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::http::HeaderValue;
-use axum::response::Response;
+use bytes::Bytes;
 use jiff::Timestamp;
 use rookery_actors::authors::Author;
 use rookery_actors::event::Topic;
@@ -114,8 +114,13 @@ fn stamp(post: &Post, author: Option<&Author>) -> Stamp {
     }
 }
 
+/// A post as JSON.
+fn item(post: &Post, author: Option<&Author>) -> Item {
+    Item::new(stamp(post, author), &PostView::of(post, author))
+}
+
 impl Api {
-    /// A post as JSON.
+    /// A post as JSON, rendered before or now.
     pub(crate) fn post_item(&self, post: &Post, author: Option<&Author>) -> Arc<Item> {
         self.post_items.get(post.id, stamp(post, author), || PostView::of(post, author))
     }
@@ -170,19 +175,19 @@ impl Api {
         Ok(liked.await?.contains(&post.id))
     }
 
-    /// A page of posts as an answer; `liked`: those of them that who asks likes, if anybody in particular does.
+    /// A page of posts as JSON; `liked`: those of them that who asks likes, if anybody in particular does.
     pub(crate) async fn post_list(
         &self,
         context: &Context,
         posts: &[Post],
         liked: Option<HashSet<PostId>>,
         next: Option<String>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Bytes, Problem> {
         let authors = self.post_authors(context, posts).await?;
         let items: Vec<Arc<Item>> =
             posts.iter().map(|post| self.post_item(post, authors.get(post.author).map(Arc::as_ref))).collect();
         let mine = posts.iter().map(|post| liked.as_ref().map(|liked| liked.contains(&post.id)));
-        Ok(render::list(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
+        Ok(render::list_json(items.iter().map(Arc::as_ref).zip(mine), next.as_deref()))
     }
 
     pub(crate) async fn post_authors(&self, context: &Context, posts: &[Post]) -> Result<Known, Problem> {
