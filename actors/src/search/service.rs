@@ -16,7 +16,7 @@ use crate::{
     entity::{Entity, Failure},
     event::Topic,
     ids::{Seq, ShardId},
-    records::{CommentRecord, PostRecord, UserRecord},
+    records::{CommentRecord, PostRecord, UserRecord, text},
     runtime::{Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{Table, Tables, table},
@@ -95,7 +95,7 @@ impl Writes {
             kind: document.kind.as_str().to_owned(),
             id: document.id,
             version: i64::try_from(document.version).map_err(|_| Poison("the version is out of range".to_owned()))?,
-            doc: serde_json::to_string(document).expect("a document is plain data"),
+            doc: text(document),
         });
         Ok(())
     }

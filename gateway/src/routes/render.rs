@@ -51,10 +51,12 @@ pub(crate) struct Item {
 
 impl Item {
     pub(crate) fn new(stamp: Stamp, thing: &impl Serialize) -> Self {
-        let mut json = serde_json::to_vec(thing).expect("answers are plain data");
+        // A post or a comment has some hundred bytes: it is written without growing, and kept at its length.
+        let mut json = Vec::with_capacity(1 << 10);
+        serde_json::to_writer(&mut json, thing).expect("answers are plain data");
         let brace = json.pop();
         debug_assert_eq!(brace, Some(b'}'));
-        Self { stamp, open: json.into() }
+        Self { stamp, open: Bytes::copy_from_slice(&json) }
     }
 
     /// Its length without what is the caller's own.

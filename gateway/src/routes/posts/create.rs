@@ -76,7 +76,8 @@ pub(crate) async fn handle(
         api.write(Service::Posts, &context, Twice::keyed(&along), || api.posts.publish(draft.clone(), along.clone())).await?;
     let post = accepted.reply.post.as_ref().ok_or_else(|| Problem::new(&problem::INTERNAL, "the post is gone already"))?;
     let author = api.author_of(&context, post).await?;
-    let item = api.post_item(post, author.as_deref());
+    // Not kept: it is rendered again when somebody reads it, and most are not read at once.
+    let item = super::item(post, author.as_deref());
     let headers =
         [(header::LOCATION, super::location(post.id)), (SEARCH_TOKEN, api.search_token(&super::written(&accepted, post.id)))];
     // Nobody has liked it yet: a retry after somebody did gets the first answer again.
