@@ -24,6 +24,10 @@ use tokio::{
 const FETCH_BYTES: usize = 4 << 20;
 /// After news were taken: more gather meanwhile, and share what they cost. A tenth of what search may take.
 const LINGER: Duration = Duration::from_millis(50);
+/// The same after much news: a round costs every target a record and its positions, however little it brings.
+const LINGER_BUSY: Duration = Duration::from_millis(150);
+/// Records in one round from which on a reader is busy.
+const BUSY: usize = 50;
 /// Longest wait for news; a reader looks around at least this often.
 const FETCH_WAIT: Duration = Duration::from_secs(1);
 /// Before an outage is tried again.
@@ -181,7 +185,8 @@ async fn read<R: Reader>(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, m
                 reader.take(&fetched).await;
                 marks.advance(&fetched);
                 marks.caught_up_at(&shards, up_to);
-                sleep(LINGER).await;
+                let records: usize = fetched.iter().map(|fetched| fetched.records.len()).sum();
+                sleep(if records < BUSY { LINGER } else { LINGER_BUSY }).await;
             }
             Err(error @ LogError::OutOfRange { source_shard, position, head, .. }) => {
                 marks.is_outside(Outside { shard: source_shard.shard, position, head, reason: error.to_string() });
