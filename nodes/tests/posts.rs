@@ -9,9 +9,9 @@ use rookery::{
 };
 use rookery_actors::{
     entity::AskError,
-    ids::{PostId, UserId},
+    ids::{PostId, UserId, mint},
     posts::{
-        Changes, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
+        Changes, Command, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
         rules::{Body, Tags, Title},
     },
     runtime::{Context, IdempotencyKey, Settings},
@@ -71,6 +71,50 @@ async fn a_published_post_is_read_from_memory_and_after_a_restart() {
     let (service, posts) = self::service(&config).await;
     let loaded = posts.get(post.id, deadline()).await.unwrap().unwrap();
     assert_eq!((loaded.title, loaded.body, loaded.tags, loaded.version), (post.title, post.body, post.tags, 1));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_post_takes_no_actor_until_it_is_told_something() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let post = publish(&posts, "hello").await;
+    let bytes = service.runtime.loaded().1;
+    posts.like(post.id, BOB, true, soon()).await.unwrap();
+    assert!(service.runtime.loaded().1 > bytes + 8_000, "the cell took {bytes} bytes");
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().like_count, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_told_a_post_that_is_being_written_comes_after_it() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let id = PostId(mint(Timestamp::now(), service.runtime.shards(), None));
+    let publish = || {
+        let Draft { author, title, body, tags, at } = draft("hello");
+        service.runtime.ask(id.0, Command::Publish { id, author, title, body, tags, at, minted: true }, soon())
+    };
+    let (first, second, like) = tokio::join!(publish(), publish(), posts.like(id, BOB, true, soon()));
+    assert_eq!(first.unwrap().reply.post.unwrap().id, id);
+    assert_eq!(second.unwrap_err(), AskError::Rejected(Rejection::Exists));
+    assert_eq!(like.unwrap().reply.post.unwrap().like_count, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_post_whose_author_hung_up_is_read_and_listed_all_the_same() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let list = async || posts.list(Sort::New, &Filter::All, None, 10, deadline()).await.unwrap().items;
+    assert_eq!(list().await, [], "from here on the list is kept in memory");
+    let mut publishing = Box::pin(posts.publish(draft("hello"), soon()));
+    let answered = tokio::time::timeout(Duration::ZERO, &mut publishing).await.is_ok();
+    assert!(!answered, "it is only on its way to the database");
+    drop(publishing);
+    publish(&posts, "world").await;
+    let titles: Vec<String> = list().await.iter().map(|post| post.title.to_string()).collect();
+    assert_eq!(titles, ["world", "hello"]);
     service.stop().await;
 }
 

@@ -2,19 +2,19 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use ractor::ActorRuntime;
+use ractor::{ActorRef, ActorRuntime};
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    AskResult, Context, Inner,
+    AskResult, Context, Inner, birth,
     cell::{Cell, Readiness},
     entity_actor::{EntityActor, EntityMessage, Envelope, Outcome},
-    memory::{ACTOR_BYTES, coarse_now},
+    memory::coarse_now,
     shard::{Entities, Shard},
 };
 use crate::{
-    entity::{Entity, Failure},
+    entity::{AskError, Entity, Failure},
     ids::{Epoch, ShardId},
     service::Service,
 };
@@ -32,6 +32,15 @@ pub(crate) async fn ask<S: Service>(
     command: <S::Entity as Entity>::Command,
     context: Context,
 ) -> Asked<S> {
+    if S::creates(&command)
+        && context.idempotency.is_none()
+        && let Some(cell) = settle(inner, id)
+    {
+        return match birth::create(inner, &cell, &command, &context).await {
+            Err(AskError::Failed(failure @ Failure::Moved(_))) => Asked::NotHere(failure, command, context),
+            answer => Asked::Answered(answer),
+        };
+    }
     let deadline = context.deadline;
     let failed = |failure: Failure| Asked::Answered(Err(failure.into()));
     let mut pending = (command, context);
@@ -44,9 +53,15 @@ pub(crate) async fn ask<S: Service>(
             Err(failure @ Failure::Moved(_)) => return Asked::NotHere(failure, pending.0, pending.1),
             Err(failure) => return failed(failure),
         };
+        let actor = match tokio::time::timeout_at(deadline, animated(inner, &cell)).await {
+            Ok(Ok(Some(actor))) => actor,
+            Ok(Ok(None)) => continue,
+            Ok(Err(failure @ Failure::Moved(_))) => return Asked::NotHere(failure, pending.0, pending.1),
+            Ok(Err(failure)) => return failed(failure),
+            Err(_) => return failed(Failure::Expired),
+        };
         let (reply, outcome) = oneshot::channel();
         let envelope = Envelope::new(pending.0, pending.1, reply);
-        let actor = cell.actor.get().expect("a cell in the map has its actor");
         // A refused message hands its command back through the envelope's drop, as a stop does.
         drop(actor.send_message(EntityMessage::Command(envelope)));
         match tokio::time::timeout_at(deadline, outcome).await {
@@ -195,35 +210,91 @@ fn revive<S: Service>(
             entities.crashes.remove(&id);
         }
     }
-    let supervisor = entities.supervisor.clone().ok_or_else(|| moved::<S>(shard.id))?;
     let readiness = if fresh { Readiness::Ready } else { Readiness::Loading };
     let cell = Arc::new(Cell::new(id, epoch, readiness));
-    cell.used_s.store(coarse_now(), Ordering::Relaxed);
-    let actor = EntityActor::new(Arc::clone(inner), Arc::clone(&cell));
-    let (actor, _) = ActorRuntime::spawn_linked_instant(None, actor, (), supervisor)
-        .map_err(|error| Failure::Unavailable(format!("cannot start an entity: {error}")))?;
-    entities.by_actor.insert(actor.get_id(), id);
-    cell.actor.set(actor).expect("the cell is new");
-    entities.live.insert(id, Arc::clone(&cell));
-    drop(entities);
-    inner.memory.add(ACTOR_BYTES);
+    animate(inner, &mut entities, &cell)?;
+    cell.reweigh(cell.measure());
+    insert(inner, &mut entities, &cell);
     Ok(Revived::Live(cell))
 }
 
+/// An empty cell without an actor for an entity that is about to be made; none if there is one, a crash is remembered, or
+/// the shard is not served here.
+fn settle<S: Service>(inner: &Inner<S>, id: Uuid) -> Option<Arc<Cell<S>>> {
+    let shard = inner.shard(id);
+    let mut entities = shard.entities.write().expect("no panic under this lock");
+    let epoch = serving(inner, shard).ok()?;
+    if entities.live.contains_key(&id) || entities.crashes.contains_key(&id) {
+        return None;
+    }
+    let cell = Arc::new(Cell::new(id, epoch, Readiness::Ready));
+    insert(inner, &mut entities, &cell);
+    Some(cell)
+}
+
+fn insert<S: Service>(inner: &Inner<S>, entities: &mut Entities<S>, cell: &Arc<Cell<S>>) {
+    cell.used_s.store(coarse_now(), Ordering::Relaxed);
+    entities.live.insert(cell.id, Arc::clone(cell));
+    inner.memory.add(cell.weight());
+}
+
+/// The actor of a cell, brought to life if it has none yet, after what made the entity has landed; none if the cell has left
+/// the map meanwhile.
+async fn animated<S: Service>(inner: &Arc<Inner<S>>, cell: &Arc<Cell<S>>) -> Result<Option<ActorRef<EntityMessage<S>>>, Failure> {
+    if let Some(actor) = cell.actor.get() {
+        return Ok(Some(actor.clone()));
+    }
+    let shard = inner.shard(cell.id);
+    shard.untouched(cell.id).await;
+    let mut entities = shard.entities.write().expect("no panic under this lock");
+    if !entities.live.get(&cell.id).is_some_and(|there| Arc::ptr_eq(there, cell)) {
+        return Ok(None);
+    }
+    if cell.actor.get().is_none() {
+        animate(inner, &mut entities, cell)?;
+        inner.weigh(cell);
+    }
+    Ok(cell.actor.get().cloned())
+}
+
+fn animate<S: Service>(inner: &Arc<Inner<S>>, entities: &mut Entities<S>, cell: &Arc<Cell<S>>) -> Result<(), Failure> {
+    let supervisor = entities.supervisor.clone().ok_or_else(|| moved::<S>(inner.shard(cell.id).id))?;
+    let actor = EntityActor::new(Arc::clone(inner), Arc::clone(cell));
+    let (actor, _) = ActorRuntime::spawn_linked_instant(None, actor, (), supervisor)
+        .map_err(|error| Failure::Unavailable(format!("cannot start an entity: {error}")))?;
+    entities.by_actor.insert(actor.get_id(), cell.id);
+    cell.actor.set(actor).expect("under the lock of the map nobody else sets it");
+    Ok(())
+}
+
 /// Asks an idle entity to go; it does when it comes to it, so nothing under way is disturbed.
-pub(crate) fn passivate<S: Service>(shard: &Shard<S>, id: Uuid) {
-    if let Some(cell) = shard.cell(id)
-        && let Some(actor) = cell.actor.get()
-    {
+pub(crate) fn passivate<S: Service>(inner: &Inner<S>, shard: &Shard<S>, id: Uuid) {
+    let Some(cell) = shard.cell(id) else { return };
+    match cell.actor.get() {
         // Already stopping is as good.
-        let _ = actor.send_message(EntityMessage::Passivate);
+        Some(actor) => drop(actor.send_message(EntityMessage::Passivate)),
+        // Whoever makes it holds it until the outcome is known, and the committer folds it in even if they are gone.
+        None if Arc::strong_count(&cell) > 2 || shard.is_touched(id) => {}
+        None => forget(inner, shard, &cell),
+    }
+}
+
+/// Takes a cell without an actor out of the map. One that has come to life meanwhile stays: it may be at work, and nobody
+/// else may load what it changes.
+pub(crate) fn forget<S: Service>(inner: &Inner<S>, shard: &Shard<S>, cell: &Arc<Cell<S>>) {
+    let mut entities = shard.entities.write().expect("no panic under this lock");
+    if cell.actor.get().is_none() {
+        take_out(inner, &mut entities, cell);
     }
 }
 
 /// Takes a cell out of the map, if it is still the one there.
 pub(crate) fn remove<S: Service>(inner: &Inner<S>, shard: &Shard<S>, cell: &Arc<Cell<S>>) {
-    let mut entities = shard.entities.write().expect("no panic under this lock");
-    let Entities { live, by_actor, .. } = &mut *entities;
+    take_out(inner, &mut shard.entities.write().expect("no panic under this lock"), cell);
+}
+
+fn take_out<S: Service>(inner: &Inner<S>, entities: &mut Entities<S>, cell: &Arc<Cell<S>>) {
+    let Entities { live, by_actor, .. } = entities;
     if live.get(&cell.id).is_some_and(|there| Arc::ptr_eq(there, cell)) {
         live.remove(&cell.id);
         if let Some(actor) = cell.actor.get() {

@@ -9,7 +9,10 @@ use ractor::ActorRef;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::entity_actor::EntityMessage;
+use super::{
+    entity_actor::EntityMessage,
+    memory::{ACTOR_BYTES, CELL_BYTES},
+};
 use crate::{
     entity::{Entity, Failure},
     ids::{Epoch, ShardId},
@@ -20,12 +23,13 @@ use crate::{
 /// that was made from a state knows by its number whether it still holds, also after the entity was away.
 static REVISIONS: AtomicU64 = AtomicU64::new(1);
 
-/// One loaded entity: its committed state and its actor.
+/// One loaded entity: its committed state and its actor, if it has one yet.
 pub(crate) struct Cell<S: Service> {
     pub(crate) id: Uuid,
     /// The tenure under which it was loaded: what it decides is good for that one only.
     pub(crate) epoch: Epoch,
     pub(crate) state: RwLock<Option<S::Entity>>,
+    /// Comes to life with the first command that needs one.
     pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
     pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) used_s: AtomicU32,
@@ -52,7 +56,7 @@ impl<S: Service> Cell<S> {
             ready: watch::Sender::new(ready),
             used_s: AtomicU32::new(0),
             revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
-            weight: AtomicUsize::new(super::memory::ACTOR_BYTES),
+            weight: AtomicUsize::new(CELL_BYTES),
             gone: AtomicBool::new(false),
         }
     }
@@ -69,6 +73,12 @@ impl<S: Service> Cell<S> {
     /// Numbers a new state; while it is locked for writing.
     pub(crate) fn revised(&self) {
         self.revision.store(REVISIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// What it takes in memory now, in bytes, roughly.
+    pub(crate) fn measure(&self) -> usize {
+        let actor = if self.actor.get().is_some() { ACTOR_BYTES } else { 0 };
+        CELL_BYTES + actor + self.state.read().map_or(0, |state| S::weight(state.as_ref()))
     }
 
     /// Notes a new weight; the one before, unless the cell is off the books.

@@ -53,7 +53,8 @@ struct Queue<S: Service> {
 pub(crate) struct Queued<S: Service> {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
-    pub(crate) unit: Unit<S>,
+    /// Boxed: it is some 2 KB of mostly empty columns, and changes hands half a dozen times.
+    pub(crate) unit: Box<Unit<S>>,
     under_way: UnderWay<S>,
     done: oneshot::Sender<Landed<S>>,
 }
@@ -209,7 +210,7 @@ pub(crate) fn submit<S: Service>(
         }
         let (epoch, under_way) =
             UnderWay::begin(inner, shard, decided, std::mem::take(&mut unit.touches)).ok_or(CommitError::Fenced)?;
-        let queued = Queued { shard, epoch, unit, under_way, done };
+        let queued = Queued { shard, epoch, unit: Box::new(unit), under_way, done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
             Lane::Claims => queue.claims.push_back(queued),
@@ -440,7 +441,7 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
         let shard = &inner.shards[queued.shard.index()];
         let seq = records.last().expect("every unit has a record").seq;
         if shard.remembers(queued.epoch) {
-            shard.fold(&inner.service, &queued.unit.effects);
+            shard.fold(inner, &queued.unit.effects);
         }
         for note in queued.unit.notes.drain(..) {
             inner.service.noted(note);

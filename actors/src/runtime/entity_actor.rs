@@ -9,7 +9,6 @@ use super::{
     Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation,
     cell::{Cell, Readiness},
     committer,
-    memory::ACTOR_BYTES,
     shard::Shard,
 };
 use crate::{
@@ -128,8 +127,8 @@ impl<S: Service> Actor for EntityActor<S> {
 }
 
 /// Why a command was not executed, and whether memory can still be trusted.
-struct Fault<R> {
-    error: AskError<R>,
+pub(crate) struct Fault<R> {
+    pub(crate) error: AskError<R>,
     /// No repair of memory by hand: what the database thinks of it is loaded anew.
     reload: bool,
 }
@@ -152,7 +151,6 @@ impl<S: Service> EntityActor<S> {
                 Ok(loaded) => (loaded, None),
                 Err(failure) => (None, Some(failure)),
             };
-            let weight = ACTOR_BYTES + S::weight(loaded.as_ref());
             let absent = loaded.is_none();
             let published = shard.end_load(cell.id, || {
                 if failure.is_none() {
@@ -165,19 +163,13 @@ impl<S: Service> EntityActor<S> {
                 return Err(failure);
             }
             if published {
-                self.weigh(weight);
+                self.inner.weigh(cell);
                 if absent && let Some(actor) = cell.actor.get() {
                     // Ids that do not exist are not worth an actor: it goes when it has answered who asked.
                     let _ = actor.send_message(EntityMessage::Passivate);
                 }
                 return Ok(());
             }
-        }
-    }
-
-    fn weigh(&self, weight: usize) {
-        if let Some(before) = self.cell.reweigh(weight) {
-            self.inner.memory.resize(before, weight);
         }
     }
 
@@ -228,7 +220,7 @@ impl<S: Service> EntityActor<S> {
         cell.evolve(&inner.service, shard.id, &events);
         // In memory: from here on others may read beside it.
         drop(landed);
-        self.weigh(ACTOR_BYTES + cell.state.read().map_or(0, |state| S::weight(state.as_ref())));
+        inner.weigh(cell);
         Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
     }
 
@@ -264,7 +256,8 @@ impl<S: Service> EntityActor<S> {
     }
 }
 
-fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::Reply) -> Unit<S> {
+/// Adds to a unit what came with its command.
+pub(crate) fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::Reply) -> Unit<S> {
     for record in &mut unit.records {
         record.traceparent.clone_from(&context.traceparent);
     }
@@ -276,7 +269,7 @@ fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::Reply) -> U
 }
 
 /// A unique row that another has is a business no; anything else means that memory and database disagree.
-fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
+pub(crate) fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
     if let CommitError::Refused { constraint: Some(constraint), .. } = &error
         && let Some(rejection) = S::refused(constraint)
     {

@@ -15,8 +15,10 @@ use uuid::Uuid;
 use super::{BootTime, Inner, activation, cell::Cell};
 use crate::service::Service;
 
-/// An idle actor's channels and its cell, in bytes (PITFALLS: about 11 KB), besides its state.
-pub(crate) const ACTOR_BYTES: usize = 11 << 10;
+/// A cell with its places in the maps of its shard, in bytes, besides the entity's state.
+pub(crate) const CELL_BYTES: usize = 1 << 10;
+/// An idle actor's channels, in bytes: with its cell about 11 KB (PITFALLS).
+pub(crate) const ACTOR_BYTES: usize = 10 << 10;
 
 pub(crate) struct Memory {
     bytes_max: usize,
@@ -110,7 +112,7 @@ async fn sweep<S: Service>(inner: &Inner<S>) {
             if age < idle_s && excess == 0 {
                 break;
             }
-            activation::passivate(shard, id);
+            activation::passivate(inner, shard, id);
             excess = excess.saturating_sub(weight);
         }
         if looks >= LOOKS {

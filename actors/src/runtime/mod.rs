@@ -1,6 +1,7 @@
 //! One service on one node: its shards, their entities, the committer and the lease.
 
 mod activation;
+mod birth;
 mod cell;
 mod commit_batch;
 mod committer;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use tokio_postgres::Config;
 use uuid::Uuid;
 
+use self::{cell::Cell, committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
@@ -49,7 +51,6 @@ pub use self::{
     route::{NodeName, Router, SendError},
     trim::Retention,
 };
-use self::{committer::Committer, loader::Loader, memory::Memory, shard::Shard};
 pub(crate) use self::{database::describe, route::strange_answer};
 use crate::{
     entity::{AskError, Entity, Failure},
@@ -472,6 +473,14 @@ pub(crate) struct Served {
 impl<S: Service> Inner<S> {
     pub(crate) fn incarnation(&self) -> Incarnation {
         *self.incarnation.read().expect("no panic under this lock")
+    }
+
+    /// Books what an entity takes now.
+    pub(crate) fn weigh(&self, cell: &Cell<S>) {
+        let weight = cell.measure();
+        if let Some(before) = cell.reweigh(weight) {
+            self.memory.resize(before, weight);
+        }
     }
 
     pub(crate) fn shard(&self, id: Uuid) -> &Shard<S> {

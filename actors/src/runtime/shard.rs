@@ -17,6 +17,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
+    Inner, activation,
     cell::{Cell, Readiness},
     commit_batch::Positioned,
     tail::Tail,
@@ -339,6 +340,16 @@ impl<S: Service> Shard<S> {
         self.folded.notify_waiters();
     }
 
+    /// Whether a unit under way contains the entity.
+    pub(crate) fn is_touched(&self, id: Uuid) -> bool {
+        self.in_flight.lock().expect("no panic under this lock").touched.contains_key(&id)
+    }
+
+    /// Waits until no unit under way contains the entity.
+    pub(crate) async fn untouched(&self, id: Uuid) {
+        self.until(|flight| !flight.touched.contains_key(&id)).await;
+    }
+
     pub(crate) async fn settled(&self) {
         let limit = self.in_flight.lock().expect("no panic under this lock").next_ticket;
         self.until(|flight| flight.tickets.first().is_none_or(|first| *first >= limit)).await;
@@ -380,18 +391,19 @@ impl<S: Service> Shard<S> {
         }
     }
 
-    /// Applies a projection's effects to the entities that are loaded.
-    pub(crate) fn fold(&self, service: &S, effects: &[(Uuid, <S::Entity as Entity>::Event)]) {
+    /// Applies the effects of a unit to the entities that are loaded.
+    pub(crate) fn fold(&self, inner: &Inner<S>, effects: &[(Uuid, <S::Entity as Entity>::Event)]) {
         for (id, event) in effects {
             let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else {
                 continue;
             };
-            let fold = || cell.evolve(service, self.id, std::slice::from_ref(event));
+            let fold = || cell.evolve(&inner.service, self.id, std::slice::from_ref(event));
             // A rule that panics costs its entity, which reloads, and never the committer.
-            if catch_unwind(AssertUnwindSafe(fold)).is_err()
-                && let Some(actor) = cell.actor.get()
-            {
-                actor.kill();
+            if catch_unwind(AssertUnwindSafe(fold)).is_err() {
+                match cell.actor.get() {
+                    Some(actor) => actor.kill(),
+                    None => activation::forget(inner, self, &cell),
+                }
             }
         }
     }
