@@ -83,10 +83,13 @@ async fn a_shard_whose_supervisor_falls_opens_anew_with_its_committed_state() {
         async move { retitle(&posts, post.id, "v2").await }
     });
     let held = held.await;
+    let before = service.runtime.latest_epoch(ShardId(1));
     the_supervisor(&service).kill();
     // In the middle of a write: nobody can say any more what became of it.
     assert!(edit.await.unwrap().is_err());
     held.release(Fate::Passes);
+    // Not before: until its fall is noticed, reads are still answered from the memory of the tenure that ends.
+    eventually("the shard opens anew", async || service.runtime.latest_epoch(ShardId(1)) > before).await;
     let mut last = None;
     eventually("the shard serves again", async || {
         last = posts.get(post.id, deadline()).await.ok().flatten();
