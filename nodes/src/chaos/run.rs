@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
-
 use super::{
     audit::{Check, audit},
     cluster::{self, Cluster},
@@ -62,6 +60,7 @@ pub struct Report {
     failed: u64,
     failovers: u64,
     worst_pause: Duration,
+    log: Option<PathBuf>,
     /// The promises, and what breaks them.
     pub checks: Vec<Check>,
 }
@@ -73,24 +72,28 @@ impl Report {
     }
 }
 
-/// Runs a scenario on a throw-away cluster.
+/// Runs a scenario on a throw-away cluster. What its nodes have logged is kept if anything is wrong.
 ///
 /// # Errors
-/// When it could not be run to its end; what nodes said is part of it. That promises are broken is no error but the report.
+/// When it could not be run to its end. That promises are broken is no error but the report.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let began = Instant::now();
-    let of = options.scenario.cluster(cluster::Options::new(&options.program, options.nodes));
+    let Options { scenario, seed, .. } = *options;
+    let of = scenario.cluster(cluster::Options::new(&options.program, options.nodes));
     let mut cluster = Cluster::start(of).await?;
-    match run_on(&mut cluster, options, began).await {
+    let outcome = run_on(&mut cluster, options, began).await;
+    let log = match &outcome {
+        Ok(report) if report.is_good() => None,
+        _ => Some(cluster.keep_log(&format!("rookery-chaos-{}-{seed}.log", scenario.name()))?),
+    };
+    match outcome {
         Ok(report) => {
             cluster.stop().await?;
-            Ok(report)
+            Ok(Report { log, ..report })
         }
         Err(error) => {
-            let log = cluster.log();
-            let end: Vec<&str> = log.lines().rev().take(60).collect();
-            let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
-            bail!("{error:#}\n--seed {}; the nodes said last:\n{end}", options.seed)
+            let log = log.unwrap_or_default();
+            Err(error.context(format!("{} --seed {seed}; the nodes' log is kept in {}", scenario.name(), log.display())))
         }
     }
 }
@@ -125,6 +128,7 @@ async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> any
         failed,
         failovers: counters.failovers.load(Ordering::Relaxed),
         worst_pause: Duration::from_nanos(finished.history.worst_pause_ns()),
+        log: None,
         checks,
     })
 }
@@ -153,6 +157,9 @@ impl fmt::Display for Report {
                 writeln!(f, "          {}", wrong.trim_end().replace('\n', "\n          "))?;
             }
         }
-        Ok(())
+        match &self.log {
+            Some(log) => writeln!(f, "the nodes' log is kept in {}", log.display()),
+            None => Ok(()),
+        }
     }
 }

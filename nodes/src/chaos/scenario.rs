@@ -6,7 +6,7 @@ use nix::unistd::Uid;
 use rookery_actors::fail_point::{self, Action, Point};
 
 use super::{
-    cluster::{Clock, Cluster, Options},
+    cluster::{Clock, Cluster, Options, Ways},
     proxy::{BATCH, Fate},
     workload::Workload,
 };
@@ -78,6 +78,12 @@ scenarios! {
     SlowConsumer = "slow-consumer" needs [Need::FailPoints];
     /// The Kafka broker dies, and comes back.
     KafkaDown = "kafka-down" needs [Need::Kafka];
+    /// A node cannot reach the others, nor they it; all of them reach Postgres.
+    Partition = "partition" needs [Need::Nodes(3), Need::Root];
+    /// What a node sends to another is lost, and what it is sent arrives.
+    PartitionOneWay = "partition-one-way" needs [Need::Nodes(3), Need::Root];
+    /// The way between two nodes goes and comes, four times a second.
+    FlappingLink = "flapping-link" needs [Need::Nodes(3), Need::Root];
     /// Every node is stopped in order and started again, one after the other.
     RollingRestart = "rolling-restart" needs [Need::Nodes(2)];
     /// Two nodes come, and go again.
@@ -152,6 +158,9 @@ impl Scenario {
     pub fn cluster(self, options: Options) -> Options {
         Options {
             proxied: matches!(self, Self::PostgresSlow | Self::CommitCut),
+            wired: matches!(self, Self::Partition | Self::PartitionOneWay | Self::FlappingLink),
+            // As deployed: a session has to be made within it, at 200 ms a round trip.
+            lease_ttl: if self == Self::PostgresSlow { Duration::from_millis(2_500) } else { options.lease_ttl },
             own_clock: self == Self::ClockJump,
             disk_bytes: (self == Self::DiskFull).then_some(DISK_BYTES),
             kafka: self == Self::KafkaDown,
@@ -203,7 +212,8 @@ impl Scenario {
             Self::ClockJump => {
                 for offset_s in [3_600, -3_600, 0] {
                     cluster.clock()?.set(offset_s)?;
-                    tokio::time::sleep(Clock::SETTLES).await;
+                    let jumped = async |cluster: &Cluster| cluster.is_off_by(offset_s).await;
+                    cluster.until("the jump", jumped).await?;
                     work.progress(SOME, PATIENCE).await?;
                 }
             }
@@ -217,6 +227,14 @@ impl Scenario {
                 cluster.kill_kafka()?;
                 tokio::time::sleep(Duration::from_secs(4)).await;
                 cluster.restart_kafka().await?;
+            }
+            Self::Partition => cut_for(cluster, &[2, 3], Ways::Both, Duration::from_secs(5)).await?,
+            Self::PartitionOneWay => cut_for(cluster, &[2], Ways::One, Duration::from_secs(5)).await?,
+            Self::FlappingLink => {
+                for _ in 0..16 {
+                    cut_for(cluster, &[2], Ways::Both, Duration::from_millis(125)).await?;
+                    tokio::time::sleep(Duration::from_millis(125)).await;
+                }
             }
             Self::RollingRestart => {
                 for name in names(cluster).await? {
@@ -238,6 +256,13 @@ impl Scenario {
 
 async fn names(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     Ok(cluster.nodes().await?.into_iter().map(|node| node.name).collect())
+}
+
+/// Cuts the first node off from others for so long.
+async fn cut_for(cluster: &Cluster, others: &[usize], ways: Ways, time: Duration) -> anyhow::Result<()> {
+    cluster.cut(1, others, ways).await?;
+    tokio::time::sleep(time).await;
+    cluster.mend(1, others, ways).await
 }
 
 /// Arms a point for one time and waits until somebody has passed it.

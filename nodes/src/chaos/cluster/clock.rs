@@ -4,7 +4,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -34,7 +33,7 @@ impl Clock {
         places.map(|place| place.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
     }
 
-    /// Jumps to so many seconds before or after the right time, within [`Clock::SETTLES`].
+    /// Jumps to so many seconds before or after the right time; processes notice within about a second.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -43,9 +42,6 @@ impl Clock {
         fs::write(&new, format!("{offset_s:+}\n"))?;
         fs::rename(new, &self.file)
     }
-
-    /// How long processes may take to notice.
-    pub const SETTLES: Duration = Duration::from_millis(1_500);
 
     pub(super) fn give_to(&self, command: &mut Command) {
         command
