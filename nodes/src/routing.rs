@@ -29,7 +29,7 @@ use self::{
     table::Table,
 };
 use crate::{
-    links::{Handler, LinkError, Links, Meta, PeerAddress, Refusal, Request, Undelivered},
+    links::{Handler, LinkError, Links, Meta, PeerAddress, PeerStatus, Refusal, Request, Undelivered},
     ownership::{Announce, Contact, View},
 };
 
@@ -247,6 +247,8 @@ impl Routes {
                 let table = self.shared.tables.get(usize::from(service)).ok_or_else(strange)?;
                 if table.heard(&request.peer, &shards) {
                     self.changed();
+                    // Where one takes over, there is a share for us too: it has told the directory who died.
+                    table.contact.get().into_iter().for_each(Contact::poke);
                 }
                 Ok(Bytes::new())
             }
@@ -322,5 +324,9 @@ impl Announce for Routes {
             answer.is_ok_and(|answer| answer.is_ok_and(|answer| decode(&answer).unwrap_or(false)))
         }
         .boxed()
+    }
+
+    fn reaches(&self, node: &str) -> bool {
+        self.links().is_none_or(|links| links.peers().borrow().get(node).is_some_and(PeerStatus::is_linked))
     }
 }

@@ -93,7 +93,9 @@ impl<S: Service> Moves<S> {
                 continue;
             }
             let session = self.session().await?;
-            let group: Vec<ShardId> = shards.into_iter().take(GROUP).collect();
+            // Whom we do not reach does not reach us: nobody there is served by waiting, and nobody can be told to hurry.
+            let at_once = if self.membership.announce.reaches(&to.node) { GROUP } else { usize::MAX };
+            let group: Vec<ShardId> = shards.into_iter().take(at_once).collect();
             let give =
                 give(self.runtime.clone(), self.membership.clone(), Arc::clone(&self.board), session, group.clone(), to.clone());
             let id = self.tasks.spawn(give).id();
