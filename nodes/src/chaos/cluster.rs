@@ -3,11 +3,13 @@
 //! One node is `rookery up`, several are `rookery up --nodes N`: the parent starts a child again that has died. Nodes on a
 //! network of their own are `rookery node` each. Whoever has no parent is started again by us, as a service manager would.
 
+mod balance;
 mod clock;
 mod command;
 mod disk;
 mod faults;
 mod network;
+mod server;
 
 use std::{
     fs::{self, File},
@@ -23,16 +25,15 @@ use nix::sys::signal::Signal;
 use rookery_actors::fail_point::FailPoints;
 use serde_json::Value;
 
-pub use self::{clock::Clock, disk::Balloon, faults::Ways};
+pub use self::{clock::Clock, disk::Balloon, faults::Ways, network::Network};
 use self::{
     command::{PORT_STRIDE, free_ports},
     disk::SmallDisk,
-    network::Network,
+    server::Server,
 };
 use super::{client::Gateways, proxy::Proxy};
 use crate::{
     migrate::Database,
-    postgres::{DataDir, EmbeddedPostgres},
     process::{self, Process},
     testing::TestKafka,
 };
@@ -52,8 +53,6 @@ pub struct Options {
     pub program: PathBuf,
     /// How many nodes.
     pub nodes: u16,
-    /// Short, so that a death is noticed while a test waits.
-    pub lease_ttl: Duration,
     /// Over a Postgres of ours, behind a proxy, instead of a private one.
     pub proxied: bool,
     /// On a network of their own, whose wires can be cut; takes root.
@@ -69,16 +68,7 @@ pub struct Options {
 impl Options {
     /// So many nodes that run this program.
     pub fn new(program: impl Into<PathBuf>, nodes: u16) -> Self {
-        Self {
-            program: program.into(),
-            nodes,
-            lease_ttl: Duration::from_millis(1_500),
-            proxied: false,
-            wired: false,
-            own_clock: false,
-            disk_bytes: None,
-            kafka: false,
-        }
+        Self { program: program.into(), nodes, proxied: false, wired: false, own_clock: false, disk_bytes: None, kafka: false }
     }
 }
 
@@ -117,13 +107,6 @@ struct Started {
     process: Process,
 }
 
-/// A Postgres of ours and the proxy in front of it.
-struct Server {
-    postgres: EmbeddedPostgres,
-    proxy: Proxy,
-    _data: DataDir,
-}
-
 impl Cluster {
     /// Starts it and waits until every gateway is ready.
     ///
@@ -142,7 +125,8 @@ impl Cluster {
         };
         let network = if options.wired { Some(Network::of(options.nodes).await?) } else { None };
         // Nodes that have no parent share a server of ours.
-        let server = if options.proxied || options.wired { Some(Server::start(folder.path()).await?) } else { None };
+        let ways = if options.wired { options.nodes } else { 1 };
+        let server = if options.proxied || options.wired { Some(Server::start(folder.path(), ways).await?) } else { None };
         let kafka = match options.kafka {
             true => Some(tokio::task::spawn_blocking(TestKafka::start).await??),
             false => None,
@@ -152,13 +136,21 @@ impl Cluster {
         let (running, gateways) = (Vec::new(), Gateways::new(Vec::new()));
         let mut cluster = Self { options, running, gateways, port, fail_points, clock, network, disk, server, kafka, folder };
         cluster.gateways.replace(cluster.addresses());
-        cluster.launch().await?;
+        if let Err(error) = cluster.launch().await {
+            let log = cluster.keep_log(&format!("rookery-chaos-start-{}.log", std::process::id()))?;
+            return Err(error.context(format!("the cluster does not start; its log is kept in {}", log.display())));
+        }
         Ok(cluster)
     }
 
     /// Where clients find it.
     pub fn gateways(&self) -> &Arc<Gateways> {
         &self.gateways
+    }
+
+    /// How many nodes it has.
+    pub fn size(&self) -> u16 {
+        self.options.nodes
     }
 
     /// The nodes that run.
@@ -192,7 +184,7 @@ impl Cluster {
     /// # Errors
     /// When the cluster was started without one.
     pub fn proxy(&self) -> anyhow::Result<&Proxy> {
-        self.server.as_ref().map(|server| &server.proxy).context("this cluster has no proxy")
+        self.server.as_ref().context("this cluster has no proxy")?.proxy(1)
     }
 
     /// The clock that all nodes and their Postgres go by.
@@ -209,7 +201,7 @@ impl Cluster {
     /// When the private Postgres has left no word.
     pub fn databases(&self) -> anyhow::Result<Vec<(Database, tokio_postgres::Config)>> {
         if let Some(server) = &self.server {
-            return Ok(Database::ALL.map(|database| (database, server.postgres.config(database.name()))).to_vec());
+            return Ok(Database::ALL.map(|database| (database, server.config(database))).to_vec());
         }
         let socket = fs::read_to_string(self.inside(&self.data().join("postgres.runtime")))?;
         let config = |database: Database| {
@@ -225,7 +217,7 @@ impl Cluster {
     /// # Errors
     /// What it complains of.
     pub async fn rookery(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = tokio::process::Command::from(self.command());
+        let mut command = tokio::process::Command::from(self.command()?);
         let output = command.args(arguments).output().await?;
         if !output.status.success() {
             bail!("rookery {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
@@ -279,7 +271,7 @@ impl Cluster {
             }
         }
         if let Some(server) = self.server.take() {
-            server.postgres.stop().await;
+            server.stop().await;
         }
         Ok(())
     }
@@ -296,12 +288,12 @@ impl Cluster {
             }
             let mut command = match &self.network {
                 Some(network) => {
-                    let mut command = self.configured(network.command(number, &self.options.program)?);
+                    let mut command = self.configured(network.command(number, &self.options.program)?, number)?;
                     command.args(["node", "--name", &name]).env("ROOKERY__DATA_DIR", self.folder.path().join(&name));
                     command
                 }
                 None => {
-                    let mut command = self.command();
+                    let mut command = self.command()?;
                     command.args(["up", "--nodes", &self.options.nodes.to_string()]);
                     command
                 }
@@ -371,16 +363,6 @@ impl Cluster {
 impl Started {
     fn has_ended(&self) -> bool {
         self.process.id().is_none()
-    }
-}
-
-impl Server {
-    async fn start(folder: &Path) -> anyhow::Result<Self> {
-        let data = DataDir::lock(folder.join("server"))?;
-        let names = Database::ALL.map(Database::name);
-        let postgres = EmbeddedPostgres::start(&data, &names).await?;
-        let proxy = Proxy::start(&postgres.config("postgres"));
-        Ok(Self { postgres, proxy, _data: data })
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     audit::{Check, audit},
     cluster::{self, Cluster},
     plan::Shape,
+    probes::{Pause, Probes},
     scenario::Scenario,
     workload::{self, Workload},
 };
@@ -32,6 +33,8 @@ pub struct Options {
     pub seed: u64,
     /// It goes wrong again and again for so long, and once at least.
     pub duration: Duration,
+    /// What the nodes log is kept also if nothing is wrong.
+    pub keep_log: bool,
     /// How many clients, users, posts.
     pub shape: Shape,
     /// How long a client waits for an answer.
@@ -41,8 +44,10 @@ pub struct Options {
 impl Options {
     /// A run of a scenario that strikes once.
     pub fn new(scenario: Scenario, program: impl Into<PathBuf>, nodes: u16, seed: u64) -> Self {
-        let (shape, answer_max) = (Shape::default(), Duration::from_secs(3));
-        Self { scenario, program: program.into(), nodes, seed, duration: Duration::ZERO, shape, answer_max }
+        // Who counts every request that fails waits as a patient client does.
+        let answer_max = Duration::from_secs(if scenario.fails_nothing() { 10 } else { 3 });
+        let shape = Shape::default();
+        Self { scenario, program: program.into(), nodes, seed, duration: Duration::ZERO, keep_log: false, shape, answer_max }
     }
 }
 
@@ -52,7 +57,7 @@ pub struct Report {
     scenario: Scenario,
     nodes: u16,
     seed: u64,
-    strikes: u32,
+    strikes: usize,
     took: Duration,
     operations: usize,
     open: usize,
@@ -60,6 +65,8 @@ pub struct Report {
     failed: u64,
     failovers: u64,
     worst_pause: Duration,
+    worst_of_a_shard: Pause,
+    told: Vec<String>,
     log: Option<PathBuf>,
     /// The promises, and what breaks them.
     pub checks: Vec<Check>,
@@ -83,7 +90,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let mut cluster = Cluster::start(of).await?;
     let outcome = run_on(&mut cluster, options, began).await;
     let log = match &outcome {
-        Ok(report) if report.is_good() => None,
+        Ok(report) if report.is_good() && !options.keep_log => None,
         _ => Some(cluster.keep_log(&format!("rookery-chaos-{}-{seed}.log", scenario.name()))?),
     };
     match outcome {
@@ -102,11 +109,16 @@ async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> any
     let Options { scenario, nodes, seed, duration, shape, answer_max, .. } = *options;
     let work = Workload::start(workload::Options { seed, shape, answer_max }, cluster.gateways().clone()).await?;
     work.progress(WARM, WARM_PATIENCE).await?;
-    let (struck, mut strikes) = (Instant::now(), 0);
+    // Before, whoever is struck may own nothing.
+    cluster.until("the balance", async |cluster| cluster.is_balanced(nodes).await).await?;
+    let probes = Probes::start(cluster.gateways()).await?;
+    let (struck, mut strikes, mut told) = (Instant::now(), 0, Vec::new());
     while strikes == 0 || struck.elapsed() < duration {
-        scenario.strike(cluster, &work).await?;
+        told.extend(scenario.strike(cluster, &work, strikes).await?);
         strikes += 1;
     }
+    let worst_of_a_shard = probes.worst_since(struck, scenario.cuts_off());
+    probes.stop().await?;
     let finished = work.finish().await?;
     let mut checks = audit(&finished.history, cluster.gateways(), &cluster.databases()?).await?;
     let counters = &finished.counters;
@@ -128,6 +140,8 @@ async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> any
         failed,
         failovers: counters.failovers.load(Ordering::Relaxed),
         worst_pause: Duration::from_nanos(finished.history.worst_pause_ns()),
+        worst_of_a_shard,
+        told,
         log: None,
         checks,
     })
@@ -136,12 +150,12 @@ async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> any
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { scenario, nodes, seed, strikes, .. } = self;
-        let several = |count: u32| if count == 1 { "" } else { "s" };
+        let several = |count: usize| if count == 1 { "" } else { "s" };
         writeln!(
             f,
             "{}: {nodes} node{}, {strikes} strike{}, {:.0} s, --seed {seed}",
             scenario.name(),
-            several(u32::from(*nodes)),
+            several(usize::from(*nodes)),
             several(*strikes),
             self.took.as_secs_f64()
         )?;
@@ -150,7 +164,11 @@ impl fmt::Display for Report {
             "{} operations, {} of them open; {} requests refused, {} failed, {} sent to another gateway",
             self.operations, self.open, self.refused, self.failed, self.failovers
         )?;
-        writeln!(f, "worst pause between two acknowledged writes: {} ms", self.worst_pause.as_millis())?;
+        let worst = self.worst_pause.as_millis();
+        writeln!(f, "worst pause between two acknowledged writes: {worst} ms, of one shard: {}", self.worst_of_a_shard)?;
+        for told in &self.told {
+            writeln!(f, "{told}")?;
+        }
         for check in &self.checks {
             writeln!(f, "  {}  {}", if check.is_kept() { "ok    " } else { "BROKEN" }, check.promise)?;
             for wrong in &check.wrong {

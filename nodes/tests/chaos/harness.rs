@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// On how many nodes scenarios run.
 pub(crate) fn nodes() -> u16 {
-    std::env::var("ROOKERY_CHAOS_NODES").map_or(1, |nodes| nodes.parse().expect("a number of nodes"))
+    std::env::var("ROOKERY_CHAOS_NODES").map_or(3, |nodes| nodes.parse().expect("a number of nodes"))
 }
 
 /// Whether a test must not be skipped.

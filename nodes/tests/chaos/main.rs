@@ -10,9 +10,9 @@ use rookery::chaos::{
     scenario::Scenario,
 };
 
-/// Runs a scenario; what it needs and this machine does not have skips it by name, but not in CI.
-async fn keeps_every_promise(scenario: Scenario) {
-    let missing: Vec<_> = scenario.missing(harness::nodes()).iter().map(ToString::to_string).collect();
+/// Runs a scenario on so many nodes; what it needs and this machine does not have skips it by name, but not in CI.
+async fn keeps_every_promise(scenario: Scenario, nodes: u16) {
+    let missing: Vec<_> = scenario.missing(nodes).iter().map(ToString::to_string).collect();
     if !missing.is_empty() {
         assert!(!harness::is_ci(), "{} needs {}", scenario.name(), missing.join(" and "));
         eprintln!("SKIPPED {}: it needs {}", scenario.name(), missing.join(" and "));
@@ -20,7 +20,7 @@ async fn keeps_every_promise(scenario: Scenario) {
     }
     let seed = std::env::var("ROOKERY_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("ROOKERY_TEST_SEED={seed}");
-    let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), harness::nodes(), seed);
+    let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), nodes, seed);
     let report = run(&options).await.unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_good(), "{report}");
     println!("{report}");
@@ -30,7 +30,7 @@ macro_rules! scenarios {
     ($($test:ident: $scenario:ident;)+) => {$(
         #[tokio::test(flavor = "multi_thread")]
         async fn $test() {
-            keeps_every_promise(Scenario::$scenario).await;
+            keeps_every_promise(Scenario::$scenario, harness::nodes()).await;
         }
     )+};
 }
@@ -49,4 +49,26 @@ scenarios! {
     the_time_of_day_decides_nothing: ClockJump;
     a_record_that_nobody_can_apply_is_replayed: PoisonRecord;
     a_slow_consumer_catches_up: SlowConsumer;
+    kafka_may_die: KafkaDown;
+}
+
+/// What takes several nodes whatever was asked for.
+macro_rules! several {
+    ($($test:ident: $scenario:ident;)+) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            keeps_every_promise(Scenario::$scenario, harness::nodes().max(3)).await;
+        }
+    )+};
+}
+
+several! {
+    a_host_may_be_gone_without_a_word: HostGone;
+    a_node_may_be_cut_off_from_everything: Partition;
+    a_node_may_be_cut_off_from_the_others: PartitionNodes;
+    a_node_may_be_cut_off_from_postgres: PartitionPostgres;
+    a_wire_may_carry_one_way_only: PartitionAsymmetric;
+    a_wire_may_flap: FlappingLink;
+    a_rolling_restart_fails_no_request: RollingRestart;
+    nodes_may_come_and_go: Scale;
 }

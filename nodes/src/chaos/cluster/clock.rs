@@ -33,12 +33,14 @@ impl Clock {
         places.map(|place| place.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
     }
 
-    /// Jumps to so many seconds before or after the right time; processes notice within about a second.
+    /// Jumps to so many seconds before or after the right time, or a second near it; processes notice within about a second.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn set(&self, offset_s: i64) -> io::Result<()> {
         let new = self.file.with_extension("new");
+        // An offset of zero is none for the library, and leaves the one before in force.
+        let offset_s = if offset_s == 0 { 1 } else { offset_s };
         fs::write(&new, format!("{offset_s:+}\n"))?;
         fs::rename(new, &self.file)
     }

@@ -21,7 +21,7 @@ const SECRET: &str = "a secret that is good for one throw-away cluster";
 
 impl Cluster {
     /// `rookery` for the whole cluster, or for its first node.
-    pub(super) fn command(&self) -> Command {
+    pub(super) fn command(&self) -> anyhow::Result<Command> {
         let mut command = match &self.disk {
             Some(disk) => disk.command(&self.options.program),
             None => Command::new(&self.options.program),
@@ -32,28 +32,25 @@ impl Cluster {
         if self.options.nodes > 1 {
             command.env("ROOKERY__CLUSTER__LISTEN", "127.0.0.1:0");
         }
-        self.configured(command)
+        self.configured(command, 1)
     }
 
-    /// A command with what every node of this cluster is configured by.
-    pub(super) fn configured(&self, mut command: Command) -> Command {
+    /// A command with what every node of this cluster is configured by, and with the databases as one of them reaches them.
+    pub(super) fn configured(&self, mut command: Command, node: usize) -> anyhow::Result<Command> {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ROOKERY_")) {
             if command.get_envs().all(|(own, _)| own != name) {
                 command.env_remove(name);
             }
         }
-        let ttl_ms = self.options.lease_ttl.as_millis();
         command
             .current_dir(std::env::temp_dir())
             .env("ROOKERY__GATEWAY__RATE_LIMITS", "false")
-            .env("ROOKERY__LEASE__TTL_MS", ttl_ms.to_string())
-            .env("ROOKERY__LEASE__RENEW_MS", (ttl_ms / 5).to_string())
             .env(fail_point::VARIABLE, self.fail_points.folder());
         for database in Database::ALL {
             let service = database.name().to_uppercase();
             command.env(format!("ROOKERY__SERVICES__{service}__LISTEN"), "127.0.0.1:0");
             if let Some(server) = &self.server {
-                command.env(format!("ROOKERY__SERVICES__{service}__DATABASE_URL"), server.proxy.url(database.name()));
+                command.env(format!("ROOKERY__SERVICES__{service}__DATABASE_URL"), server.proxy(node)?.url(database.name()));
             }
         }
         if self.server.is_some() {
@@ -68,7 +65,7 @@ impl Cluster {
         if let Some(clock) = &self.clock {
             clock.give_to(&mut command);
         }
-        command
+        Ok(command)
     }
 }
 

@@ -9,6 +9,7 @@ use nix::{
 };
 
 use super::{Cluster, Node, Started, disk::Balloon, ended};
+use crate::chaos::proxy::Proxy;
 
 /// In which directions a wire is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,18 +126,54 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether every gateway tells a time of day that is off by so many seconds, a minute more or less.
-    pub async fn is_off_by(&self, offset_s: i64) -> bool {
-        for address in self.addresses() {
-            let answer = reqwest::get(format!("http://{address}/livez")).await;
-            let date = answer.ok().and_then(|answer| Some(answer.headers().get("date")?.to_str().ok()?.to_owned()));
-            let told = date.and_then(|date| jiff::fmt::rfc2822::parse(&date).ok());
-            let now = jiff::Timestamp::now().as_second();
-            if told.is_none_or(|told| (told.timestamp().as_second() - now - offset_s).abs() > 60) {
-                return false;
-            }
-        }
-        true
+    /// Nothing passes between a node and Postgres, and neither is told; [`Cluster::mend_postgres`] takes it back.
+    ///
+    /// # Errors
+    /// When the node has no way to Postgres of its own.
+    pub fn cut_postgres(&self, node: usize) -> anyhow::Result<()> {
+        self.way(node)?.silence();
+        Ok(())
+    }
+
+    /// A node reaches Postgres again: what was under way goes on.
+    ///
+    /// # Errors
+    /// When the node has no way to Postgres of its own.
+    pub fn mend_postgres(&self, node: usize) -> anyhow::Result<()> {
+        self.way(node)?.heal();
+        Ok(())
+    }
+
+    /// The host of a node is gone, in the middle of everything: nobody hears anything of it, and nobody says that it is dead.
+    ///
+    /// # Errors
+    /// When the nodes have no network of their own.
+    pub async fn lose(&mut self, node: usize) -> anyhow::Result<()> {
+        self.cut(node, &self.others(node), Ways::Both).await?;
+        self.cut_postgres(node)?;
+        let name = format!("n{node}");
+        self.signal(&name, Signal::SIGKILL).await?;
+        let found = self.running.iter().find(|started| started.name == name).context("it was there a moment ago")?;
+        ended(&found.process).await.map(drop)
+    }
+
+    /// The host is back, and starts its node.
+    ///
+    /// # Errors
+    /// When the node does not start.
+    pub async fn find(&mut self, node: usize) -> anyhow::Result<()> {
+        self.mend(node, &self.others(node), Ways::Both).await?;
+        self.mend_postgres(node)?;
+        self.launch().await
+    }
+
+    /// All nodes but one.
+    pub fn others(&self, node: usize) -> Vec<usize> {
+        (1..=usize::from(self.options.nodes)).filter(|other| *other != node).collect()
+    }
+
+    fn way(&self, node: usize) -> anyhow::Result<&Proxy> {
+        self.server.as_ref().context("this cluster has no Postgres that can be cut off")?.proxy(node)
     }
 
     /// `kill -9` of the private Postgres; the node, or its parent, starts it again.

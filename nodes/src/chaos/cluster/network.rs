@@ -20,7 +20,7 @@ const GATEWAY_PORT: u16 = 8080;
 const LINK_PORT: u16 = 7400;
 
 /// The network. Dropped, it goes, with the wires of the nodes that are still in it.
-pub(super) struct Network {
+pub struct Network {
     /// First three bytes of every address.
     prefix: String,
     /// One namespace per node, each kept by a process.
@@ -30,6 +30,13 @@ pub(super) struct Network {
 }
 
 impl Network {
+    /// Whether this machine has the tools; to be root is another matter.
+    pub fn is_possible() -> bool {
+        let has =
+            |tool: &str| ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|folder| Path::new(folder).join(tool).exists());
+        ["ip", "nsenter", "unshare"].into_iter().all(has)
+    }
+
     /// Makes the wires of so many nodes. Needs root, and `ip` from iproute2.
     pub(super) async fn of(nodes: u16) -> anyhow::Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
