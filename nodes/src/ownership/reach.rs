@@ -26,7 +26,8 @@ pub(super) struct Reach {
 /// What was last seen of another member.
 #[derive(Clone, Copy, Debug)]
 enum Sight {
-    Linked,
+    /// When it had renewed so often.
+    Linked(i64),
     /// Since it had renewed so often; whether it was in reach before.
     Missed(i64, bool),
 }
@@ -38,14 +39,14 @@ impl Reach {
         let (mut reached, mut alive, mut settled) = (0, 0, 0);
         for (member, linked) in others {
             let sight = match self.others.get(&member.incarnation) {
-                _ if linked => Sight::Linked,
-                Some(Sight::Linked) => Sight::Missed(member.renewed, true),
+                _ if linked => Sight::Linked(member.renewed),
+                Some(Sight::Linked(renewed)) => Sight::Missed(*renewed, true),
                 Some(missed) => *missed,
                 None => Sight::Missed(member.renewed, false),
             };
             seen.insert(member.incarnation, sight);
             let (since, renewals) = match sight {
-                Sight::Linked => {
+                Sight::Linked(_) => {
                     reached += 1;
                     continue;
                 }
@@ -113,7 +114,7 @@ mod tests {
         others.linked = vec![true; 2];
         assert!(!others.polls(3, &[0, 1]));
         others.linked = vec![false; 2];
-        assert!(!others.polls(2, &[0, 1]), "one renewal may have been under way");
+        assert!(!others.polls(1, &[0, 1]), "one renewal may have come before the link went");
         assert!(others.polls(1, &[0, 1]));
         others.linked = vec![true, false];
         assert!(!others.polls(1, &[0, 1]), "one in reach, and those are two of three");
