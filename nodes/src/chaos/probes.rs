@@ -16,7 +16,7 @@ use anyhow::bail;
 use reqwest::Method;
 use rookery_actors::ids::{ShardId, shard_of};
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use super::{
@@ -30,6 +30,8 @@ const SHARDS: u16 = 256;
 const POSTS: usize = 12;
 /// Between two questions to a post through one gateway: asked through three, a pause is known to a tenth of a second.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// Questions of one probe that wait for their answers.
+const WAITING_MAX: usize = 16;
 /// As long as a patient client waits.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What takes longer than a start does on a busy machine.
@@ -132,15 +134,27 @@ async fn publish(author: &Client, n: usize) -> anyhow::Result<Uuid> {
     }
 }
 
+/// Asks whether or not the answers before have come: a shard that is back answers a new question, and what was sent to whoever
+/// had it before may wait for ever.
 async fn ask(client: Client, at: usize, post: Uuid, answers: Answers, stop: Arc<AtomicBool>) {
+    let client = Arc::new(client);
+    let mut waiting = JoinSet::new();
     for n in 0.. {
         if stop.load(Ordering::Relaxed) {
-            return;
+            break;
         }
         let method = if n % 2 == 0 { Method::PUT } else { Method::DELETE };
-        if let Answer::Done(_) = client.send(&Request::new(method, format!("/api/v1/posts/{post}/like"))).await {
-            answers.lock().expect("no panic under this lock").push((at, Instant::now()));
-        }
+        let (client, answers) = (Arc::clone(&client), Arc::clone(&answers));
+        waiting.spawn(async move {
+            if let Answer::Done(_) = client.send(&Request::new(method, format!("/api/v1/posts/{post}/like"))).await {
+                answers.lock().expect("no panic under this lock").push((at, Instant::now()));
+            }
+        });
         tokio::time::sleep(ASK_EVERY).await;
+        while waiting.try_join_next().is_some() {}
+        if waiting.len() >= WAITING_MAX {
+            waiting.join_next().await;
+        }
     }
+    waiting.join_all().await;
 }
