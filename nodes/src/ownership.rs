@@ -8,6 +8,7 @@ mod looking;
 mod member;
 mod moves;
 mod observer;
+mod reach;
 mod sightings;
 mod view;
 

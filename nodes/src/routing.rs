@@ -21,7 +21,7 @@ use rookery_actors::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use self::{
@@ -29,7 +29,7 @@ use self::{
     table::Table,
 };
 use crate::{
-    links::{Handler, LinkError, Links, Meta, PeerAddress, Refusal, Request, Undelivered},
+    links::{Handler, LinkError, Links, Meta, PeerAddress, PeerStatus, Refusal, Request, Undelivered},
     ownership::{Announce, Contact, View},
 };
 
@@ -39,14 +39,9 @@ pub(crate) const SERVICES: [&str; 4] = ["users", "posts", "comments", "search"];
 const TAKE_UP_WITHIN: Duration = Duration::from_secs(2);
 /// How long a notice may be on its way.
 const NOTICE_WITHIN: Duration = Duration::from_secs(1);
-/// After a link died the directory is asked at once and after these: its owner may be declared dead a moment later.
-const LOOK_AGAIN: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(30),
-    Duration::from_millis(60),
-    Duration::from_millis(120),
-    Duration::from_millis(250),
-];
+/// After a link died the directory is asked at once and again after these: its owner may be declared dead a moment later by
+/// its parent, or hand over what it cannot be asked for any more, or its lease runs out.
+const LOOK_AGAIN_MS: [u64; 10] = [30, 60, 120, 250, 250, 250, 250, 250, 250, 250];
 /// Ways around a broken link that are tried.
 const RELAYS_MAX: usize = 2;
 
@@ -165,16 +160,27 @@ impl Routes {
         let Some(links) = self.links() else { return };
         let mut peers = links.peers();
         let mut linked = 0;
-        while peers.changed().await.is_ok() {
-            let now = peers.borrow_and_update().values().filter(|peer| peer.is_linked()).count();
-            self.changed();
-            if now < linked {
-                for pause in LOOK_AGAIN {
-                    tokio::time::sleep(pause).await;
+        let mut pauses = [].iter();
+        let mut look_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                changed = peers.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = peers.borrow_and_update().values().filter(|peer| peer.is_linked()).count();
+                    self.changed();
+                    if now < linked {
+                        pauses = LOOK_AGAIN_MS.iter();
+                        look_at = Some(Instant::now());
+                    }
+                    linked = now;
+                }
+                () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => {
                     self.shared.tables.iter().filter_map(|table| table.contact.get()).for_each(Contact::poke);
+                    look_at = pauses.next().map(|pause_ms| Instant::now() + Duration::from_millis(*pause_ms));
                 }
             }
-            linked = now;
         }
     }
 
@@ -247,6 +253,8 @@ impl Routes {
                 let table = self.shared.tables.get(usize::from(service)).ok_or_else(strange)?;
                 if table.heard(&request.peer, &shards) {
                     self.changed();
+                    // Where one takes over, there is a share for us too: it has told the directory who died.
+                    table.contact.get().into_iter().for_each(Contact::poke);
                 }
                 Ok(Bytes::new())
             }
@@ -322,5 +330,9 @@ impl Announce for Routes {
             answer.is_ok_and(|answer| answer.is_ok_and(|answer| decode(&answer).unwrap_or(false)))
         }
         .boxed()
+    }
+
+    fn reaches(&self, node: &str) -> bool {
+        self.links().is_none_or(|links| links.peers().borrow().get(node).is_some_and(PeerStatus::is_linked))
     }
 }

@@ -167,13 +167,14 @@ impl Directory {
         Ok(())
     }
 
-    /// Notes that a member gives its shards away and wants no more.
+    /// Notes that a member gives its shards away and wants no more, or that it wants some again.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn drain(&self, incarnation: Incarnation) -> Result<(), DirectoryError> {
-        let drain = "UPDATE member SET state = 'draining' WHERE incarnation = $1 AND state = 'live'";
-        self.client.execute(drain, &[&incarnation.0]).await?;
+    pub async fn set_draining(&self, incarnation: Incarnation, draining: bool) -> Result<(), DirectoryError> {
+        let state = if draining { "draining" } else { "live" };
+        let set = "UPDATE member SET state = $2 WHERE incarnation = $1 AND state <> 'dead'";
+        self.client.execute(set, &[&incarnation.0, &state]).await?;
         Ok(())
     }
 
@@ -237,6 +238,11 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn declare_dead(&self, incarnation: Incarnation, seen: Option<i64>) -> Result<bool, DirectoryError> {
+        let alive = "SELECT FROM member WHERE incarnation = $1 AND state <> 'dead' AND ($2::int8 IS NULL OR renewed = $2)";
+        // Who has renewed since keeps its sessions: on a busy machine their end would make it late once more.
+        if self.client.query_opt(alive, &[&incarnation.0, &seen]).await?.is_none() {
+            return Ok(false);
+        }
         self.end_sessions(incarnation).await?;
         let count = self
             .client

@@ -5,14 +5,17 @@ use std::{
         Arc, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use anyhow::bail;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 /// Longest time to wait for a connection: a gateway that is there takes it at once.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+const RETRY_EVERY: Duration = Duration::from_millis(100);
 const PASSWORD: &str = "a long pass phrase";
 
 /// What a request came to.
@@ -39,7 +42,7 @@ pub struct Counters {
     pub open: AtomicU64,
     /// Requests that no gateway took.
     pub unsent: AtomicU64,
-    /// Changes to another gateway because one did not take the connection, or did not answer.
+    /// Changes to another gateway because one did not take the connection, or did not answer, or could not do it.
     pub failovers: AtomicU64,
     /// Writes that were acknowledged.
     pub writes: AtomicU64,
@@ -64,6 +67,12 @@ impl Gateways {
         self.0.read().expect("no panic under this lock").len()
     }
 
+    /// Each of them by itself.
+    pub fn each(&self) -> Vec<Arc<Self>> {
+        let addresses = self.0.read().expect("no panic under this lock");
+        addresses.iter().map(|address| Self::new(vec![address.clone()])).collect()
+    }
+
     /// A path at the gateway of this number; behind the last one they begin anew.
     ///
     /// # Panics
@@ -74,7 +83,7 @@ impl Gateways {
     }
 }
 
-/// One client: it keeps to a gateway as long as that answers.
+/// One client: it keeps to a gateway as long as that does what it is asked.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -192,7 +201,14 @@ impl Client {
                     self.fail_over();
                     return Answer::Open(error.to_string());
                 }
-                Ok(answer) => return read(answer).await,
+                Ok(answer) => {
+                    let answer = read(answer).await;
+                    // As a balancer does: this one cannot do it now.
+                    if matches!(answer, Answer::Open(_)) {
+                        self.fail_over();
+                    }
+                    return answer;
+                }
             }
         }
         Answer::Unsent
@@ -205,20 +221,41 @@ impl Client {
         self.at.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Makes the account.
+    /// Makes the account, or logs in where there is one already, as often as it takes.
     ///
     /// # Errors
-    /// What came instead.
-    pub async fn register(&self) -> Result<(), Answer> {
+    /// When that does not work for so long.
+    pub async fn enter(&self, patience: Duration) -> anyhow::Result<()> {
         let name = &self.user.name;
         let body = json!({"username": name, "email": format!("{name}@example.org"), "password": PASSWORD});
-        self.take_token(self.deliver(&Request::new(Method::POST, "/api/v1/auth/register").json(body)).await)
+        let register = Request::new(Method::POST, "/api/v1/auth/register").json(body);
+        let began = Instant::now();
+        loop {
+            match self.deliver(&register).await {
+                Answer::Refused(StatusCode::CONFLICT) if self.log_in().await => return Ok(()),
+                answer => match self.take_token(answer) {
+                    Ok(()) => return Ok(()),
+                    Err(answer) if began.elapsed() > patience => bail!("{name} cannot register: {answer:?}"),
+                    Err(_) => tokio::time::sleep(RETRY_EVERY).await,
+                },
+            }
+        }
     }
 
     async fn log_in(&self) -> bool {
         let body = json!({"login": self.user.name, "password": PASSWORD});
         let answer = self.deliver(&Request::new(Method::POST, "/api/v1/auth/login").json(body)).await;
         self.take_token(answer).is_ok()
+    }
+
+    /// The time of day by which a gateway makes tokens, in seconds since 1970; none without an answer.
+    pub async fn time_of_day(&self) -> Option<i64> {
+        if !self.log_in().await {
+            return None;
+        }
+        let token = self.user.token();
+        let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+        serde_json::from_slice::<Value>(&claims).ok()?["iat"].as_i64()
     }
 
     fn take_token(&self, answer: Answer) -> Result<(), Answer> {

@@ -19,7 +19,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { clients: 12, users: 6, slots: 8, pause_ms_max: 40 }
+        Self { clients: 12, users: 6, slots: 8, pause_ms_max: 80 }
     }
 }
 

@@ -69,6 +69,7 @@ struct Shared {
     rules: Mutex<Vec<(&'static str, Rule)>>,
     down: watch::Sender<bool>,
     slowness: watch::Sender<Duration>,
+    silent: watch::Sender<bool>,
 }
 
 /// Stands in front of one server, for all of its databases.
@@ -99,6 +100,7 @@ impl Proxy {
             rules: Mutex::default(),
             down: watch::Sender::new(false),
             slowness: watch::Sender::new(Duration::ZERO),
+            silent: watch::Sender::new(false),
         });
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).expect("the folder is new and its path short");
         let accepting = Arc::clone(&shared);
@@ -155,7 +157,13 @@ impl Proxy {
     pub fn heal(&self) {
         self.rules().clear();
         self.shared.down.send_replace(false);
+        self.shared.silent.send_replace(false);
         self.slow(Duration::ZERO);
+    }
+
+    /// Nothing passes any more, in either direction, and neither side is told: a network that is cut.
+    pub fn silence(&self) {
+        self.shared.silent.send_replace(true);
     }
 
     /// The server is gone: connections die, new ones are refused.
@@ -178,24 +186,32 @@ impl Shared {
         if *down.borrow() {
             return;
         }
+        self.sound().await;
         let Ok(server) = UnixStream::connect(&self.upstream).await else { return };
-        let (client_in, client_out) = client.into_split();
-        let (server_in, server_out) = server.into_split();
+        let (mut client_in, mut client_out) = client.into_split();
+        let (mut server_in, mut server_out) = server.into_split();
         let swallow = Arc::new(AtomicBool::new(false));
         // Whichever ends first takes the connection with it, both directions at once.
         tokio::select! {
-            _ = self.requests(client_in, server_out, &swallow) => {}
-            _ = self.answers(server_in, client_out, &swallow) => {}
+            _ = self.requests(&mut client_in, &mut server_out, &swallow) => {}
+            _ = self.answers(&mut server_in, &mut client_out, &swallow) => {}
             _ = down.wait_for(|down| *down) => {}
         }
+        // Of an end nobody hears either, until the network is whole again.
+        self.sound().await;
     }
 
-    async fn requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: &AtomicBool) -> io::Result<()> {
-        let startup = length_prefixed(&mut from).await?;
+    /// Waits until the network is whole.
+    async fn sound(&self) {
+        let _ = self.silent.subscribe().wait_for(|silent| !*silent).await;
+    }
+
+    async fn requests(&self, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, swallow: &AtomicBool) -> io::Result<()> {
+        let startup = length_prefixed(from).await?;
         to.write_all(&startup).await?;
         let mut prepared: HashMap<Vec<u8>, String> = HashMap::new();
         loop {
-            let message = typed(&mut from).await?;
+            let message = typed(from).await?;
             let fate = match message[0] {
                 // Parse: name, text.
                 b'P' => {
@@ -218,6 +234,7 @@ impl Shared {
                 Fate::AnswerLost => swallow.store(true, Ordering::SeqCst),
                 Fate::Vanishes => std::future::pending().await,
             }
+            self.sound().await;
             to.write_all(&message).await?;
         }
     }
@@ -241,15 +258,16 @@ impl Shared {
         }
     }
 
-    async fn answers(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: &AtomicBool) -> io::Result<()> {
+    async fn answers(&self, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, swallow: &AtomicBool) -> io::Result<()> {
         loop {
-            let message = typed(&mut from).await?;
+            let message = typed(from).await?;
             // Ready for the next: the last message of every answer.
             let last = message[0] == b'Z';
             if last {
                 let slowness = *self.slowness.borrow();
                 tokio::time::sleep(slowness).await;
             }
+            self.sound().await;
             if !swallow.load(Ordering::SeqCst) {
                 to.write_all(&message).await?;
             } else if last {

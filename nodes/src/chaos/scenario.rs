@@ -1,24 +1,17 @@
-//! What can be broken, what that needs, and how it is done: a few lines each.
+//! What can be broken, and what that needs; how it is done: `strike.rs`.
 
-use std::{fmt, str::FromStr, time::Duration};
+mod strike;
+
+use std::{fmt, str::FromStr};
 
 use nix::unistd::Uid;
-use rookery_actors::fail_point::{self, Action, Point};
+use rookery_actors::fail_point;
 
-use super::{
-    cluster::{Clock, Cluster, Options},
-    proxy::{BATCH, Fate},
-    workload::Workload,
-};
+use super::cluster::{Clock, Network, Options};
 use crate::testing::TestKafka;
 
-/// How long clients may get nothing done, on a machine that has more to do than this.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// A disk that holds four databases and their logs for a few minutes.
 const DISK_BYTES: u64 = 512 << 20;
-/// Writes between two faults: enough that they meet something.
-const SOME: u64 = 25;
-
 macro_rules! scenarios {
     ($($(#[doc = $about:literal])+ $name:ident = $text:literal needs $needs:expr;)+) => {
         /// Something that goes wrong.
@@ -60,6 +53,8 @@ scenarios! {
     CrashAfterCommit = "crash-after-commit" needs [Need::FailPoints];
     /// kill -9 of a node, which is started again.
     Kill = "kill" needs [];
+    /// The host of a node is gone without a word: only its lease tells the others.
+    HostGone = "host-gone" needs [Need::Nodes(3), Need::Network];
     /// SIGSTOP for longer than a lease, and the node wakes as if nothing had been.
     Sleep = "sleep" needs [];
     /// kill -9 of Postgres in the middle of everything.
@@ -78,6 +73,16 @@ scenarios! {
     SlowConsumer = "slow-consumer" needs [Need::FailPoints];
     /// The Kafka broker dies, and comes back.
     KafkaDown = "kafka-down" needs [Need::Kafka];
+    /// A node is cut off from everything but its clients: the other nodes, and Postgres.
+    Partition = "partition" needs [Need::Nodes(3), Need::Network];
+    /// A node cannot reach the others, nor they it; all of them reach Postgres.
+    PartitionNodes = "partition-nodes" needs [Need::Nodes(3), Need::Network];
+    /// A node cannot reach Postgres, and reaches the other nodes.
+    PartitionPostgres = "partition-postgres" needs [Need::Nodes(3), Need::Network];
+    /// What a node sends to another is lost, and what it is sent arrives.
+    PartitionAsymmetric = "partition-asymmetric" needs [Need::Nodes(3), Need::Network];
+    /// The ways between a node and the others go and come, for longer and shorter.
+    FlappingLink = "flapping-link" needs [Need::Nodes(3), Need::Network];
     /// Every node is stopped in order and started again, one after the other.
     RollingRestart = "rolling-restart" needs [Need::Nodes(2)];
     /// Two nodes come, and go again.
@@ -91,6 +96,8 @@ pub enum Need {
     Nodes(u16),
     /// To be root.
     Root,
+    /// To be root, and iproute2: every node gets a network namespace.
+    Network,
     /// Debian's libfaketime.
     Libfaketime,
     /// A build with fail points.
@@ -104,6 +111,7 @@ impl fmt::Display for Need {
         match self {
             Self::Nodes(nodes) => write!(f, "{nodes} nodes (--nodes {nodes})"),
             Self::Root => f.write_str("root"),
+            Self::Network => f.write_str("root and `ip` (apt-get install iproute2)"),
             Self::Libfaketime => f.write_str("libfaketime (apt-get install libfaketime)"),
             Self::FailPoints => f.write_str("fail points (a debug build, or --features fail-points)"),
             Self::Kafka => f.write_str("Java 17 and Maven (apt-get install openjdk-17-jre-headless maven)"),
@@ -116,6 +124,7 @@ impl Need {
         match self {
             Self::Nodes(wanted) => nodes >= wanted,
             Self::Root => Uid::effective().is_root(),
+            Self::Network => Uid::effective().is_root() && Network::is_possible(),
             Self::Libfaketime => Clock::library().is_some(),
             Self::FailPoints => fail_point::COMPILED_IN,
             Self::Kafka => TestKafka::is_possible(),
@@ -152,143 +161,13 @@ impl Scenario {
     pub fn cluster(self, options: Options) -> Options {
         Options {
             proxied: matches!(self, Self::PostgresSlow | Self::CommitCut),
+            wired: self.needs().contains(&Need::Network),
             own_clock: self == Self::ClockJump,
             disk_bytes: (self == Self::DiskFull).then_some(DISK_BYTES),
             kafka: self == Self::KafkaDown,
             ..options
         }
     }
-
-    /// Does it once, and heals it.
-    ///
-    /// # Errors
-    /// When it cannot be done, or clients get nothing done after it.
-    pub async fn strike(self, cluster: &mut Cluster, work: &Workload) -> anyhow::Result<()> {
-        match self {
-            Self::Calm => work.progress(SOME, PATIENCE).await?,
-            Self::ActorPanic => panics(cluster, work).await?,
-            Self::PanicStorm => storm(cluster).await?,
-            Self::CrashAfterCommit => crash_after_commit(cluster).await?,
-            Self::Kill => {
-                for name in names(cluster).await? {
-                    cluster.kill(&name).await?;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-            Self::Sleep => {
-                for name in names(cluster).await? {
-                    cluster.sleep(&name, Duration::from_secs(4)).await?;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-            Self::PostgresRestart => {
-                for _ in 0..2 {
-                    cluster.kill_postgres()?;
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-            Self::PostgresSlow => {
-                cluster.proxy()?.slow(Duration::from_millis(200));
-                tokio::time::sleep(Duration::from_secs(4)).await;
-                cluster.proxy()?.heal();
-            }
-            Self::CommitCut => cuts(cluster).await?,
-            Self::DiskFull => {
-                let balloon = cluster.fill_disk()?;
-                tokio::time::sleep(Duration::from_secs(4)).await;
-                drop(balloon);
-                cluster.revive().await?;
-            }
-            Self::ClockJump => {
-                for offset_s in [3_600, -3_600, 0] {
-                    cluster.clock()?.set(offset_s)?;
-                    tokio::time::sleep(Clock::SETTLES).await;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-            Self::PoisonRecord => poison(cluster, work).await?,
-            Self::SlowConsumer => {
-                cluster.fail_points().always(Point::Projection, Action::Sleep(Duration::from_millis(50)), None)?;
-                tokio::time::sleep(Duration::from_secs(3)).await;
-                cluster.fail_points().disarm(Point::Projection);
-            }
-            Self::KafkaDown => {
-                cluster.kill_kafka()?;
-                tokio::time::sleep(Duration::from_secs(4)).await;
-                cluster.restart_kafka().await?;
-            }
-            Self::RollingRestart => {
-                for name in names(cluster).await? {
-                    cluster.restart(&name).await?;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-            Self::Scale => {
-                let nodes = u16::try_from(names(cluster).await?.len())?;
-                for nodes in [nodes + 2, nodes] {
-                    cluster.scale(nodes).await?;
-                    work.progress(SOME, PATIENCE).await?;
-                }
-            }
-        }
-        work.progress(SOME, PATIENCE).await
-    }
-}
-
-async fn names(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    Ok(cluster.nodes().await?.into_iter().map(|node| node.name).collect())
-}
-
-/// Arms a point for one time and waits until somebody has passed it.
-async fn once(cluster: &Cluster, point: Point, action: Action) -> anyhow::Result<()> {
-    cluster.fail_points().once(point, action)?;
-    cluster.until(point.name(), async |cluster| cluster.fail_points().is_passed(point)).await
-}
-
-async fn panics(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
-    for point in [Point::BeforeCommit, Point::AfterCommit, Point::AfterCommit] {
-        once(cluster, point, Action::Panic).await?;
-        work.progress(SOME, PATIENCE).await?;
-    }
-    Ok(())
-}
-
-async fn storm(cluster: &Cluster) -> anyhow::Result<()> {
-    for n in 0..40 {
-        once(cluster, if n % 2 == 0 { Point::BeforeCommit } else { Point::AfterCommit }, Action::Panic).await?;
-    }
-    Ok(())
-}
-
-async fn crash_after_commit(cluster: &mut Cluster) -> anyhow::Result<()> {
-    for point in [Point::BeforeFold, Point::AfterCommit] {
-        once(cluster, point, Action::Exit).await?;
-        cluster.revive().await?;
-    }
-    Ok(())
-}
-
-async fn cuts(cluster: &Cluster) -> anyhow::Result<()> {
-    for n in 0..20 {
-        let fate = if n % 2 == 0 { Fate::NeverArrives } else { Fate::AnswerLost };
-        cluster.proxy()?.once(BATCH, fate);
-        cluster.until("a commit", async |cluster| cluster.proxy().is_ok_and(|proxy| proxy.waiting() == 0)).await?;
-    }
-    Ok(())
-}
-
-async fn poison(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
-    cluster.fail_points().always(Point::Projection, Action::Refuse, Some(work.some_post()))?;
-    let letters = async |cluster: &Cluster| {
-        let listed = cluster.rookery(&["dlt", "list", "--json"]).await.unwrap_or_default();
-        serde_json::from_str::<Vec<serde_json::Value>>(&listed).is_ok_and(|letters| letters.len() >= 2)
-    };
-    cluster.until("a few dead letters", letters).await?;
-    cluster.fail_points().disarm(Point::Projection);
-    // What is on its way to the dead letters must be there before they are replayed.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    cluster.rookery(&["dlt", "replay"]).await.map(drop)
 }
 
 #[cfg(test)]

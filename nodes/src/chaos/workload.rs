@@ -94,9 +94,7 @@ impl Workload {
             stop: AtomicBool::new(false),
         });
         for (n, user) in shared.users.iter().enumerate() {
-            if let Err(answer) = shared.client(n, user).register().await {
-                bail!("the first users cannot register: {answer:?}");
-            }
+            shared.client(n, user).enter(LOOK_FOR).await?;
         }
         for slot in 0..options.shape.slots {
             let author = options.shape.author_of(slot);
@@ -122,6 +120,19 @@ impl Workload {
     /// One of the posts that everybody works on.
     pub fn some_post(&self) -> Uuid {
         self.shared.slots()[0].post
+    }
+
+    /// Whether every gateway goes by a time of day that is off by so many seconds, a minute more or less.
+    pub async fn is_off_by(&self, offset_s: i64) -> bool {
+        for gateway in self.shared.gateways.each() {
+            let user = User::new(&self.shared.users[0].name);
+            let client = Client::new(&gateway, 0, user, &Arc::default(), self.shared.options.answer_max);
+            let now = jiff::Timestamp::now().as_second();
+            if client.time_of_day().await.is_none_or(|told| (told - now - offset_s).abs() > 60) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits until this many more writes were acknowledged.
@@ -297,6 +308,8 @@ impl Worker {
                 Answer::Open(why) => open = Some(Answer::Open(why)),
                 // An earlier try may have been done.
                 Answer::Unsent if open.is_some() => {}
+                // And what is refused now, because the post is gone, say, may have been taken then.
+                Answer::Refused(_) if open.is_some() => return open.expect("just seen"),
                 answer => return answer,
             }
             if began.elapsed() > RETRY_FOR {

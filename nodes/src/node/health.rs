@@ -31,6 +31,7 @@ use super::{
 use crate::{
     config::{Config, Role},
     kafka,
+    ownership::Contact,
 };
 
 /// A probe that takes longer has failed.
@@ -65,11 +66,12 @@ trait Probed: Send + Sync {
 struct OnThisNode<S: Service> {
     runtime: Runtime<S>,
     is_member: bool,
+    contact: Option<Contact>,
 }
 
 impl<S: Service> OnThisNode<S> {
     fn boxed(running: &Running<S>) -> Box<dyn Probed> {
-        Box::new(Self { runtime: running.runtime.clone(), is_member: running.is_member() })
+        Box::new(Self { runtime: running.runtime.clone(), is_member: running.is_member(), contact: running.contact() })
     }
 }
 
@@ -103,6 +105,8 @@ impl<S: Service> Probed for OnThisNode<S> {
         let (owned, shards) = (self.runtime.owned().len(), self.runtime.shards());
         let (status, detail) = if !self.runtime.lease().is_valid() {
             (Status::Failed, Some("the lease has ended".to_owned()))
+        } else if self.contact.as_ref().is_some_and(Contact::is_cut_off) {
+            (Status::Failed, Some("most of the other nodes are out of reach".to_owned()))
         } else if all && owned < usize::from(shards) {
             (Status::Failed, Some(format!("{owned} of {shards} shards are served")))
         } else {

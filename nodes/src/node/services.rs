@@ -28,7 +28,7 @@ use crate::{
     config::{self, Config, Role, Roles},
     databases::Databases,
     migrate::Database,
-    ownership::{LeaseSettings, Membership, Observer, Ownership},
+    ownership::{Contact, LeaseSettings, Membership, Observer, Ownership},
     report::{Report, ServiceReport},
     routing::Routes,
 };
@@ -95,12 +95,18 @@ impl<S: Service> Running<S> {
 
     /// Puts the service on the routes between nodes.
     fn connect(&self, routes: &Routes, tasks: &mut JoinSet<()>) {
-        let contact = match &self.part {
-            Part::Member(ownership) => ownership.contact(),
-            Part::Onlooker(observer) => observer.contact(),
-            Part::None => return,
-        };
-        routes.follow(S::NAME, contact, tasks);
+        if let Some(contact) = self.contact() {
+            routes.follow(S::NAME, contact, tasks);
+        }
+    }
+
+    /// Where the shards are, if there are other nodes.
+    pub(super) fn contact(&self) -> Option<Contact> {
+        match &self.part {
+            Part::Member(ownership) => Some(ownership.contact()),
+            Part::Onlooker(observer) => Some(observer.contact()),
+            Part::None => None,
+        }
     }
 }
 

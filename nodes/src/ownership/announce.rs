@@ -9,6 +9,9 @@ pub trait Announce: Send + Sync + 'static {
     ///
     /// On the other side [`Contact::take_up`](super::Contact::take_up) is what answers.
     fn granted<'a>(&'a self, service: &'static str, shards: &'a [(ShardId, Epoch)], to: &'a str) -> BoxFuture<'a, bool>;
+
+    /// Whether there is a link to a node, so that it can ask for what is served here. One that has nobody to reach says yes.
+    fn reaches(&self, node: &str) -> bool;
 }
 
 /// Tells nobody: a lone node, or one whose peers are to find out by themselves.
@@ -17,5 +20,9 @@ pub struct Untold;
 impl Announce for Untold {
     fn granted<'a>(&'a self, _: &'static str, _: &'a [(ShardId, Epoch)], _: &'a str) -> BoxFuture<'a, bool> {
         ready(false).boxed()
+    }
+
+    fn reaches(&self, _: &str) -> bool {
+        true
     }
 }

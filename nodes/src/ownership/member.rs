@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use rookery_actors::{
@@ -17,6 +17,7 @@ use super::{
     Membership,
     looking::Looking,
     moves::Moves,
+    reach::Reach,
     view::{Board, Draining, View},
 };
 
@@ -29,6 +30,7 @@ pub(super) struct Member<S: Service> {
     directory: Directory,
     looking: Looking,
     moves: Moves<S>,
+    reach: Reach,
     board: Arc<Board>,
     /// The directory knows that we want no more shards.
     draining: bool,
@@ -45,6 +47,7 @@ impl<S: Service> Member<S> {
             directory: open(&runtime).await?,
             looking: Looking::new(membership.lease, Arc::clone(&board), Some(runtime.incarnation())),
             moves: Moves::new(runtime.clone(), membership.clone(), Arc::clone(&board)),
+            reach: Reach::default(),
             runtime,
             membership,
             board,
@@ -158,11 +161,14 @@ impl<S: Service> Member<S> {
     /// what others should have.
     async fn look(&mut self) -> Result<(), DirectoryError> {
         self.take_up_granted().await?;
-        if !self.draining && *self.board.draining.borrow() != Draining::No {
-            self.directory.drain(self.runtime.incarnation()).await?;
-            self.draining = true;
+        let leaves = *self.board.draining.borrow() != Draining::No;
+        let drains = leaves || self.reach.is_cut_off();
+        if drains != self.draining {
+            self.directory.set_draining(self.runtime.incarnation(), drains).await?;
+            self.draining = drains;
         }
         let (members, shards) = self.looking.ask(&self.directory).await?;
+        self.look_around(&members);
         let (living, buried) = self.bury_the_silent(members).await?;
         let view = self.looking.publish(living, shards);
         self.drop_lost(&view.shards);
@@ -177,11 +183,25 @@ impl<S: Service> Member<S> {
                 let awake: Vec<&MemberRow> = eligible.iter().copied().filter(|member| self.looking.is_awake(member)).collect();
                 self.moves.begin(&view, &awake).await?;
             }
-            if self.draining && (eligible.is_empty() || (self.runtime.owned().is_empty() && self.moves.is_idle())) {
+            if leaves && self.draining && (eligible.is_empty() || (self.runtime.owned().is_empty() && self.moves.is_idle())) {
                 self.board.draining.send_replace(Draining::Done);
             }
         }
         Ok(())
+    }
+
+    /// Whether we are of use where we are: shards that most of the others cannot ask for should be with them.
+    fn look_around(&mut self, members: &[MemberRow]) {
+        let others = members.iter().filter(|member| member.node != self.membership.node);
+        self.reach.look(others.map(|member| (member, self.membership.announce.reaches(&member.node))));
+        let cut_off = self.reach.is_cut_off();
+        if self.board.cut_off.swap(cut_off, Ordering::Relaxed) != cut_off {
+            match cut_off {
+                true => tracing::warn!(service.name = S::NAME, "cut off from most of the others, handing over to them"),
+                false => tracing::info!(service.name = S::NAME, "most of the others are in reach again"),
+            }
+            self.board.poke();
+        }
     }
 
     /// Publishes what is served here.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -93,7 +93,9 @@ impl<S: Service> Moves<S> {
                 continue;
             }
             let session = self.session().await?;
-            let group: Vec<ShardId> = shards.into_iter().take(GROUP).collect();
+            // Cut off, nobody there can ask for any of it: nobody is served by waiting, and nobody can be told to hurry.
+            let at_once = if self.board.cut_off.load(Ordering::Relaxed) { usize::MAX } else { GROUP };
+            let group: Vec<ShardId> = shards.into_iter().take(at_once).collect();
             let give =
                 give(self.runtime.clone(), self.membership.clone(), Arc::clone(&self.board), session, group.clone(), to.clone());
             let id = self.tasks.spawn(give).id();

@@ -1,7 +1,10 @@
 //! What the directory of a service said when it was last asked: for routing, and for status.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -83,6 +86,8 @@ pub(super) struct Board {
     /// The epochs under which shards are served here; 0: not.
     pub(super) served: watch::Sender<Vec<Epoch>>,
     pub(super) draining: watch::Sender<Draining>,
+    /// Most of the other members are alive and out of reach.
+    pub(super) cut_off: AtomicBool,
     news: Notify,
     granted: Mutex<Vec<ShardId>>,
 }
@@ -102,6 +107,7 @@ impl Board {
             view: watch::Sender::new(Arc::new(View::nothing())),
             served: watch::Sender::default(),
             draining: watch::Sender::new(Draining::No),
+            cut_off: AtomicBool::new(false),
             news: Notify::new(),
             granted: Mutex::default(),
         })
@@ -136,6 +142,11 @@ impl Contact {
     /// The epochs under which shards are served here, by shard; 0: not.
     pub fn served(&self) -> watch::Receiver<Vec<Epoch>> {
         self.0.served.subscribe()
+    }
+
+    /// Whether this node reaches too few of the other members to be of use to them.
+    pub fn is_cut_off(&self) -> bool {
+        self.0.cut_off.load(Ordering::Relaxed)
     }
 
     /// Has the directory asked now rather than with the next poll: a peer's link died, say, or nobody serves a shard.

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// On how many nodes scenarios run.
-pub(crate) fn nodes() -> u16 {
-    std::env::var("ROOKERY_CHAOS_NODES").map_or(1, |nodes| nodes.parse().expect("a number of nodes"))
+/// On how many nodes a scenario runs, if nobody says otherwise.
+pub(crate) fn nodes_or(usual: u16) -> u16 {
+    std::env::var("ROOKERY_CHAOS_NODES").map_or(usual, |nodes| nodes.parse().expect("a number of nodes"))
 }
 
 /// Whether a test must not be skipped.

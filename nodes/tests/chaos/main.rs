@@ -10,9 +10,9 @@ use rookery::chaos::{
     scenario::Scenario,
 };
 
-/// Runs a scenario; what it needs and this machine does not have skips it by name, but not in CI.
-async fn keeps_every_promise(scenario: Scenario) {
-    let missing: Vec<_> = scenario.missing(harness::nodes()).iter().map(ToString::to_string).collect();
+/// Runs a scenario on so many nodes; what it needs and this machine does not have skips it by name, but not in CI.
+async fn keeps_every_promise(scenario: Scenario, nodes: u16) {
+    let missing: Vec<_> = scenario.missing(nodes).iter().map(ToString::to_string).collect();
     if !missing.is_empty() {
         assert!(!harness::is_ci(), "{} needs {}", scenario.name(), missing.join(" and "));
         eprintln!("SKIPPED {}: it needs {}", scenario.name(), missing.join(" and "));
@@ -20,33 +20,50 @@ async fn keeps_every_promise(scenario: Scenario) {
     }
     let seed = std::env::var("ROOKERY_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("ROOKERY_TEST_SEED={seed}");
-    let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), harness::nodes(), seed);
+    let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), nodes, seed);
     let report = run(&options).await.unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_good(), "{report}");
     println!("{report}");
 }
 
 macro_rules! scenarios {
-    ($($test:ident: $scenario:ident;)+) => {$(
+    (on $nodes:expr; $($test:ident: $scenario:ident;)+) => {$(
         #[tokio::test(flavor = "multi_thread")]
         async fn $test() {
-            keeps_every_promise(Scenario::$scenario).await;
+            keeps_every_promise(Scenario::$scenario, $nodes).await;
         }
     )+};
 }
 
-scenarios! {
+scenarios! { on harness::nodes_or(3);
     nothing_is_wrong_when_nothing_goes_wrong: Calm;
-    entities_that_panic_are_back_with_what_was_committed: ActorPanic;
-    a_storm_of_panics_loses_nothing: PanicStorm;
     a_crash_between_commit_and_answer_loses_nothing_and_does_nothing_twice: CrashAfterCommit;
     kill_9_loses_nothing: Kill;
     a_node_that_slept_longer_than_its_lease_serves_nothing_stale: Sleep;
     postgres_may_be_killed: PostgresRestart;
     postgres_may_be_slow: PostgresSlow;
     connections_may_die_at_a_commit: CommitCut;
-    a_full_disk_stops_writes_and_loses_none: DiskFull;
     the_time_of_day_decides_nothing: ClockJump;
     a_record_that_nobody_can_apply_is_replayed: PoisonRecord;
+    kafka_may_die: KafkaDown;
+}
+
+// What happens within one node costs half as much on one.
+scenarios! { on harness::nodes_or(1);
+    entities_that_panic_are_back_with_what_was_committed: ActorPanic;
+    a_storm_of_panics_loses_nothing: PanicStorm;
+    a_full_disk_stops_writes_and_loses_none: DiskFull;
     a_slow_consumer_catches_up: SlowConsumer;
+}
+
+// What takes several, whatever was asked for.
+scenarios! { on harness::nodes_or(3).max(3);
+    a_host_may_be_gone_without_a_word: HostGone;
+    a_node_may_be_cut_off_from_everything: Partition;
+    a_node_may_be_cut_off_from_the_others: PartitionNodes;
+    a_node_may_be_cut_off_from_postgres: PartitionPostgres;
+    a_wire_may_carry_one_way_only: PartitionAsymmetric;
+    a_wire_may_flap: FlappingLink;
+    a_rolling_restart_fails_no_request: RollingRestart;
+    nodes_may_come_and_go: Scale;
 }

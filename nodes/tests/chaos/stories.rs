@@ -2,12 +2,12 @@
 
 use rookery_actors::fail_point::Point;
 
-use crate::harness::{Cluster, nodes};
+use crate::harness::{Cluster, nodes_or};
 
 /// The owner dies after the commit and before the answer; the client retries.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retried_publish_creates_one_post() {
-    let mut cluster = Cluster::of(nodes()).await;
+    let mut cluster = Cluster::of(nodes_or(3)).await;
     let ada = cluster.sign_up("ada").await;
     cluster.crash_once(Point::AfterCommit);
     assert_eq!(cluster.person(&ada).publish("hello", "k").await, None, "nobody answers any more");
@@ -20,7 +20,7 @@ async fn a_retried_publish_creates_one_post() {
 /// An entity panics with its write committed: the client hears that nobody knows, and a retry finds out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_after_the_commit_is_an_open_outcome_and_the_node_goes_on() {
-    let cluster = Cluster::of(nodes()).await;
+    let cluster = Cluster::of(nodes_or(3)).await;
     let ada = cluster.sign_up("ada").await;
     cluster.panic_once(Point::AfterCommit);
     assert_eq!(cluster.person(&ada).publish("hello", "k").await, None);

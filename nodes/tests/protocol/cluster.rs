@@ -1,7 +1,7 @@
 //! Several owners of one service in one process: what the links are between nodes, direct calls are here.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -41,6 +41,8 @@ pub(crate) struct Hub(Arc<Ways>);
 struct Ways {
     nodes: Mutex<HashMap<String, (Runtime<PostService>, Contact)>>,
     deaf: AtomicBool,
+    /// Nodes that reach nobody and are reached by nobody.
+    cut_off: Mutex<HashSet<String>>,
     announced: AtomicUsize,
 }
 
@@ -57,7 +59,7 @@ impl Hub {
     pub(crate) async fn join(&self, config: &Config, name: &str, lease: LeaseSettings) -> Peer {
         let membership = Membership {
             address: Some(format!("{name}.example:4000")),
-            announce: Arc::new(self.clone()),
+            announce: Arc::new(Voice { hub: self.clone(), name: name.to_owned() }),
             ..Membership::new(name, lease)
         };
         let settings = Settings { shards: MANY_SHARDS, ..Settings::default() };
@@ -73,6 +75,16 @@ impl Hub {
         self.0.deaf.store(deaf, Ordering::SeqCst);
     }
 
+    /// A node reaches nobody any more, and nobody it.
+    pub(crate) fn cut_off(&self, name: &str) {
+        self.0.cut_off.lock().unwrap().insert(name.to_owned());
+    }
+
+    /// Everybody reaches everybody again.
+    pub(crate) fn mend(&self) {
+        self.0.cut_off.lock().unwrap().clear();
+    }
+
     /// How many announcements were heard.
     pub(crate) fn announced(&self) -> usize {
         self.0.announced.load(Ordering::SeqCst)
@@ -83,14 +95,27 @@ impl Hub {
     }
 }
 
-impl Announce for Hub {
+/// How one node reaches the others.
+struct Voice {
+    hub: Hub,
+    name: String,
+}
+
+impl Announce for Voice {
     fn granted<'a>(&'a self, _: &'static str, shards: &'a [(ShardId, Epoch)], to: &'a str) -> BoxFuture<'a, bool> {
         async move {
-            let Some((_, contact)) = self.node(to).filter(|_| !self.0.deaf.load(Ordering::SeqCst)) else { return false };
-            self.0.announced.fetch_add(1, Ordering::SeqCst);
+            let ways = &self.hub.0;
+            let deaf = ways.deaf.load(Ordering::SeqCst) || !self.reaches(to);
+            let Some((_, contact)) = self.hub.node(to).filter(|_| !deaf) else { return false };
+            ways.announced.fetch_add(1, Ordering::SeqCst);
             contact.take_up(shards, Duration::from_secs(5)).await
         }
         .boxed()
+    }
+
+    fn reaches(&self, node: &str) -> bool {
+        let cut_off = self.hub.0.cut_off.lock().unwrap();
+        !cut_off.contains(node) && !cut_off.contains(&self.name)
     }
 }
 

@@ -105,6 +105,46 @@ async fn no_read_is_stale_while_shards_move() {
     one.stop().await;
 }
 
+/// It renews, and nobody can ask it: its shards would be of no use to anybody but its own clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_cut_off_from_the_others_hands_over_to_them_and_is_given_back_when_it_returns() {
+    let config = database().await;
+    let hub = Hub::default();
+    let one = hub.join(&config, "n1", QUICK).await;
+    let two = hub.join(&config, "n2", QUICK).await;
+    let three = hub.join(&config, "n3", QUICK).await;
+    at_rest(&[&one, &two, &three]).await;
+    hub.cut_off("n1");
+    eventually("the others serve everything", async || {
+        one.owned().is_empty() && two.owned().len() + three.owned().len() == usize::from(MANY_SHARDS)
+    })
+    .await;
+    assert!(one.contact().is_cut_off() && !two.contact().is_cut_off());
+    hub.mend();
+    at_rest(&[&one, &two, &three]).await;
+    assert!(!one.contact().is_cut_off());
+    for peer in [three, two, one] {
+        peer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_do_not_reach_each_other_neither_gives_way() {
+    let config = database().await;
+    let hub = Hub::default();
+    let one = hub.join(&config, "n1", QUICK).await;
+    let two = hub.join(&config, "n2", QUICK).await;
+    at_rest(&[&one, &two]).await;
+    let before = (one.owned(), two.owned());
+    hub.cut_off("n1");
+    let renewed = |peer: &Peer| peer.view().members.iter().map(|member| member.renewed).min().unwrap();
+    let (seen_one, seen_two) = (renewed(&one), renewed(&two));
+    eventually("both have seen the other renew", async || renewed(&one) > seen_one + 5 && renewed(&two) > seen_two + 5).await;
+    assert_eq!((one.owned(), two.owned()), before);
+    two.stop().await;
+    one.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_announcement_that_is_lost_is_made_good_by_the_next_poll() {
     let config = database().await;

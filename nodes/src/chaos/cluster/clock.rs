@@ -4,7 +4,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -34,18 +33,17 @@ impl Clock {
         places.map(|place| place.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
     }
 
-    /// Jumps to so many seconds before or after the right time, within [`Clock::SETTLES`].
+    /// Jumps to so many seconds before or after the right time, or a second near it; processes notice within about a second.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn set(&self, offset_s: i64) -> io::Result<()> {
         let new = self.file.with_extension("new");
+        // An offset of zero is none for the library, and leaves the one before in force.
+        let offset_s = if offset_s == 0 { 1 } else { offset_s };
         fs::write(&new, format!("{offset_s:+}\n"))?;
         fs::rename(new, &self.file)
     }
-
-    /// How long processes may take to notice.
-    pub const SETTLES: Duration = Duration::from_millis(1_500);
 
     pub(super) fn give_to(&self, command: &mut Command) {
         command
