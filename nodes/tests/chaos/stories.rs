@@ -4,15 +4,16 @@ use rookery_actors::fail_point::Point;
 
 use crate::harness::{Cluster, nodes_or};
 
-/// The owner dies after the commit and before the answer; the client retries.
+/// The owner dies after the commit and before the answer; the client retries, unless its gateway lived on and did so itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retried_publish_creates_one_post() {
     let mut cluster = Cluster::of(nodes_or(3)).await;
     let ada = cluster.sign_up("ada").await;
     cluster.crash_once(Point::AfterCommit);
-    assert_eq!(cluster.person(&ada).publish("hello", "k").await, None, "nobody answers any more");
+    let first = cluster.person(&ada).publish("hello", "k").await;
     cluster.revive().await;
     let post = cluster.person(&ada).publish("hello", "k").await.expect("the retry is answered");
+    assert!(first.is_none_or(|first| first == post), "the key stands for one post");
     cluster.eventually(async |cluster| cluster.search("hello").await == [post.clone()]).await;
     cluster.stop().await;
 }
