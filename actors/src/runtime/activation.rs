@@ -48,7 +48,9 @@ pub(crate) async fn ask<S: Service>(
         if Instant::now() >= deadline {
             return failed(Failure::Expired);
         }
-        let cell = match activate(inner, id, S::creates(&pending.0)).await {
+        // Under a key it may be the second time, at the owner after the one that died with its commit.
+        let fresh = pending.1.idempotency.is_none() && S::creates(&pending.0);
+        let cell = match activate(inner, id, fresh).await {
             Ok(cell) => cell,
             Err(failure @ Failure::Moved(_)) => return Asked::NotHere(failure, pending.0, pending.1),
             Err(failure) => return failed(failure),

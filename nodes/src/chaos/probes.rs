@@ -81,9 +81,16 @@ impl Probes {
         for n in 0..POSTS {
             let post = publish(&author, n).await?;
             let answers = Answers::default();
-            for (at, gateway) in gateways.each().into_iter().enumerate() {
+            let each = gateways.each();
+            let apart = ASK_EVERY.div_f64(each.len() as f64);
+            for (at, gateway) in each.into_iter().enumerate() {
                 let client = Client::new(&gateway, 0, user.clone(), &counters, ANSWER_MAX);
-                tasks.push(tokio::spawn(ask(client, at, post, Arc::clone(&answers), Arc::clone(&stop))));
+                let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+                tasks.push(tokio::spawn(async move {
+                    // In turn: together they would know no more than one of them.
+                    tokio::time::sleep(apart.mul_f64(at as f64)).await;
+                    ask(client, at, post, answers, stop).await;
+                }));
             }
             asked.push(Asked { shard: shard_of(post, SHARDS), answers });
         }

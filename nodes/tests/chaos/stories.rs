@@ -14,6 +14,7 @@ async fn a_retried_publish_creates_one_post() {
     cluster.revive().await;
     let post = cluster.person(&ada).publish("hello", "k").await.expect("the retry is answered");
     assert!(first.is_none_or(|first| first == post), "the key stands for one post");
+    assert!(cluster.get(&format!("/api/v1/posts/{post}")).await.is_some_and(|read| read["id"] == post), "and it is there");
     cluster.eventually(async |cluster| cluster.search("hello").await == [post.clone()]).await;
     cluster.stop().await;
 }
@@ -21,7 +22,8 @@ async fn a_retried_publish_creates_one_post() {
 /// An entity panics with its write committed: the client hears that nobody knows, and a retry finds out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_after_the_commit_is_an_open_outcome_and_the_node_goes_on() {
-    let cluster = Cluster::of(nodes_or(3)).await;
+    // On several, the next commit may be somebody else's.
+    let cluster = Cluster::of(1).await;
     let ada = cluster.sign_up("ada").await;
     cluster.panic_once(Point::AfterCommit);
     assert_eq!(cluster.person(&ada).publish("hello", "k").await, None);
