@@ -19,7 +19,7 @@ use crate::{
     cgroup::Quota,
     histogram::Histogram,
     http::{Connection, Request},
-    load::Load,
+    load::{Load, first_serial},
     process::Pid,
     text,
 };
@@ -247,8 +247,7 @@ impl Drop for Cluster {
 
 fn ask(address: SocketAddr, request: &Request) -> anyhow::Result<Value> {
     let mut bytes = Vec::new();
-    let serial = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
-    request.write(u64::try_from(serial).unwrap_or_default(), &mut bytes);
+    request.write(first_serial(), &mut bytes);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut connection = Connection::open(address).await?;
         let response = connection.exchange(&bytes).await?;

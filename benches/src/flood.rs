@@ -20,6 +20,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::MissedTickBehavior};
 use crate::{
     histogram::Histogram,
     http::{Connection, Request, Response},
+    load::first_serial,
 };
 
 /// Requests fall due in groups, so often.
@@ -118,7 +119,7 @@ impl Flood {
             requests,
             due: Semaphore::new(0),
             over: AtomicBool::new(false),
-            serial: AtomicU64::new(u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros()).unwrap_or(0)),
+            serial: AtomicU64::new(first_serial()),
         });
         let mut clients: JoinSet<Aftermath> = (0..self.connections).map(|index| Arc::clone(&crowd).client(index)).collect();
         let unsent = self.let_fall_due(&crowd.due).await;
@@ -196,20 +197,7 @@ mod tests {
     use axum::{Router, http::StatusCode, routing::get};
 
     use super::*;
-
-    /// Serves a router from a thread of its own until the test ends.
-    fn serve(router: Router) -> SocketAddr {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            tokio::runtime::Runtime::new().unwrap().block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                axum::serve(listener, router).await.unwrap();
-            });
-        });
-        address
-    }
+    use crate::testing::serve;
 
     fn flood(router: Router, per_second: f64, connections: usize) -> Aftermath {
         let flood = Flood { address: serve(router), per_second, connections, window: Duration::from_millis(400) };

@@ -12,4 +12,6 @@ pub mod histogram;
 pub mod http;
 pub mod load;
 pub mod process;
+#[cfg(test)]
+mod testing;
 pub mod text;

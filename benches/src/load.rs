@@ -186,7 +186,7 @@ const ENDING: u8 = 2;
 
 /// Serials differ between runs too: microseconds since 1970, to be counted up from, and
 /// never as fast as time passes.
-fn first_serial() -> u64 {
+pub(crate) fn first_serial() -> u64 {
     let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     u64::try_from(since_1970.as_micros()).unwrap_or_default()
 }
@@ -288,20 +288,7 @@ mod tests {
 
     use super::*;
     use crate::http::SERIAL;
-
-    /// Serves a router from a thread of its own until the test ends.
-    fn serve(router: Router) -> SocketAddr {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            tokio::runtime::Runtime::new().unwrap().block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                axum::serve(listener, router).await.unwrap();
-            });
-        });
-        address
-    }
+    use crate::testing::serve;
 
     fn short(address: SocketAddr) -> Load {
         Load { address, connections: 5, threads: 2, warm_up: Duration::from_millis(20), window: Duration::from_millis(100) }

@@ -1,6 +1,12 @@
 //! The CPU time of other processes, from `/proc`.
 
-use std::{collections::BTreeMap, fs, io, sync::OnceLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -49,6 +55,19 @@ impl Process {
             cpu_of_ended_children: ticks(field(16)? + field(17)?),
         })
     }
+}
+
+/// The `rookery` to measure: the one given, or the one beside this program.
+///
+/// # Errors
+/// When there is none.
+pub fn rookery(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let program = match given {
+        Some(given) => given.to_owned(),
+        None => std::env::current_exe()?.with_file_name("rookery"),
+    };
+    anyhow::ensure!(program.is_file(), "{} is missing: cargo build --release -p rookery", program.display());
+    Ok(program)
 }
 
 /// All processes at one moment.

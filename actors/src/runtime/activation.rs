@@ -32,10 +32,9 @@ pub(crate) async fn ask<S: Service>(
     command: <S::Entity as Entity>::Command,
     context: Context,
 ) -> Asked<S> {
-    if S::creates(&command)
-        && context.idempotency.is_none()
-        && let Some(cell) = settle(inner, id)
-    {
+    // Under a key it may be the second time, at the owner after the one that died with its commit.
+    let fresh = context.idempotency.is_none() && S::creates(&command);
+    if fresh && let Some(cell) = settle(inner, id) {
         return match birth::create(inner, &cell, &command, &context).await {
             Err(AskError::Failed(failure @ Failure::Moved(_))) => Asked::NotHere(failure, command, context),
             answer => Asked::Answered(answer),
@@ -48,8 +47,6 @@ pub(crate) async fn ask<S: Service>(
         if Instant::now() >= deadline {
             return failed(Failure::Expired);
         }
-        // Under a key it may be the second time, at the owner after the one that died with its commit.
-        let fresh = pending.1.idempotency.is_none() && S::creates(&pending.0);
         let cell = match activate(inner, id, fresh).await {
             Ok(cell) => cell,
             Err(failure @ Failure::Moved(_)) => return Asked::NotHere(failure, pending.0, pending.1),

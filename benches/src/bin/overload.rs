@@ -50,11 +50,7 @@ struct Options {
 
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
-    let rookery = match &options.rookery {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("rookery"),
-    };
-    anyhow::ensure!(rookery.is_file(), "{} is missing: cargo build --release -p rookery", rookery.display());
+    let rookery = process::rookery(options.rookery.as_deref())?;
     println!(
         "one node, {} % of one core; {} times its best for {} s over {} connections",
         options.quota_percent, options.times, options.seconds, options.connections

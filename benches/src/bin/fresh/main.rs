@@ -20,7 +20,7 @@ use clap::Parser;
 use rookery_benches::{
     histogram::Histogram,
     http::{Request, SERIAL},
-    text,
+    process, text,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -62,11 +62,7 @@ struct Options {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let rookery = match &options.rookery {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("rookery"),
-    };
-    anyhow::ensure!(rookery.is_file(), "{} is missing: cargo build --release -p rookery", rookery.display());
+    let rookery = process::rookery(options.rookery.as_deref())?;
     let server = Server::start(&rookery).await?;
     let mut bench = Bench { server, written: AtomicU64::new(0), acknowledged: AtomicU64::new(0), threads: Vec::new() };
     while bench.threads.len() < THREADS {

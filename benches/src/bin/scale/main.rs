@@ -9,7 +9,10 @@ mod plot;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
-use rookery_benches::cluster::{Cluster, Kind};
+use rookery_benches::{
+    cluster::{Cluster, Kind},
+    process,
+};
 
 /// Measures what 1, 2 and 4 nodes carry.
 #[derive(Parser)]
@@ -52,11 +55,7 @@ struct Row {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let rookery = match &options.rookery {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("rookery"),
-    };
-    anyhow::ensure!(rookery.is_file(), "{} is missing: cargo build --release -p rookery", rookery.display());
+    let rookery = process::rookery(options.rookery.as_deref())?;
     let mut rows: Vec<Row> = Vec::new();
     for round in 1..=options.rounds {
         for &nodes in &options.nodes {
