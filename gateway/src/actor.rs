@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::chain::Edge;
-use crate::server::{self, Limits, Socket};
+use crate::server::{self, Ending, Limits, Socket};
 
 /// How often what no longer counts is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -72,6 +72,7 @@ impl Actor for Gateway {
         let server = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
+                if socket.is_closed() { Ending::Closed } else { Ending::HandedOn }
             };
             let ended = server::serve(listener, router, limits, stopped).await;
             // A gateway that is stopping takes no more messages.

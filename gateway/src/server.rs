@@ -12,7 +12,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -36,7 +35,7 @@ const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long to wait for the rest of a preface that arrived in pieces, between two looks.
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 /// How long a connection that was taken at the last moment may take to ask for something.
-const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(100);
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 /// How long to wait when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -113,6 +112,11 @@ impl Socket {
         self.0.lock().expect("no panic under this lock").take();
     }
 
+    /// Whether nobody listens on it but the servers that do already.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().expect("no panic under this lock").is_none()
+    }
+
     fn with<T>(&self, look: impl FnOnce(&std::net::TcpListener) -> io::Result<T>) -> io::Result<T> {
         match &*self.0.lock().expect("no panic under this lock") {
             Some(listener) => look(listener),
@@ -128,22 +132,37 @@ enum Phase {
     Cut,
 }
 
+/// What becomes of a socket whose server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody listens on it any more: who connects is refused.
+    Closed,
+    /// Another server will: who connects waits for it.
+    HandedOn,
+}
+
 /// Serves `router` on `listener` until `stop` resolves, then finishes what is in flight.
 ///
-/// From `stop` on nobody can connect. Dropping the future stops accepting; connections finish the request they are at.
+/// Dropping the future stops accepting; connections finish the request they are at.
 ///
 /// # Errors
 /// If the listener fails for good.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: impl Future<Output = ()>) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: impl Future<Output = Ending>) -> io::Result<()> {
     let (phase, watched) = watch::channel(Phase::Serving);
     let permits = Arc::new(Semaphore::new(limits.connections_max));
     let server = Server { router, limits, permits: permits.clone(), phase: watched };
-    tokio::select! {
+    let ending = tokio::select! {
         result = server.accept(&listener) => return result,
-        () = stop => {}
+        ending = stop => ending,
+    };
+    if ending == Ending::Closed
+        && let Err(error) = take_no_more(&listener)
+    {
+        tracing::debug!("a client that connects at this moment may be reset: {error}");
     }
-    server.accept_pending(&listener);
-    drop(listener);
+    if let Err(error) = server.accept_pending(listener) {
+        tracing::warn!("connections that had just been made are lost: {error}");
+    }
     phase.send_replace(Phase::Draining);
     let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
     if tokio::time::timeout(limits.drain_timeout, permits.acquire_many(all)).await.is_err() {
@@ -177,13 +196,22 @@ impl Server {
         }
     }
 
-    /// Takes whom the kernel has connected already: they believe to have been accepted.
-    fn accept_pending(&self, listener: &TcpListener) {
-        while let Ok(permit) = self.permits.clone().try_acquire_owned()
-            && let Some(Ok((stream, peer))) = listener.accept().now_or_never()
-        {
-            self.spawn(stream, peer, permit);
+    /// Takes whom the kernel has connected already, then closes: they believe to have been accepted, and would be reset.
+    fn accept_pending(&self, listener: TcpListener) -> io::Result<()> {
+        // The kernel itself is asked: tokio knows of a connection only when it has polled once more.
+        let listener = listener.into_std()?;
+        while let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    stream.set_nonblocking(true)?;
+                    self.spawn(TcpStream::from_std(stream)?, peer, permit);
+                }
+                Err(error) if is_of_the_connection(&error) => {}
+                // None is left, or no file descriptor.
+                Err(_) => break,
+            }
         }
+        Ok(())
     }
 
     fn spawn(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
@@ -196,6 +224,20 @@ impl Server {
             drop(permit);
         });
     }
+}
+
+/// Makes the kernel ignore who wants to connect, so that nobody gets in between the last look and the close, which
+/// resets them. They try again within a second, and are refused then.
+#[cfg(target_os = "linux")]
+fn take_no_more(listener: &TcpListener) -> io::Result<()> {
+    /// `BPF_RET | BPF_K`: keep so many bytes of the packet.
+    const RETURN: u16 = 0x06;
+    socket2::SockRef::from(listener).attach_filter(&[socket2::SockFilter::new(RETURN, 0, 0, 0)])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn take_no_more(_: &TcpListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The client went away before we took it.

@@ -345,6 +345,27 @@ async fn whoever_connects_while_a_node_stops_is_refused_and_goes_elsewhere() {
 }
 
 #[tokio::test]
+async fn whoever_was_connected_at_the_last_moment_is_served() {
+    let edge = Edged::start().await;
+    // Without a word to the runtime: the gateway learns of them only as it closes.
+    let connect = |_| {
+        let mut socket = std::net::TcpStream::connect(edge.address).unwrap();
+        io::Write::write_all(&mut socket, b"GET /api/v1/hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        socket
+    };
+    let sockets: Vec<_> = (0..20).map(connect).collect();
+    edge.socket.close();
+    edge.actor.stop(None);
+    for socket in sockets {
+        socket.set_nonblocking(true).unwrap();
+        let mut answer = String::new();
+        TcpStream::from_std(socket).unwrap().read_to_string(&mut answer).await.expect("nobody is reset");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    edge.handle.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_gateway_that_leaves_serves_and_sends_its_clients_elsewhere() {
     let edge = Edged::start().await;
     assert_eq!(edge.get("/api/v1/hello").await.headers().get("connection"), None);

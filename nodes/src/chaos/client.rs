@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 const PASSWORD: &str = "a long pass phrase";
+/// More failures than this are counted only.
+const TOLD_MAX: usize = 10;
 
 /// What a request came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +48,27 @@ pub struct Counters {
     pub failovers: AtomicU64,
     /// Writes that were acknowledged.
     pub writes: AtomicU64,
+    told: Mutex<Vec<String>>,
+}
+
+impl Counters {
+    /// Requests that were not answered with yes or no.
+    pub fn failed(&self) -> u64 {
+        self.open.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed)
+    }
+
+    /// What the first of them were, and what came of them.
+    pub fn failures(&self) -> Vec<String> {
+        self.told.lock().expect("no panic under this lock").clone()
+    }
+
+    fn note_failure(&self, request: &Request, gateway: usize, took: Duration, why: &str) {
+        let mut told = self.told.lock().expect("no panic under this lock");
+        if told.len() < TOLD_MAX {
+            let (at, took) = (jiff::Timestamp::now(), took.as_millis());
+            told.push(format!("{at:.3} {} {} at gateway {gateway}, after {took} ms: {why}", request.method, request.path));
+        }
+    }
 }
 
 /// The gateways of a cluster, as clients share them.
@@ -163,6 +186,7 @@ impl Client {
 
     /// Sends a request once, to the first gateway that takes the connection.
     pub async fn send(&self, request: &Request) -> Answer {
+        let (began, gateway) = (Instant::now(), self.at.load(Ordering::Relaxed) % self.gateways.count().max(1));
         let answer = match self.deliver(request).await {
             // The token is too old, or from after a clock went back.
             Answer::Refused(StatusCode::UNAUTHORIZED) if self.log_in().await => self.deliver(request).await,
@@ -175,6 +199,11 @@ impl Client {
             Answer::Unsent => &self.counters.unsent,
         };
         count.fetch_add(1, Ordering::Relaxed);
+        match &answer {
+            Answer::Open(why) => self.counters.note_failure(request, gateway, began.elapsed(), why),
+            Answer::Unsent => self.counters.note_failure(request, gateway, began.elapsed(), "no gateway took it"),
+            Answer::Done(_) | Answer::Refused(_) => {}
+        }
         if matches!(answer, Answer::Done(_)) && !request.is_read() {
             self.counters.writes.fetch_add(1, Ordering::Relaxed);
         }
@@ -199,7 +228,7 @@ impl Client {
                 Err(error) if error.is_connect() => self.fail_over(),
                 Err(error) => {
                     self.fail_over();
-                    return Answer::Open(error.to_string());
+                    return Answer::Open(format!("{:#}", anyhow::Error::from(error)));
                 }
                 Ok(answer) => {
                     let answer = read(answer).await;
@@ -276,7 +305,8 @@ async fn read(answer: reqwest::Response) -> Answer {
         return Answer::Refused(status);
     }
     if !status.is_success() {
-        return Answer::Open(status.to_string());
+        let problem = answer.text().await.unwrap_or_default();
+        return Answer::Open(format!("{status} {}", problem.trim_end()));
     }
     match answer.bytes().await {
         // What is broken off may have been done.

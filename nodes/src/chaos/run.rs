@@ -122,9 +122,9 @@ async fn run_on(cluster: &mut Cluster, options: &Options, began: Instant) -> any
     let finished = work.finish().await?;
     let mut checks = audit(&finished.history, cluster.gateways(), &cluster.databases()?).await?;
     let counters = &finished.counters;
-    let failed = counters.open.load(Ordering::Relaxed) + counters.unsent.load(Ordering::Relaxed);
+    let failed = counters.failed();
     if scenario.fails_nothing() {
-        let wrong = (failed > 0).then(|| format!("{failed} requests failed"));
+        let wrong = (failed > 0).then(|| format!("{failed} requests failed:\n{}", counters.failures().join("\n")));
         checks.push(Check::new("no request fails", wrong));
     }
     let (operations, open) = finished.history.count();

@@ -20,7 +20,7 @@ use rookery_actors::{runtime::Runtime, service::Service, supervisor::SupervisorR
 use rookery_gateway::{
     GatewayConfig, Services,
     health::{self, Health, Probe, Report, Status},
-    server::{self, Limits},
+    server::{self, Ending, Limits},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -240,7 +240,10 @@ impl Ports {
             let router = health::router(health.clone(), metrics.clone());
             let mut stopped = stopped.clone();
             let limits = Limits::from(&GatewayConfig::default());
-            let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
+            let stop = async move {
+                drop(stopped.wait_for(|stopped| *stopped).await);
+                Ending::Closed
+            };
             tasks.push(tokio::spawn(async move {
                 if let Err(error) = server::serve(listener, router, limits, stop).await {
                     tracing::error!(%error, "a health port ended");
