@@ -28,6 +28,7 @@ use crate::body;
 use crate::config::GatewayConfig;
 use crate::context::{self, Context, Identity, Peer, Trace, X_REQUEST_ID};
 use crate::limits::{self, Key, RateLimits, RouteClass, Verdict};
+use crate::outgoing::Outgoing;
 use crate::problem::{self, Problem};
 
 /// What all requests of a gateway share.
@@ -36,6 +37,7 @@ pub struct Edge {
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) limits: RateLimits,
     admission: Arc<Admission>,
+    outgoing: Arc<Outgoing>,
     leaving: AtomicBool,
 }
 
@@ -44,7 +46,7 @@ impl Edge {
     pub fn new(config: GatewayConfig, verifier: Arc<Verifier>) -> Arc<Self> {
         let limits = RateLimits::new(&config.quotas, config.rate_limit_keys_max);
         let admission = Admission::new(config.requests_max);
-        Arc::new(Self { config, verifier, limits, admission, leaving: AtomicBool::new(false) })
+        Arc::new(Self { config, verifier, limits, admission, outgoing: Arc::default(), leaving: AtomicBool::new(false) })
     }
 
     /// Requests whose response has not begun.
@@ -58,7 +60,7 @@ impl Edge {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Forgets what no longer counts: full quotas, revocations of expired tokens; tells of requests that were shed. To be
+    /// Forgets what no longer counts: full quotas, responses that nobody reads, revocations of expired tokens; tells of requests that were shed. To be
     /// called every second or so.
     pub fn sweep(&self) {
         let shed = self.admission.take_shed();
@@ -67,6 +69,7 @@ impl Edge {
             tracing::warn!(requests = shed, "refused {shed} requests with 503: {limit} were in flight, as many as are taken");
         }
         self.limits.sweep();
+        self.outgoing.sweep(Instant::now());
         self.verifier.revoked().forget_expired(auth::now_s());
     }
 }
@@ -153,7 +156,7 @@ where
             Err((place, pause)) => (place, Some(pause)),
         };
         let limited = edge.config.rate_limits && shed.is_none();
-        let verdict = limited.then(|| edge.limits.check(class, key(&context))).flatten();
+        let verdict = limited.then(|| edge.limits.check(class, key(class, &context))).flatten();
         let mut served = Served {
             work: Work::Refused { problem: None },
             timeout: None,
@@ -203,9 +206,10 @@ fn identity(headers: &HeaderMap, edge: &Edge) -> Identity {
     }
 }
 
-fn key(context: &Context) -> Key {
+fn key(class: RouteClass, context: &Context) -> Key {
     match &context.identity {
-        Identity::Known(claims) => Key::User(claims.sub),
+        // Whoever guesses passwords could bring the token of one account after the other.
+        Identity::Known(claims) if class != RouteClass::Auth => Key::User(claims.sub),
         _ => Key::from(context.client),
     }
 }
@@ -308,7 +312,7 @@ impl Record {
     }
 
     fn finish(&self, outcome: Result<Response<Body>, Problem>) -> Response<Body> {
-        let mut response = match outcome {
+        let mut response = match outcome.and_then(|response| self.admit(response)) {
             Ok(response) => response,
             Err(problem) => {
                 let mut response = Response::new(Body::empty());
@@ -322,6 +326,14 @@ impl Record {
         self.write_headers(response.headers_mut());
         self.count(response.status());
         response
+    }
+
+    fn admit(&self, response: Response<Body>) -> Result<Response<Body>, Problem> {
+        let (head, body) = response.into_parts();
+        match self.edge.outgoing.admit(body) {
+            Some(body) => Ok(Response::from_parts(head, body)),
+            None => Err(Problem::unavailable("too many large answers wait for their readers", RETRY_SHED_AFTER_S)),
+        }
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {

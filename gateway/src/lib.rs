@@ -22,6 +22,7 @@ pub mod health;
 pub mod issuer;
 pub mod limits;
 pub mod markdown;
+mod outgoing;
 pub mod problem;
 pub mod routes;
 pub mod server;

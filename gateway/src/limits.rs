@@ -28,7 +28,7 @@ pub enum RouteClass {
     Read,
     /// Writing.
     Write,
-    /// Passwords and tokens.
+    /// Passwords and tokens; by address alone.
     Auth,
     /// Searching.
     Search,
@@ -40,6 +40,9 @@ impl RouteClass {
         match route {
             "/livez" | "/readyz" | "/health" | "/metrics" => Self::Exempt,
             _ if route.starts_with("/api/v1/auth/") && method == Method::POST => Self::Auth,
+            // Both ask for the password.
+            "/api/v1/users/me/password" => Self::Auth,
+            "/api/v1/users/me" if method == Method::DELETE => Self::Auth,
             _ if route.starts_with("/api/v1/search") => Self::Search,
             _ if method.is_safe() => Self::Read,
             _ => Self::Write,
@@ -420,6 +423,18 @@ mod tests {
             limits.check(RouteClass::Read, Key::V4(n.to_be_bytes()));
         }
         assert!(limits.read.gcra.len() <= 1000 + CHECKS_PER_COUNT + SHARED_QUOTAS as usize);
+    }
+
+    #[test]
+    fn every_route_that_asks_for_a_password_counts_as_one() {
+        for (method, route) in [
+            (Method::POST, "/api/v1/auth/login"),
+            (Method::POST, "/api/v1/users/me/password"),
+            (Method::DELETE, "/api/v1/users/me"),
+        ] {
+            assert_eq!(RouteClass::of(&method, route), RouteClass::Auth, "{route}");
+        }
+        assert_eq!(RouteClass::of(&Method::PATCH, "/api/v1/users/me"), RouteClass::Write);
     }
 
     #[test]

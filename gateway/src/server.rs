@@ -1,7 +1,7 @@
 //! The HTTP server: hyper with the limits that `axum::serve` leaves out.
 //!
 //! A connection may take only so long for a request's head and may idle only so long, heads and connections are capped,
-//! and stopping finishes what is in flight.
+//! so is how long a client may read nothing, and stopping finishes what is in flight.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,6 +21,7 @@ use tower::Service;
 
 use crate::config::GatewayConfig;
 use crate::context::Peer;
+use crate::outgoing::READ_WITHIN;
 
 /// Connections that wait in the kernel while we are busy or restarting.
 const BACKLOG: u32 = 1024;
@@ -260,6 +261,8 @@ async fn connection(
     mut phase: watch::Receiver<Phase>,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(READ_WITHIN))?;
     let is_http2 = tokio::select! {
         found = tokio::time::timeout(limits.header_timeout, is_http2(&stream)) => found??,
         // It has asked for nothing yet, and has had a moment to.

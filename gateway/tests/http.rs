@@ -75,6 +75,7 @@ impl Edged {
             .route("/api/v1/hello", get(async || "hello"))
             .route("/api/v1/panic", get(async || -> &'static str { panic!("on purpose") }))
             .route("/api/v1/wait", get(wait))
+            .route("/api/v1/auth/login", post(async || "in"))
             .route("/api/v1/echo", post(async |Json(draft): Json<Draft>| Json(draft)))
             .route("/api/v1/me", get(async |CurrentUser(claims): CurrentUser| claims.name.clone()))
             .route("/api/v1/long", get(async || Body::from("long ".repeat(1000))));
@@ -273,6 +274,19 @@ async fn a_quota_is_announced_and_its_end_is_a_problem() {
     let second = edge.get("/api/v1/hello").await;
     assert!(second.headers().contains_key("retry-after"));
     problem(second, 429, "rate-limited").await;
+}
+
+#[tokio::test]
+async fn whoever_guesses_passwords_gets_no_further_with_many_accounts() {
+    let mut config = GatewayConfig::default();
+    config.quotas.auth = Allowance { per_minute: 6.try_into().unwrap(), burst: 1.try_into().unwrap() };
+    let edge = Edged::with(config, Status::Ok).await;
+    let log_in_as = async |sub| {
+        let token = key().issue(&Claims { sub, ..claims() }).unwrap();
+        edge.client.post(edge.url("/api/v1/auth/login")).bearer_auth(token).send().await.unwrap().status()
+    };
+    assert_eq!(log_in_as(Uuid::from_u128(1)).await, 200);
+    assert_eq!(log_in_as(Uuid::from_u128(2)).await, 429);
 }
 
 #[tokio::test]
