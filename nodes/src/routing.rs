@@ -237,8 +237,7 @@ impl Routes {
         Err(unreachable())
     }
 
-    async fn pass_on(&self, letter: Relayed) -> Result<Vec<u8>, SendError> {
-        let deadline = Instant::now() + mail::RELAY_WITHIN;
+    async fn pass_on(&self, letter: Relayed, deadline: Instant) -> Result<Vec<u8>, SendError> {
         match self.request(&letter.to, letter.service, letter.question.into(), deadline).await {
             Ok(answer) => Ok(answer.to_vec()),
             Err(error) => Err(undelivered_or_lost(&error)),
@@ -264,7 +263,10 @@ impl Routes {
                 let contact = table.contact.get().ok_or(Refusal::UnknownService)?;
                 Ok(encode(&contact.take_up(&shards, TAKE_UP_WITHIN).await))
             }
-            RELAYED => Ok(encode(&self.pass_on(decode(&request.body).ok_or_else(strange)?).await)),
+            RELAYED => {
+                let letter = decode(&request.body).ok_or_else(strange)?;
+                Ok(encode(&self.pass_on(letter, request.meta.deadline.into()).await))
+            }
             service => {
                 let served =
                     self.shared.served.get(usize::from(service)).and_then(OnceLock::get).ok_or(Refusal::UnknownService)?;

@@ -250,9 +250,7 @@ impl Session {
         let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
-        client
-            .batch_execute("SET synchronous_commit = on; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'")
-            .await?;
+        client.batch_execute("SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'").await?;
         let statement = client.prepare(&statement::<S>()).await?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         Ok(Self { client, statement, tag: SessionTag { incarnation, pid } })

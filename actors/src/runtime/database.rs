@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bb8::{Pool, PooledConnection};
 use bb8_postgres::PostgresConnectionManager;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{Client, Config, config::TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::entity::Failure;
@@ -38,8 +38,10 @@ impl Default for PoolSize {
 }
 
 impl Database {
-    /// A pool that connects when it is first used.
-    pub fn new(config: Config, name: &str, size: PoolSize) -> Self {
+    /// A pool that connects when it is first used, and only to a server that takes writes: a standby answers with what
+    /// was true a while ago (rule 6).
+    pub fn new(mut config: Config, name: &str, size: PoolSize) -> Self {
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         let tls = tls();
         let mut pooled = config.clone();
         pooled.application_name(name).connect_timeout(Duration::from_secs(2));
@@ -68,7 +70,8 @@ impl Database {
         }
     }
 
-    /// A session of one's own, named `name` on the server so that whoever takes over can end it.
+    /// A session of one's own, named `name` on the server so that whoever takes over can end it. What it commits is on
+    /// the disk, whatever the server's own setting is (rule 6).
     ///
     /// # Errors
     /// What Postgres or the network says.
@@ -81,6 +84,7 @@ impl Database {
                 tracing::debug!(%error, "a database session ended");
             }
         });
+        client.batch_execute("SET synchronous_commit = on").await?;
         Ok(client)
     }
 }

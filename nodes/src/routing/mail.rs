@@ -1,6 +1,6 @@
 //! What nodes tell each other besides the questions of their services.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rookery_actors::ids::{Epoch, ShardId};
@@ -12,9 +12,6 @@ pub(super) const SERVING: u8 = 16;
 pub(super) const GRANTED: u8 = 17;
 /// A question for a third node, to which the asking one has no link.
 pub(super) const RELAYED: u8 = 18;
-
-/// The longest that a node between waits for the third; who asked may have given up before.
-pub(super) const RELAY_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Serving {

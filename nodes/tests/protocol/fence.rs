@@ -1,8 +1,11 @@
-//! Rules 1, 2 and 4.
+//! Rules 1, 2, 4 and 6.
+
+use std::time::Duration;
 
 use rookery_actors::{
     entity::{AskError, Failure},
     ids::ShardId,
+    runtime::{Database, PoolSize},
 };
 use tokio::join;
 
@@ -137,4 +140,27 @@ async fn a_dead_members_open_transaction_does_not_block_whoever_takes_over() {
     assert_eq!(rival.take(ShardId(4)).await.0, 2, "what was not committed is not in");
     drop(open);
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_is_on_the_disk_whatever_the_server_thinks_of_it() {
+    let config = database().await;
+    set_default(&config, "synchronous_commit = off").await;
+    let session = Database::new(config, "test", PoolSize::default()).session("test").await.unwrap();
+    let row = session.query_one("SHOW synchronous_commit", &[]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), "on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_reads_from_a_server_that_takes_no_writes() {
+    let config = database().await;
+    set_default(&config, "default_transaction_read_only = on").await;
+    let standby = Database::new(config, "test", PoolSize { wait_max: Duration::from_millis(500), ..PoolSize::default() });
+    assert!(matches!(standby.get().await, Err(Failure::Unavailable(_))));
+    assert!(standby.session("test").await.is_err());
+}
+
+async fn set_default(config: &tokio_postgres::Config, setting: &str) {
+    let name = config.get_dbname().unwrap();
+    sql(config).await.batch_execute(&format!("ALTER DATABASE \"{name}\" SET {setting}")).await.unwrap();
 }
