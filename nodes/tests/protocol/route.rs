@@ -1,10 +1,11 @@
 //! Shards that another node serves: asked from here, while they move, and when an answer is lost.
 
+use jiff::Timestamp;
 use rookery::testing::{TestNetwork, TestService};
 use rookery_actors::{
     entity::{AskError, Failure},
     ids::{Incarnation, PostId, ShardId, mint},
-    posts::{PostService, Posts},
+    posts::{Command, Draft, PostService, Posts},
     runtime::{Context, Database, Directory, IdempotencyKey},
 };
 
@@ -145,6 +146,29 @@ async fn a_node_that_cannot_be_reached_is_waited_for_until_the_deadline() {
     };
     network.cut_off("n1", false);
     assert_eq!(waiting.await.unwrap().unwrap().unwrap().id, post.id);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_create_that_is_sent_again_to_the_next_owner_begins_with_what_the_first_one_committed() {
+    let (network, first, second, config) = two_nodes().await;
+    let shard = keyed("a").idempotency.unwrap().shard(SHARDS);
+    let id = PostId(mint(Timestamp::now(), SHARDS, Some(shard)));
+    // Within the system a retry keeps its id, which looks as if it had just been minted.
+    let create = async |node: &Node| {
+        let Draft { author, title, body, tags, .. } = draft("once");
+        let command = Command::Publish { id, author, title, body, tags, at: Timestamp::UNIX_EPOCH, minted: true };
+        node.service.runtime.ask(id.0, command, keyed("a")).await.unwrap().reply.post.unwrap()
+    };
+    assert_eq!(create(&first).await.version, 1);
+    first.service.runtime.close(shard);
+    second.take(shard, &first, &config).await;
+    network.changed();
+    assert_eq!(create(&second).await.id, id);
+    assert_eq!(second.posts.get(id, deadline()).await.unwrap().expect("it is there").version, 1);
+    assert_eq!(retitle(&second.posts, id, "twice").await.unwrap().reply.post.unwrap().version, 2);
+    assert_gap_free(&sql(&config).await).await;
     first.stop().await;
     second.stop().await;
 }
