@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP, of Kafka's client, or of other nodes.
 
 pub mod authors;
+pub mod caller;
 pub mod comments;
 pub mod entity;
 pub mod event;

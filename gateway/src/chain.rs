@@ -349,7 +349,7 @@ impl Record {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.trace.parent_id.is_some()
-            && let Ok(value) = HeaderValue::try_from(self.trace.traceparent())
+            && let Ok(value) = HeaderValue::try_from(self.trace.parent().to_string())
         {
             headers.insert(context::TRACEPARENT, value);
         }

@@ -7,6 +7,8 @@ use std::time::Instant;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use rookery_actors::caller::{Caller, TraceParent};
 
 use crate::auth::{AuthError, Claims};
 use crate::chain::Edge;
@@ -33,6 +35,13 @@ pub struct Context {
     pub client: IpAddr,
     pub(crate) identity: Identity,
     pub(crate) edge: Arc<Edge>,
+}
+
+impl Context {
+    /// For whom other nodes are asked.
+    pub(crate) fn caller(&self) -> Caller {
+        Caller { request_id: Bytes::copy_from_slice(self.request_id.as_bytes()), trace: self.trace.parent() }
+    }
 }
 
 /// Who sent a request, as far as its token tells.
@@ -90,9 +99,9 @@ impl Trace {
             .unwrap_or(Self { trace_id: random | 1, span_id, parent_id: None, sampled: false })
     }
 
-    /// As `traceparent`, for whom we ask in turn.
-    pub fn traceparent(&self) -> String {
-        format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
+    /// For whom we ask in turn.
+    pub fn parent(&self) -> TraceParent {
+        TraceParent { trace_id: self.trace_id, span_id: self.span_id, sampled: self.sampled }
     }
 }
 
@@ -153,7 +162,7 @@ mod tests {
     fn a_trace_is_continued_under_our_own_span() {
         let sent = headers(TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let trace = Trace::of(&sent, 1, 2);
-        assert_eq!(trace.traceparent(), "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000003-01");
+        assert_eq!(trace.parent().to_string(), "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000003-01");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use rookery_actors::{
+    caller,
     ids::{Epoch, ShardId},
     runtime::{NodeName, Router, Runtime, SendError},
     service::Service,
@@ -42,6 +43,8 @@ const NOTICE_WITHIN: Duration = Duration::from_secs(1);
 /// After a link died the directory is asked at once and again after these: its owner may be declared dead a moment later by
 /// its parent, or hand over what it cannot be asked for any more, or its lease runs out.
 const LOOK_AGAIN_MS: [u64; 10] = [30, 60, 120, 250, 250, 250, 250, 250, 250, 250];
+/// A question that takes longer is told of, with the request that it is asked for.
+const SLOW: Duration = Duration::from_secs(1);
 /// Ways around a broken link that are tried.
 const RELAYS_MAX: usize = 2;
 
@@ -207,8 +210,12 @@ impl Routes {
     }
 
     async fn request(&self, node: &str, service: u8, question: Bytes, deadline: Instant) -> Result<Bytes, LinkError> {
+        self.request_with(node, service, question, meta(deadline)).await
+    }
+
+    async fn request_with(&self, node: &str, service: u8, question: Bytes, meta: Meta) -> Result<Bytes, LinkError> {
         match self.links() {
-            Some(links) => links.request(node, service, question, Meta::until(deadline.into_std())).await,
+            Some(links) => links.request(node, service, question, meta).await,
             None => Err(LinkError::Undelivered(Undelivered::NotLinked)),
         }
     }
@@ -237,8 +244,8 @@ impl Routes {
         Err(unreachable())
     }
 
-    async fn pass_on(&self, letter: Relayed, deadline: Instant) -> Result<Vec<u8>, SendError> {
-        match self.request(&letter.to, letter.service, letter.question.into(), deadline).await {
+    async fn pass_on(&self, letter: Relayed, meta: Meta) -> Result<Vec<u8>, SendError> {
+        match self.request_with(&letter.to, letter.service, letter.question.into(), meta).await {
             Ok(answer) => Ok(answer.to_vec()),
             Err(error) => Err(undelivered_or_lost(&error)),
         }
@@ -265,15 +272,37 @@ impl Routes {
             }
             RELAYED => {
                 let letter = decode(&request.body).ok_or_else(strange)?;
-                Ok(encode(&self.pass_on(letter, request.meta.deadline.into()).await))
+                Ok(encode(&self.pass_on(letter, request.meta).await))
             }
             service => {
                 let served =
                     self.shared.served.get(usize::from(service)).and_then(OnceLock::get).ok_or(Refusal::UnknownService)?;
-                Ok(served.serve(request.body).await)
+                let asked = Instant::now();
+                let answer = served.serve(request.body).await;
+                // Without a client it is a long poll for news.
+                if asked.elapsed() > SLOW && !request.meta.request_id.is_empty() {
+                    tracing::warn!(
+                        node.id = %request.peer,
+                        request.id = %request.meta.request_id,
+                        traceparent = %request.meta.traceparent,
+                        "a question of node {} about {} took {} ms",
+                        request.peer,
+                        SERVICES[usize::from(service)],
+                        asked.elapsed().as_millis()
+                    );
+                }
+                Ok(answer)
             }
         }
     }
+}
+
+/// What travels with a question: for whom it is asked, if that is a client.
+fn meta(deadline: Instant) -> Meta {
+    let meta = Meta::until(deadline.into_std());
+    let Some(caller) = caller::current() else { return meta };
+    let request_id = String::from_utf8_lossy(&caller.request_id).into();
+    Meta { request_id, traceparent: caller.trace.to_string().into(), ..meta }
 }
 
 fn undelivered_or_lost(error: &LinkError) -> SendError {
@@ -336,5 +365,20 @@ impl Announce for Routes {
 
     fn reaches(&self, node: &str) -> bool {
         self.links().is_none_or(|links| links.peers().borrow().get(node).is_some_and(PeerStatus::is_linked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rookery_actors::caller::{Caller, TraceParent, on_behalf_of};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_names_the_request_it_is_asked_for() {
+        let trace = TraceParent { trace_id: 1, span_id: 2, sampled: false };
+        let caller = Caller { request_id: Bytes::from_static(b"r1"), trace };
+        let meta = on_behalf_of(caller, async { meta(Instant::now()) }).await;
+        assert_eq!((&*meta.request_id, &*meta.traceparent), ("r1", trace.to_string().as_str()));
     }
 }

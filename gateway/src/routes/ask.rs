@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use rookery_actors::caller::on_behalf_of;
 use rookery_actors::entity::{AskError, Failure};
 use rookery_actors::runtime;
 use tokio::time::Instant;
@@ -97,7 +98,7 @@ impl Api {
         };
         let repeatable = |failure: &Failure| twice.allows(failure);
         let called = self.services.call(service, context.deadline, repeatable, guarded);
-        match called.await {
+        match on_behalf_of(context.caller(), called).await {
             Ok(Ok(value)) => Ok(Ok(value)),
             Ok(Err(AskError::Rejected(rejection))) => Ok(Err(rejection)),
             Ok(Err(AskError::Failed(failure))) => Err(failed(service, &failure)),
@@ -110,7 +111,7 @@ impl Api {
 pub(crate) fn along(context: &Context, key: Option<runtime::IdempotencyKey>) -> runtime::Context {
     runtime::Context {
         deadline: context.deadline.into(),
-        traceparent: Some(Arc::from(context.trace.traceparent())),
+        traceparent: Some(Arc::from(context.trace.parent().to_string())),
         idempotency: key,
     }
 }

@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
+use rookery_actors::caller::on_behalf_of;
 use rookery_actors::posts::rules::Tag;
 use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort};
 use rookery_actors::search::{Found, SearchToken};
@@ -193,7 +194,7 @@ impl Api {
                 }
             },
         );
-        called.await.map_err(|error| {
+        on_behalf_of(context.caller(), called).await.map_err(|error| {
             error.into_problem(|error| {
                 tracing::warn!(service = "search", error = %error, "the search service could not answer");
                 Problem::unavailable("the search service is not available", 1)
