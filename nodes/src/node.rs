@@ -157,7 +157,9 @@ impl Node {
         let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed));
         janitor::rebuild_search(Arc::clone(&admin), services.search.runtime.clone(), Arc::clone(&bridges));
         let administration = admin::router(admin);
-        let health = Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()));
+        let routes = cluster.as_ref().map(|cluster| cluster.routes().clone());
+        let health =
+            Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()).over(routes));
         let front = match front {
             Some((front, socket)) => {
                 Some(front.listen(socket, &tree, administration.clone(), health.clone(), metrics.clone()).await?)

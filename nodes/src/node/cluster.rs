@@ -47,6 +47,11 @@ impl Cluster {
 }
 
 impl Running {
+    /// Who is where, and how to reach them.
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
     /// Ends the links when what is under way over them has been answered.
     pub(super) async fn stop(mut self) {
         if let Some(links) = self.routes.links() {

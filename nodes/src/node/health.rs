@@ -1,7 +1,7 @@
 //! How the node is: what its roles need, looked at within a second.
 //!
 //! A service needs its database and a valid lease; the gateway needs every database, for it reads names and lists
-//! whosever the shards are.
+//! whosever the shards are, and of each service that is not here a node that it can ask.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,11 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
-use rookery_actors::{runtime::Runtime, service::Service, supervisor::SupervisorRef};
+use rookery_actors::{
+    runtime::{Router, Runtime},
+    service::Service,
+    supervisor::SupervisorRef,
+};
 use rookery_gateway::{
     GatewayConfig, Services,
     health::{self, Health, Probe, Report, Status},
@@ -31,7 +35,8 @@ use super::{
 use crate::{
     config::{Config, Role},
     kafka,
-    ownership::Contact,
+    ownership::{Announce, Contact},
+    routing::Routes,
 };
 
 /// A probe that takes longer has failed.
@@ -47,6 +52,7 @@ pub(super) struct NodeHealth {
     /// Nobody else could serve what is not served here.
     is_alone: bool,
     leaving: AtomicBool,
+    routes: Option<Routes>,
     bridges: Arc<Vec<NamedBridge>>,
     breakers: Option<Arc<Services>>,
     tree: SupervisorRef,
@@ -139,15 +145,19 @@ impl NodeHealth {
             is_gateway,
             is_alone,
             leaving: AtomicBool::new(false),
+            routes: None,
             bridges: Arc::clone(bridges),
             breakers,
             tree,
             kafka,
         }
     }
-}
 
-impl NodeHealth {
+    /// Among other nodes.
+    pub(super) fn over(self, routes: Option<Routes>) -> Self {
+        Self { routes, ..self }
+    }
+
     /// Not ready any more, whatever still works: balancers are to look elsewhere.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
@@ -168,6 +178,8 @@ impl Health for NodeHealth {
                 probes.insert(format!("{}.database", service.name()), database);
                 if service.is_member() {
                     probes.insert(format!("{}.shards", service.name()), service.serving(self.is_alone));
+                } else if let Some(routes) = &self.routes {
+                    probes.insert(format!("{}.nodes", service.name()), reach(routes, service.name()));
                 }
             }
             for NamedBridge { topic, consumer, bridge } in self.bridges.iter() {
@@ -196,6 +208,18 @@ impl Health for NodeHealth {
         }
         .boxed()
     }
+}
+
+/// Whether somebody can be asked about a service that this node does not have.
+fn reach(routes: &Routes, service: &'static str) -> Probe {
+    let nodes = routes.peers(service);
+    let detail = match nodes.iter().any(|node| routes.reaches(node)) {
+        true => None,
+        false if nodes.is_empty() => Some("no node serves it".to_owned()),
+        false => Some(format!("no node that serves it is within reach: {}", nodes.join(", "))),
+    };
+    let status = if detail.is_some() { Status::Failed } else { Status::Ok };
+    Probe { status, latency_ms: None, detail }
 }
 
 /// Without Kafka everything works but freshness: degraded, not unready.

@@ -59,8 +59,11 @@ async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
 
     let url = gateway.greeted("listens on").unwrap();
     assert_eq!(gateway.get(&format!("{url}/livez")).await, (200, "ok\n".to_owned()));
-    let probes = self::probes(&gateway, url).await;
-    assert_eq!(probes, ["comments.database", "posts.database", "search.database", "users.database"], "no shards, no bridges");
+    eventually("its links are there", async || is_ready(&gateway, url).await).await;
+    let mut needed =
+        ["comments", "posts", "search", "users"].map(|of| [format!("{of}.database"), format!("{of}.nodes")]).concat();
+    needed.sort();
+    assert_eq!(self::probes(&gateway, url).await, needed, "no shards, no bridges");
     assert!(!gateway.greeting.contains("posts 127"), "no health port of a service that it does not have");
 
     let folders = ["n1", "n2"].map(|name| folder.path().join(name));
@@ -84,6 +87,35 @@ async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
     assert_eq!(left["nodes"].as_array().unwrap().len(), 1, "who left in order is not missed: {left}");
     owner.stop().await;
     assert_eq!(shared.members(Database::Posts).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_reaches_nobody_is_not_ready() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let owner = Running::start(shared.node("n1", "users,posts,comments,search"), &folder.path().join("n1")).await;
+    let gateway = Running::start(shared.node("n2", "gateway"), &folder.path().join("n2")).await;
+    let url = gateway.greeted("listens on").unwrap();
+    eventually("its links are there", async || is_ready(&gateway, url).await).await;
+    owner.stop().await;
+    eventually("it says so", async || !is_ready(&gateway, url).await).await;
+    let (_, told) = gateway.get(&format!("{url}/readyz?verbose")).await;
+    assert!(told.contains("posts.nodes"), "{told}");
+    gateway.stop().await;
+}
+
+async fn is_ready(node: &Running, url: &str) -> bool {
+    node.get(&format!("{url}/readyz")).await.0 == 200
+}
+
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let waited = async {
+        while !condition().await {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), waited)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
 /// What the readiness of a node consists of; the node is ready.
