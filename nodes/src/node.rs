@@ -1,7 +1,7 @@
 //! One running node: the start list is the architecture.
 //!
-//! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, the
-//! bridges end, the committers answer what waits, the shards are given up, the database goes last.
+//! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, Kafka gets
+//! what it has not got, the bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
 mod cluster;
 mod events;
@@ -241,6 +241,7 @@ impl Node {
                 }
                 front.stop().await;
             }
+            self.events.flush().await;
             // The other nodes ask us for what they do not have yet: all that serves them stays until they have it.
             join_all(services.iter().map(|service| service.drain())).await;
             for bridge in self.bridges.iter() {

@@ -97,6 +97,30 @@ async fn a_relay_goes_on_from_where_kafka_has_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_was_flushed_leaves_nothing_to_send_again() {
+    let Some(broker) = broker("a_relay_that_was_flushed_leaves_nothing_to_send_again").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let mut bench = KafkaBench::start(broker, &publisher).await;
+    publisher.publish(500).await;
+    let relay = bench.relay.take().expect("it was started");
+    relay.flush(A_LONG_TIME).await.unwrap();
+    relay.stop().await;
+    bench.relay(&publisher);
+    publisher.publish(100).await;
+    publisher.relayed().await;
+    let rows: usize = publisher.outbox().await.values().map(Vec::len).sum();
+    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), rows);
+
+    bench.broker.kill();
+    publisher.publish(1).await;
+    let refused = bench.relay.as_ref().unwrap().flush(Duration::from_millis(300)).await.unwrap_err();
+    assert!(refused.to_string().starts_with("1 records"), "{refused}");
+    tokio::task::block_in_place(|| bench.broker.restart()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_takeover_goes_on_under_a_higher_epoch_without_a_gap() {
     let Some(broker) = broker("a_takeover_goes_on_under_a_higher_epoch_without_a_gap").await else {
         return;

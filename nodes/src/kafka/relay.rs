@@ -63,9 +63,37 @@ pub struct Relay {
 /// A relay at work; dropped, it stops. What was not noted yet is sent again by whoever goes on.
 pub struct RunningRelay {
     task: JoinHandle<()>,
+    source: Arc<dyn LogSource>,
+    database: Database,
 }
 
 impl RunningRelay {
+    /// Waits until Kafka has what is committed now in the shards that are served here, and that is noted, so that their
+    /// next owner sends nothing twice.
+    ///
+    /// # Errors
+    /// How many records were not there in time, or what the database said: whoever goes on sends them.
+    pub async fn flush(&self, within: Duration) -> anyhow::Result<()> {
+        let heads = self.source.owned();
+        let shards: Vec<ShardId> = heads.iter().map(|(shard, ..)| *shard).collect();
+        let mut missing = 0;
+        let flushed = async {
+            loop {
+                let places = places(&self.database, &shards).await?;
+                let place = |shard: &ShardId| places.get(shard).copied().unwrap_or(0);
+                missing = heads.iter().map(|(shard, _, head)| (head - place(shard)).max(0)).sum();
+                if missing == 0 {
+                    return Ok::<_, Failure>(());
+                }
+                sleep(NOTE_EVERY / 4).await;
+            }
+        };
+        match timeout(within, flushed).await {
+            Ok(flushed) => flushed.map_err(|failure| anyhow::anyhow!("{failure}")),
+            Err(_) => anyhow::bail!("{missing} records are not confirmed after {} ms", within.as_millis()),
+        }
+    }
+
     /// Ends it and waits for its end.
     pub async fn stop(mut self) {
         self.task.abort();
@@ -95,13 +123,21 @@ enum Interruption {
     SourceGone,
 }
 
+/// How far Kafka has the logs of shards.
+async fn places(database: &Database, shards: &[ShardId]) -> Result<HashMap<ShardId, Seq>, Failure> {
+    let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
+    let client = database.get().await?;
+    let rows = client.query("SELECT shard, seq FROM relayed WHERE shard = ANY($1)", &[&ids]).await?;
+    Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1))).collect())
+}
+
 impl Relay {
     /// Starts to relay the shards that `source` serves, whichever those are, from where `database` says Kafka has them.
     ///
     /// The topic must be there: see [`super::topics::ensure`].
     pub fn start(kafka: Kafka, topic: Topic, source: Arc<dyn LogSource>, database: Database) -> RunningRelay {
-        let relay = Self { kafka, topic, source, database, progress: Arc::default() };
-        RunningRelay { task: tokio::spawn(relay.run()) }
+        let relay = Self { kafka, topic, source: Arc::clone(&source), database: database.clone(), progress: Arc::default() };
+        RunningRelay { task: tokio::spawn(relay.run()), source, database }
     }
 
     async fn run(self) {
@@ -193,7 +229,7 @@ impl Relay {
             let ours: HashMap<ShardId, Seq> = owned.iter().map(|(shard, _, head)| (*shard, *head)).collect();
             lines.retain(|shard, _| ours.contains_key(shard));
             let new: Vec<ShardId> = ours.keys().copied().filter(|shard| !lines.contains_key(shard)).collect();
-            let places = match self.places(&new).await {
+            let places = match places(&self.database, &new).await {
                 Ok(places) => places,
                 Err(error) => {
                     tracing::debug!(kafka.topic = self.topic.kafka_name(), %error, "cannot read yet how far Kafka has the log");
@@ -203,13 +239,6 @@ impl Relay {
             lines.extend(new.into_iter().map(|shard| (shard, Line::after(places.get(&shard).copied().unwrap_or(0)))));
         }
         true
-    }
-
-    async fn places(&self, shards: &[ShardId]) -> Result<HashMap<ShardId, Seq>, Failure> {
-        let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
-        let client = self.database.get().await?;
-        let rows = client.query("SELECT shard, seq FROM relayed WHERE shard = ANY($1)", &[&ids]).await?;
-        Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1))).collect())
     }
 
     /// Sends a turn of every shard that is behind, as far as the window allows; how many records.

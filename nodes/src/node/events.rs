@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use rookery_actors::event::{EventLog, Topic};
 use tokio::{sync::Mutex, task::JoinHandle};
 
@@ -14,6 +15,8 @@ use crate::{
 
 /// Before Kafka is asked again when it does not answer at the start.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How long a stop waits for Kafka to confirm.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// The log as its readers see it, and what feeds it.
 pub(super) struct Events {
@@ -95,6 +98,17 @@ impl Events {
     pub(super) fn probe(&self) -> Option<Arc<Probe>> {
         let kafka = self.kafka.as_ref()?;
         Probe::new(kafka).inspect_err(|error| tracing::warn!(%error, "Kafka's health cannot be looked at")).ok().map(Arc::new)
+    }
+
+    /// Waits a moment until Kafka has what this node has committed so far, before its shards go to others.
+    pub(super) async fn flush(&self) {
+        let publishers = self.publishers.lock().await;
+        join_all(publishers.relays.iter().map(async |relay| {
+            if let Err(reason) = relay.flush(FLUSH_WITHIN).await {
+                tracing::warn!(%reason, "the next owner sends to Kafka what may be there already");
+            }
+        }))
+        .await;
     }
 
     /// Stops publishing; what is committed and not yet relayed is sent by whoever comes next.
