@@ -198,6 +198,22 @@ async fn a_retried_register_makes_one_account_and_a_session_that_works() {
     world.service.stop().await;
 }
 
+/// A register was answered from its key alone: whoever had once sent it got working tokens for a day.
+#[tokio::test]
+async fn a_retried_register_is_a_login_with_the_password_of_today() {
+    let world = World::new().await;
+    let first = world.try_sign_up("ada", "ada@example.org", keyed("register")).await.unwrap().reply;
+    let ada = first.account.profile.id;
+    world.users.change_password(ada, password(PASSWORD), password("a better password"), None, soon()).await.unwrap();
+    world.users.logout_all(ada, soon()).await.unwrap();
+    let again = async || rejection(world.try_sign_up("ada", "ada@example.org", keyed("register")).await).map(drop);
+    assert_eq!(again().await, Err(Rejection::WrongCredentials));
+    assert!(world.users.sessions(ada, deadline()).await.unwrap().is_empty());
+    world.users.delete(ada, password("a better password"), soon()).await.unwrap();
+    assert_eq!(again().await, Err(Rejection::WrongCredentials));
+    world.service.stop().await;
+}
+
 #[tokio::test]
 async fn a_spent_refresh_token_ends_its_session_for_good() {
     let world = World::new().await;

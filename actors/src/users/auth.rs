@@ -45,15 +45,17 @@ pub struct LoggedIn {
 impl Users {
     /// Makes an account, and logs it in.
     ///
-    /// With an idempotency key the id falls into the shard of the key (rule 15). Tokens are kept nowhere, so a retry is
-    /// given a session of its own; the one of the first answer stays, and expires when nobody uses it.
+    /// With an idempotency key the id falls into the shard of the key (rule 15). Tokens are kept nowhere, so a retry is a
+    /// login: it is given a session of its own, if its password still is the right one; the session of the first answer
+    /// stays, and expires when nobody uses it.
     ///
     /// # Errors
-    /// [`Rejection::UsernameTaken`], [`Rejection::EmailTaken`].
+    /// [`Rejection::UsernameTaken`], [`Rejection::EmailTaken`]; [`Rejection::WrongCredentials`] for a retry after the
+    /// password was changed or the account deleted.
     pub async fn register(&self, new: NewUser, context: Context) -> Asked<LoggedIn> {
         let NewUser { username, email, password, user_agent } = new;
         let deadline = context.deadline;
-        let password_hash = within(deadline, self.hasher.hash(password)).await?;
+        let password_hash = within(deadline, self.hasher.hash(password.again())).await?;
         let at = now();
         let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
         let minted = UserId(mint(at, self.runtime.shards(), shard));
@@ -70,7 +72,11 @@ impl Users {
         let accepted = self.ask(minted, register, context).await?;
         match accepted.reply {
             // A kept answer: the account is there, and its first session's token is stored nowhere.
-            Reply::Registered { user, .. } if user != minted => self.open(user, None, user_agent.as_deref(), again).await,
+            Reply::Registered { user, .. } if user != minted => {
+                // The key may be as old as it is kept: what counts is the password of today.
+                let hash = self.view(user, deadline, |user| user.password_hash.clone()).await?.flatten();
+                self.enter(Some(user), hash, password, user_agent.as_deref(), again).await
+            }
             _ => self.logged_in(minted, &session, refresh_token, accepted, deadline).await,
         }
     }
@@ -82,25 +88,8 @@ impl Users {
     /// # Errors
     /// [`Rejection::WrongCredentials`], whatever is wrong with them.
     pub async fn login(&self, login: &str, password: Password, user_agent: Option<&str>, context: Context) -> Asked<LoggedIn> {
-        let deadline = context.deadline;
-        let found = self.credentials(login).await?;
-        let (user, hash) = found.unzip();
-        let hash: Option<PasswordHash> = hash.flatten();
-        let outdated = hash.as_ref().filter(|hash| hash.needs_rehash()).map(|hash| (hash.clone(), password.again()));
-        let right = within(deadline, self.hasher.verify(password, hash.clone())).await?;
-        let (Some(user), Some(hash), true) = (user, hash, right) else {
-            return Err(AskError::Rejected(Rejection::WrongCredentials));
-        };
-        let context = keyless(&context);
-        let opened = self.open(user, Some(hash), user_agent, context.clone()).await.map_err(|error| match error {
-            // Deleted since SQL was asked.
-            AskError::Rejected(Rejection::NotFound) => AskError::Rejected(Rejection::WrongCredentials),
-            error => error,
-        })?;
-        if let Some((current, password)) = outdated {
-            self.rehash(user, current, password, context).await;
-        }
-        Ok(opened)
+        let (user, hash) = self.credentials(login).await?.unzip();
+        self.enter(user, hash.flatten(), password, user_agent, keyless(&context)).await
     }
 
     /// Spends a refresh token for a new one.
@@ -261,17 +250,33 @@ impl Users {
         Ok((Session::start(id, hash, user_agent, now(), self.lifetime), token))
     }
 
-    async fn open(
+    /// Opens a session for whoever knows the password, after one hash whatever comes of it.
+    async fn enter(
         &self,
-        user: UserId,
-        proof: Option<PasswordHash>,
+        user: Option<UserId>,
+        hash: Option<PasswordHash>,
+        password: Password,
         user_agent: Option<&str>,
         context: Context,
     ) -> Asked<LoggedIn> {
         let deadline = context.deadline;
+        let outdated = hash.as_ref().filter(|hash| hash.needs_rehash()).map(|hash| (hash.clone(), password.again()));
+        let right = within(deadline, self.hasher.verify(password, hash.clone())).await?;
+        let (Some(user), Some(hash), true) = (user, hash, right) else {
+            return Err(AskError::Rejected(Rejection::WrongCredentials));
+        };
         let (session, refresh_token) = self.start(user, user_agent)?;
-        let accepted = self.ask(user, Command::OpenSession { session: session.clone(), proof }, context).await?;
-        self.logged_in(user, &session, refresh_token, accepted, deadline).await
+        let open = Command::OpenSession { session: session.clone(), proof: hash };
+        let accepted = self.ask(user, open, context.clone()).await.map_err(|error| match error {
+            // Deleted since the hash was read.
+            AskError::Rejected(Rejection::NotFound) => AskError::Rejected(Rejection::WrongCredentials),
+            error => error,
+        })?;
+        let opened = self.logged_in(user, &session, refresh_token, accepted, deadline).await?;
+        if let Some((current, password)) = outdated {
+            self.rehash(user, current, password, context).await;
+        }
+        Ok(opened)
     }
 
     async fn logged_in(

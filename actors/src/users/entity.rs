@@ -119,8 +119,8 @@ pub enum Command {
     OpenSession {
         /// The new session.
         session: Session,
-        /// What was proved; no longer good once the password has changed. None: proved by other means.
-        proof: Option<PasswordHash>,
+        /// What was proved; no longer good once the password has changed.
+        proof: PasswordHash,
     },
     /// Spends a refresh token for the next one.
     Rotate {
@@ -321,7 +321,7 @@ impl Entity for User {
                 user.edited(display_name.as_ref(), bio.as_ref(), avatar_url.as_ref(), *if_version, *at)
             }
             Command::OpenSession { session, proof } => {
-                user.prove(proof.as_ref())?;
+                user.prove(Some(proof))?;
                 Ok(user.opened(session))
             }
             Command::Rotate { presented, next, at, lifetime } => {

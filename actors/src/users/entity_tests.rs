@@ -45,7 +45,7 @@ fn register() -> Command {
 }
 
 fn open(id: u128, second: i64) -> Command {
-    Command::OpenSession { session: session(id, second).0, proof: Some(hash("old")) }
+    Command::OpenSession { session: session(id, second).0, proof: hash("old") }
 }
 
 fn edit(name: &str, if_version: Option<i64>) -> Command {
@@ -329,7 +329,7 @@ proptest! {
             let mut facts = Facts::default();
             let command = match step {
                 Step::Open(id) if user.sessions.contains_key(&sid(id)) => continue,
-                Step::Open(id) => Command::OpenSession { session: session(id, second).0, proof: Some(proof) },
+                Step::Open(id) => Command::OpenSession { session: session(id, second).0, proof },
                 Step::Rotate(id, spent) => {
                     let Some(session) = user.sessions.get(&sid(id)) else { continue };
                     let generation = if spent { session.generation.saturating_sub(1) } else { session.generation };

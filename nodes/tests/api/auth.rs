@@ -66,6 +66,21 @@ async fn a_refresh_is_repeated_under_its_key_without_being_a_reuse() {
 }
 
 #[tokio::test]
+async fn a_repeated_register_gets_new_tokens_for_the_password_of_today_only() {
+    let keyed = anybody().with("idempotency-key", "register-1");
+    let body = json!({"username": "auth_again", "email": "auth_again@example.org", "password": PASSWORD});
+    keyed.post("/auth/register", body.clone()).await.is(201);
+    let again = keyed.post("/auth/register", body.clone()).await.is(201);
+    let ada = anybody().logged_in(&again);
+    let change = json!({"current_password": PASSWORD, "new_password": "another long password"});
+    ada.post("/users/me/password", change).await.is(204);
+    ada.post("/auth/logout-all", json!({})).await.is(204);
+    let refused = keyed.post("/auth/register", body).await.is(401);
+    let wrong = anybody().post("/auth/login", json!({"login": "auth_again", "password": PASSWORD})).await.is(401);
+    assert_eq!((refused.text("/type"), refused.text("/detail")), (wrong.text("/type"), wrong.text("/detail")));
+}
+
+#[tokio::test]
 async fn a_logout_ends_this_session_at_once_and_no_other() {
     let phone = sign_up("auth_logout").await;
     let login = anybody().post("/auth/login", json!({"login": "auth_logout", "password": PASSWORD})).await;

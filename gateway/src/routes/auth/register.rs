@@ -74,12 +74,13 @@ impl Checked {
     tag = "Auth",
     operation_id = "register",
     request_body = Registration,
-    params(("idempotency-key" = Option<String>, Header, description = "Send the same key with a retry; it gets new tokens.")),
+    params(("idempotency-key" = Option<String>, Header, description = "Send the same key with a retry; it gets new tokens, if its password still is yours.")),
     responses(
         (status = 201, description = "You are in.", body = Tokens, headers(
             ("location" = String, description = "Your public profile."),
             ("x-search-token" = String, description = "For `x-search-after`: finds you."),
         )),
+        (status = 401, description = "A retry, after the password was changed or the account deleted."),
         (status = 409, description = "The username or the e-mail address is taken, or the idempotency key belongs to another request."),
     )
 )]
