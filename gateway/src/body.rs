@@ -11,7 +11,8 @@ use bytes::{Bytes, BytesMut};
 use garde::Validate;
 use http_body_util::BodyExt;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 
 use crate::context;
 use crate::problem::{self, FieldError, Problem};
@@ -68,10 +69,14 @@ pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u
     if shape.depth > DEPTH_MAX {
         return Err(Problem::new(&problem::TOO_DEEP, format!("the body is nested {} levels deep", shape.depth)));
     }
+    if !text.trim_ascii_start().starts_with('{') {
+        // Serde would read the fields of a struct from an array, by their order.
+        return Err(no_object(text));
+    }
     let value: T = serde_json::from_str(text).map_err(|_| explain::<T>(text))?;
     if shape.has_nul {
         // Postgres cannot store it, and nobody means it.
-        return Err(Problem::field("", "nul_byte", "text must not contain NUL (\\u0000)"));
+        return Err(nuls(text));
     }
     value.validate().map_err(|report| {
         let wrong = report.iter().map(|(path, error)| FieldError {
@@ -85,6 +90,39 @@ pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u
         Problem::fields(wrong)
     })?;
     Ok(value)
+}
+
+/// What is wrong with a body that is not an object.
+fn no_object(text: &str) -> Problem {
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(_) => Problem::field("", "invalid_type", "the body has to be a JSON object"),
+        Err(error) => Problem::new(&problem::MALFORMED_JSON, error.to_string()),
+    }
+}
+
+/// Names the fields that hold a NUL: like [`explain`], at the cost of who erred.
+fn nuls(text: &str) -> Problem {
+    let mut errors = Vec::new();
+    let body = serde_json::from_str(text).expect("it was parsed before");
+    find_nuls(&body, String::new(), &mut errors);
+    Problem::fields(errors)
+}
+
+fn find_nuls(value: &Value, path: String, errors: &mut Vec<FieldError>) {
+    match value {
+        Value::String(text) if text.contains('\0') => {
+            let message = "text must not contain NUL (\\u0000)".to_owned();
+            errors.push(FieldError { field: path, code: "nul_byte".into(), message });
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(index, item)| find_nuls(item, format!("{path}[{index}]"), errors));
+        }
+        Value::Object(fields) => fields.iter().for_each(|(name, field)| {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            find_nuls(field, path, errors);
+        }),
+        _ => {}
+    }
 }
 
 /// Parses again, keeping the path, to say what was wrong and where: only who erred pays for it.
@@ -302,8 +340,21 @@ mod tests {
     }
 
     #[test]
-    fn a_nul_character_is_refused() {
-        assert_eq!(refused(br#"{"title":"a\u0000"}"#).errors[0].code, "nul_byte");
+    fn a_body_that_is_no_object_is_wrong_also_where_its_items_would_fit() {
+        for body in [&br#"["hi",[]]"#[..], b" []", b"\"hi\"", b"1", b"null"] {
+            let problem = refused(body);
+            assert_eq!((&*problem.errors[0].field, &*problem.errors[0].code), ("", "invalid_type"));
+        }
+        assert_eq!(refused(b"[\"hi\"").kind, &problem::MALFORMED_JSON);
+        assert_eq!(refused(b"[] {}").kind, &problem::MALFORMED_JSON);
+    }
+
+    #[test]
+    fn every_field_with_a_nul_character_is_named() {
+        let problem = refused(br#"{"title":"a\u0000","tags":[{"name":"a"},{"name":"\u0000"}]}"#);
+        let mut wrong: Vec<_> = problem.errors.iter().map(|error| (error.field.as_str(), &*error.code)).collect();
+        wrong.sort_unstable();
+        assert_eq!(wrong, [("tags[1].name", "nul_byte"), ("title", "nul_byte")]);
     }
 
     #[test]

@@ -160,6 +160,20 @@ mod tests {
         }
     }
 
+    /// Where null takes nothing away it is refused, and the document does not offer it.
+    #[test]
+    fn a_change_to_null_is_offered_only_where_it_means_something() {
+        let document = complete_document();
+        let mut offered = Vec::new();
+        for changes in ["PostChanges", "ProfileChanges"] {
+            let schema = &document["components"]["schemas"][changes];
+            assert!(schema["required"].is_null(), "{changes} can be any part of {}", schema["required"]);
+            let fields = schema["properties"].as_object().unwrap().iter();
+            offered.extend(fields.filter(|(_, field)| field["type"].is_array()).map(|(name, _)| name.clone()));
+        }
+        assert_eq!(offered, ["avatar_url"]);
+    }
+
     const ROUTES: &str = "
         POST /auth/register
         POST /auth/login

@@ -35,6 +35,15 @@ impl Fields {
     }
 }
 
+/// A field that may be absent but not null: what was meant by that, nobody can tell.
+pub(crate) fn given<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
 /// A field that may be absent, null or a value: where null takes the value away.
 pub(crate) fn nullable<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where

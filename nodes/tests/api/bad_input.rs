@@ -1,6 +1,7 @@
 //! What clients get wrong is refused with a reason, and nothing is lost by it.
 
 use reqwest::Method;
+use serde_json::json;
 
 use crate::client::{Answer, Client, anybody, sign_up};
 
@@ -20,13 +21,27 @@ async fn a_body_that_is_no_json_is_a_400_and_one_that_is_wrong_a_422() {
         (r#"{"title": "a", "score": 1}"#, ("score", "unknown_field")),
         (r#"{"body": "a"}"#, ("title", "missing_field")),
         (r#"{"title": 1}"#, ("title", "invalid_type")),
-        (r#"{"title": "a\u0000b"}"#, ("", "nul_byte")),
+        (r#"{"title": "a\u0000b"}"#, ("title", "nul_byte")),
+        (r#"["arr", "body", []]"#, ("", "invalid_type")),
         (r#"{"title": ""}"#, ("title", "too_short")),
         (r#"{"title": "a", "tags": ["A"]}"#, ("tags", "invalid_characters")),
     ] {
         assert_eq!(post(&ada, wrong).await.is(422).errors(), [error], "{wrong}");
     }
     assert!(anybody().get("/users/bad_bodies/posts").await.is(200).items().is_empty());
+}
+
+#[tokio::test]
+async fn a_change_to_null_is_refused_and_not_taken_for_none() {
+    let ada = sign_up("bad_null").await;
+    let post = ada.publish("Stays").await;
+    for (path, field) in
+        [(&*post, "title"), (&post, "body"), (&post, "tags"), ("/users/me", "display_name"), ("/users/me", "bio")]
+    {
+        let refused = ada.patch(path, json!({field: null})).await.is(422);
+        assert_eq!(refused.errors(), [(field, "invalid_type")]);
+    }
+    assert_eq!(ada.get(&post).await.is(200).body["version"], 1);
 }
 
 #[tokio::test]

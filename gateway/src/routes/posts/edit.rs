@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::extract::{CurrentUser, IfMatch, Json, Path};
 use crate::problem::Problem;
 use crate::routes::ask::{Twice, along};
-use crate::routes::fields::Fields;
+use crate::routes::fields::{Fields, given};
 use crate::routes::{SEARCH_TOKEN, SharedApi, now, render};
 
 /// What changes; what is left out stays.
@@ -23,13 +23,16 @@ use crate::routes::{SEARCH_TOKEN, SharedApi, now, render};
 #[schema(example = json!({"title": "On the Difference Engine"}))]
 pub(crate) struct PostChanges {
     /// 1–200 characters on one line.
-    #[schema(min_length = 1, max_length = 200)]
+    #[serde(default, deserialize_with = "given")]
+    #[schema(min_length = 1, max_length = 200, nullable = false)]
     title: Option<String>,
     /// Markdown, up to 40,000 characters.
-    #[schema(max_length = 40_000)]
+    #[serde(default, deserialize_with = "given")]
+    #[schema(max_length = 40_000, nullable = false)]
     body: Option<String>,
     /// Up to five of `[a-z0-9-]{1,30}`; all of them, not only the new ones.
-    #[schema(max_items = 5)]
+    #[serde(default, deserialize_with = "given")]
+    #[schema(max_items = 5, nullable = false)]
     tags: Option<Vec<String>>,
 }
 

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::extract::{CurrentUser, IfMatch, Json};
 use crate::problem::Problem;
 use crate::routes::ask::{Twice, along};
-use crate::routes::fields::{Fields, nullable};
+use crate::routes::fields::{Fields, given, nullable};
 use crate::routes::render::{answer, json};
 use crate::routes::{SEARCH_TOKEN, SharedApi};
 
@@ -23,10 +23,12 @@ use crate::routes::{SEARCH_TOKEN, SharedApi};
 #[schema(example = json!({"display_name": "Ada Lovelace", "avatar_url": null}))]
 pub(crate) struct ProfileChanges {
     /// Up to 50 characters on one line.
-    #[schema(max_length = 50)]
+    #[serde(default, deserialize_with = "given")]
+    #[schema(max_length = 50, nullable = false)]
     display_name: Option<String>,
     /// Up to 500 characters.
-    #[schema(max_length = 500)]
+    #[serde(default, deserialize_with = "given")]
+    #[schema(max_length = 500, nullable = false)]
     bio: Option<String>,
     /// An `http` or `https` URL; null takes the picture away.
     #[serde(default, deserialize_with = "nullable")]
