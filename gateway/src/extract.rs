@@ -5,9 +5,10 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{Uri, header};
 use garde::Validate;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -33,11 +34,19 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let axum::extract::Query(value) =
-            axum::extract::Query::<T>::try_from_uri(&parts.uri).map_err(|error| bad_query(error.body_text()))?;
+        let value: T = parse_query(&parts.uri)?;
         value.validate().map_err(|report| bad_query(report.to_string().trim_end().to_owned()))?;
         Ok(Self(value))
     }
+}
+
+/// Reads a query string. What is no UTF-8 is refused: taken as U+FFFD, it would quietly ask for something else.
+fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    if percent_decode_str(uri.query().unwrap_or_default()).decode_utf8().is_err() {
+        return Err(bad_query("the query string is not UTF-8"));
+    }
+    let axum::extract::Query(value) = axum::extract::Query::try_from_uri(uri).map_err(|error| bad_query(error.body_text()))?;
+    Ok(value)
 }
 
 fn bad_query(detail: impl Into<Cow<'static, str>>) -> Problem {
@@ -81,8 +90,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
             limit: Option<u32>,
             cursor: Option<String>,
         }
-        let axum::extract::Query(asked) =
-            axum::extract::Query::<Asked>::try_from_uri(&parts.uri).map_err(|error| bad_query(error.body_text()))?;
+        let asked: Asked = parse_query(&parts.uri)?;
         let limit = asked.limit.unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
             return Err(bad_query(format!("limit is {limit} and may be 1 to {LIMIT_MAX}")));
@@ -239,6 +247,17 @@ mod tests {
     fn a_tag_with_a_later_suffix_still_matches_the_version() {
         assert!(IfMatch::Version(3).check(3).is_ok());
         assert_eq!(IfMatch::Version(3).check(4).unwrap_err().kind, &problem::PRECONDITION_FAILED);
+    }
+
+    #[test]
+    fn a_query_that_is_no_utf_8_is_refused_wherever_it_breaks() {
+        let parse =
+            |query: &str| parse_query::<std::collections::HashMap<String, String>>(&format!("/x?{query}").parse().unwrap());
+        for broken in ["q=%ff", "q=a&%c3=b", "q=%c3&x=%a9", "q=%ed%a0%80"] {
+            assert_eq!(parse(broken).unwrap_err().kind, &problem::INVALID_QUERY, "{broken}");
+        }
+        assert_eq!(parse("q=%C3%A9+%25ff&x=%").unwrap()["q"], "é %ff");
+        assert!(parse("").unwrap().is_empty());
     }
 
     #[test]

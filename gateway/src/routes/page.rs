@@ -1,5 +1,7 @@
 //! The page of a list that a client asks for.
 
+use std::fmt::Display;
+
 use rookery_actors::invalid::Invalid;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +19,7 @@ const SIZE_DEFAULT: u32 = 20;
 #[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
     /// Items on the page, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(within(1, 100)))]
     #[param(minimum = 1, maximum = 100)]
     pub(crate) limit: Option<u32>,
     /// `next_cursor` of the page before.
@@ -33,6 +35,14 @@ impl PageQuery {
     /// Where the page begins, in the list of this scope.
     pub(crate) fn after<T: DeserializeOwned>(&self, cursors: &Cursors, scope: &str) -> Result<Option<T>, Problem> {
         self.cursor.as_deref().map(|cursor| cursors.open(scope, cursor)).transpose()
+    }
+}
+
+/// Checks that a number, if there is one, is within bounds; garde's own rule says only that it is below one of them.
+pub(crate) fn within<T: PartialOrd + Display>(min: T, max: T) -> impl FnOnce(&Option<T>, &()) -> garde::Result {
+    move |asked, ()| match asked {
+        Some(number) if *number < min || *number > max => Err(garde::Error::new(format!("may be {min} to {max}"))),
+        _ => Ok(()),
     }
 }
 

@@ -71,6 +71,15 @@ async fn a_wrong_parameter_is_a_400() {
     for query in ["limit=0", "limit=101", "limit=x", "sort=best", "tag=NO", "author=a%00b", "cursor=x", "nonsense=1"] {
         anybody().get(&format!("/posts?{query}")).await.is(400);
     }
+    for path in
+        ["/search?q=%ff", "/search/suggest?q=%ff", "/posts?tag=%ff", "/tags?cursor=%ff", "/users/ada/followers?cursor=%ff"]
+    {
+        assert_eq!(anybody().get(path).await.is(400).text("/type"), "/problems/invalid-query", "{path}");
+    }
+    for path in ["/posts?limit=0", "/users/ada/posts?limit=101", "/search?q=a&limit=0"] {
+        let outside = anybody().get(path).await.is(400);
+        assert!(outside.text("/detail").contains("limit: may be 1 to 100"), "{outside:?}");
+    }
 }
 
 #[tokio::test]

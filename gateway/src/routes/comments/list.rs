@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::extract::{MaybeUser, Path, Query};
 use crate::problem::Problem;
 use crate::routes::SharedApi;
-use crate::routes::page::page_size;
+use crate::routes::page::{page_size, within};
 use crate::routes::render;
 
 /// Which part of the thread.
@@ -29,11 +29,11 @@ pub(crate) struct ThreadQuery {
     /// Only what stands below this comment, itself not included.
     parent: Option<Uuid>,
     /// How many levels below the parent, or from the top; all unless asked otherwise.
-    #[garde(range(min = 1, max = 51))]
+    #[garde(custom(within(1, 51)))]
     #[param(minimum = 1, maximum = 51)]
     depth: Option<u16>,
     /// Items on the page, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(within(1, 100)))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.

@@ -13,7 +13,7 @@ use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{MaybeUser, Query};
 use crate::problem::Problem;
-use crate::routes::page::{bad_query, page_size};
+use crate::routes::page::{bad_query, page_size, within};
 use crate::routes::{Api, SharedApi, render};
 
 /// The longest way along an author's posts in search of a tag, in steps of [`STEP`], before a page ends early.
@@ -36,7 +36,7 @@ pub(crate) struct ListQuery {
     /// Only by the user of this name.
     author: Option<String>,
     /// Items on the page, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(within(1, 100)))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.

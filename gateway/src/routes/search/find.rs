@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::cursor::Cursors;
 use crate::extract::{Json, Query};
 use crate::problem::{self, Problem};
-use crate::routes::page::{bad_query, page_size};
+use crate::routes::page::{bad_query, page_size, within};
 use crate::routes::{Api, SharedApi};
 
 /// How long a search may take before what has not answered is left out.
@@ -52,7 +52,7 @@ pub(crate) struct SearchQuery {
     #[param(value_type = Option<String>, pattern = "^(relevance|new)$")]
     sort: Option<Sort>,
     /// Items on the page, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(within(1, 100)))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::extract::{Json, Query};
 use crate::problem::{self, Problem};
 use crate::routes::SharedApi;
-use crate::routes::page::page_size;
+use crate::routes::page::{page_size, within};
 
 /// What is being typed.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -18,7 +18,7 @@ pub(crate) struct SuggestQuery {
     #[param(example = "anal")]
     q: String,
     /// How many, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(within(1, 100)))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
 }
