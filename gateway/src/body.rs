@@ -255,14 +255,14 @@ async fn drain(mut body: Body) {
 }
 
 /// The 413 for a request that declares a body larger than we read.
-pub(crate) async fn drain_too_large(request: Request<Body>) -> Problem {
+pub(crate) async fn drain_too_large(request: Request<Body>, limit: usize) -> Problem {
     let asks_first = request.headers().contains_key(header::EXPECT);
-    let (length, body) = (declared_length(request.headers()), request.into_body());
+    let body = request.into_body();
     // Who asks first has sent nothing yet, and will not after a refusal.
     if !asks_first && !body.is_end_stream() {
         drain(body).await;
     }
-    Problem::new(&problem::TOO_LARGE, format!("a body of {length} bytes is larger than we read"))
+    too_large(limit)
 }
 
 #[cfg(test)]

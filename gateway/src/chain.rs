@@ -182,7 +182,7 @@ where
         } else if let Some(problem) = refusal(class, verdict) {
             served.work = Work::Refused { problem: Some(problem) };
         } else if body::declared_length(request.headers()) > edge.config.body_limit_bytes as u64 {
-            served.work = Work::Draining { future: Box::pin(body::drain_too_large(request)) };
+            served.work = Work::Draining { future: Box::pin(body::drain_too_large(request, edge.config.body_limit_bytes)) };
         } else {
             request.extensions_mut().insert(context);
             served.work = Work::Route { future: self.inner.call(request) };

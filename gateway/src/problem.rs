@@ -84,7 +84,7 @@ kinds! {
         "Read it again and apply your change to what it is now.";
     /// The body is larger than we read.
     TOO_LARGE = "too-large", "The body is too large", PAYLOAD_TOO_LARGE,
-        "A request body is at most 512 KB.";
+        "Send less at once; the detail names the most bytes that a body may have here, 524,288 unless configured otherwise.";
     /// The body is not declared as JSON.
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type", "The content type is not supported", UNSUPPORTED_MEDIA_TYPE,
         "Send Content-Type: application/json.";

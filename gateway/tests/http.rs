@@ -202,8 +202,9 @@ async fn a_good_body_is_answered() {
 
 #[tokio::test]
 async fn a_body_of_ten_megabytes_is_refused_and_not_reset() {
-    let edge = Edged::start().await;
-    problem(edge.post(vec![b' '; 10_000_000]).await, 413, "too-large").await;
+    let edge = Edged::with(GatewayConfig { body_limit_bytes: 70_000, ..GatewayConfig::default() }, Status::Ok).await;
+    let refused = problem(edge.post(vec![b' '; 10_000_000]).await, 413, "too-large").await;
+    assert_eq!(refused["detail"], "the body is larger than 70000 bytes");
 }
 
 #[tokio::test]
@@ -211,7 +212,8 @@ async fn a_chunked_body_of_ten_megabytes_is_refused_and_not_reset() {
     let edge = Edged::start().await;
     let chunks = futures_util::stream::repeat_with(|| io::Result::Ok(vec![b' '; 100_000]));
     let chunks = futures_util::StreamExt::take(chunks, 100);
-    problem(edge.post(reqwest::Body::wrap_stream(chunks)).await, 413, "too-large").await;
+    let refused = problem(edge.post(reqwest::Body::wrap_stream(chunks)).await, 413, "too-large").await;
+    assert_eq!(refused["detail"], format!("the body is larger than {} bytes", GatewayConfig::default().body_limit_bytes));
 }
 
 #[tokio::test]

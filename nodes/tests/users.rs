@@ -268,6 +268,23 @@ async fn a_new_password_ends_the_other_sessions_and_the_old_password() {
 }
 
 #[tokio::test]
+async fn a_retried_change_of_password_gets_the_first_answer_and_no_other_change_does() {
+    let world = World::new().await;
+    let ada = world.sign_up("ada").await.account.profile.id;
+    let change = async |current, new, key| {
+        rejection(world.users.change_password(ada, password(current), password(new), None, keyed(key)).await)
+    };
+    assert_eq!(change("not my password", "a better password", "guess").await, Err(Rejection::WrongCredentials));
+    change(PASSWORD, "a better password", "change").await.unwrap();
+    let later = world.log_in("ada", "a better password").await.unwrap();
+    change(PASSWORD, "a better password", "change").await.unwrap();
+    world.refresh(&later, soon()).await.unwrap();
+    assert_eq!(change(PASSWORD, "the best password", "again").await, Err(Rejection::WrongCredentials));
+    world.log_in("ada", "a better password").await.unwrap();
+    world.service.stop().await;
+}
+
+#[tokio::test]
 async fn a_login_replaces_a_hash_of_older_parameters() {
     // Of the password, with 8 MiB and one pass.
     const OLDER: &str = "$argon2id$v=19$m=8192,t=1,p=1$c29tZXNhbHRzb21lc2FsdA$HhdGxmsoo8pSkWu74EOdjWuyMCjKM2aof0XQCAMO4jU";

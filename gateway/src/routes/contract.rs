@@ -15,8 +15,11 @@ use crate::problem::{Document, MEDIA_TYPE};
         description = "Users, posts, comments and search.\n\n\
             JSON in and out, times RFC 3339 in UTC, ids UUIDv7. Every error is an RFC 9457 problem whose `type` answers with a \
             page that explains it. Lists are `{items, next_cursor}`; a cursor is opaque and belongs to its list and its \
-            parameters. Every response carries `x-request-id`. Limits are told by `RateLimit-Policy`, `RateLimit` and, on 429, \
-            `Retry-After`."
+            parameters. Every response carries `x-request-id`. The answer to a write that changes what can be found carries \
+            `x-search-token`; likes and follows change none of it. Where a POST takes an `Idempotency-Key`, a retry with the \
+            same key and body gets the first answer again for 24 hours, but tokens of its own. Those that end your own session \
+            take none: the token that would ask again has ended too. Limits are told by `RateLimit-Policy`, `RateLimit` and, \
+            on 429, `Retry-After`."
     ),
     tags(
         (name = "Auth", description = "Accounts' sessions and tokens"),
@@ -96,7 +99,7 @@ fn implied(operation: &Operation) -> Vec<(&'static str, &'static str)> {
     if operation.request_body.is_some() {
         errors.extend([
             ("408", "The body arrived too slowly."),
-            ("413", "The body is larger than 512 KB."),
+            ("413", "The body is larger than the limit, which the detail names: 512 KB unless configured otherwise."),
             ("415", "The body is not `application/json`."),
             ("422", "A field is invalid; `errors` names every one."),
         ]);

@@ -36,12 +36,20 @@ async fn a_new_password_ends_the_other_sessions() {
         async |password: &str| anybody().post("/auth/login", json!({"login": "user_password", "password": password})).await;
     let laptop = anybody().logged_in(&login(PASSWORD).await.is(200));
     let change = |current: &str| json!({"current_password": current, "new_password": "another horse battery"});
-    phone.post("/users/me/password", change("not the password")).await.is(401);
-    phone.post("/users/me/password", change(PASSWORD)).await.is(204);
+    let refused = phone.post("/users/me/password", change("not the password")).await.is(401);
+    assert_eq!(refused.text("/detail"), "the password is not your current one");
+    let keyed = phone.with("idempotency-key", "password-1");
+    keyed.post("/users/me/password", change(PASSWORD)).await.is(204);
     phone.get("/users/me").await.is(200);
     laptop.get("/users/me").await.is(401);
     login(PASSWORD).await.is(401);
-    login("another horse battery").await.is(200);
+    let laptop = anybody().logged_in(&login("another horse battery").await.is(200));
+    // A retry changes nothing, and ends no session of the new password.
+    keyed.post("/users/me/password", change(PASSWORD)).await.is(204);
+    laptop.get("/users/me").await.is(200);
+    phone.post("/users/me/password", change(PASSWORD)).await.is(401);
+    let refused = phone.send(Method::DELETE, "/users/me", Some(json!({"password": PASSWORD}))).await.is(401);
+    assert_eq!(refused.text("/detail"), "the password is not your current one");
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use crate::routes::ask::{Twice, along};
 
 /// Log out
 ///
-/// Ends the session of the access token.
+/// Ends the session of the access token, and so the token itself: a retry is answered with 401, also under an
+/// `Idempotency-Key`, and that says that it is done.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/logout",
@@ -35,7 +36,8 @@ pub(crate) async fn one(
 
 /// Log out everywhere
 ///
-/// Ends all sessions of the user.
+/// Ends all sessions of the user, that of the access token included: a retry is answered with 401, also under an
+/// `Idempotency-Key`, and that says that it is done.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/logout-all",

@@ -7,7 +7,7 @@ use rookery_actors::users::password::Password;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::written;
+use super::{written, wrong_password};
 use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{CurrentUser, IfMatch, Json};
@@ -49,14 +49,16 @@ pub(crate) async fn handle(
     Json(body): Json<Goodbye>,
 ) -> Result<Response, Problem> {
     let id = UserId(user.sub);
-    let password = Password::parse(body.password).map_err(|_| Rejection::WrongCredentials)?;
+    let password = Password::parse(body.password).map_err(|_| wrong_password(Rejection::WrongCredentials))?;
     let account = api.read(Service::Users, &context, |deadline| api.users.account(id, deadline)).await?;
     let version = account.ok_or(Rejection::NotFound)?.profile.version;
     if_match.check(version.unsigned_abs())?;
     let sessions = api.session_ids(&context, id).await?;
     let along = along(&context, None);
-    let accepted =
-        api.write(Service::Users, &context, Twice::Unsafe, || api.users.delete(id, password.again(), along.clone())).await?;
+    let accepted = api
+        .ask(Service::Users, &context, Twice::Unsafe, || api.users.delete(id, password.again(), along.clone()))
+        .await?
+        .map_err(wrong_password)?;
     revoke(&context, sessions.into_iter().chain([SessionId(user.sid)]));
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, id)))];
     Ok((StatusCode::NO_CONTENT, token).into_response())

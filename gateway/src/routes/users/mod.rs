@@ -17,7 +17,7 @@ use rookery_actors::ids::UserId;
 use rookery_actors::runtime::Accepted;
 use rookery_actors::search::SearchToken;
 use rookery_actors::users::names::Username;
-use rookery_actors::users::{Account, Profile};
+use rookery_actors::users::{Account, Profile, Rejection};
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -138,6 +138,14 @@ fn username(name: &str) -> Result<Username, Problem> {
 
 fn no_such_user() -> Problem {
     Problem::new(&problem::NOT_FOUND, "no such user")
+}
+
+/// The no to a password that has to prove who a known user is: unlike at a login, nothing else can be wrong.
+fn wrong_password(rejection: Rejection) -> Problem {
+    match rejection {
+        Rejection::WrongCredentials => Problem::new(&problem::INVALID_CREDENTIALS, "the password is not your current one"),
+        other => other.into(),
+    }
 }
 
 /// What names a write to a user for search.

@@ -6,14 +6,16 @@ use rookery_actors::users::password::Password;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::wrong_password;
 use crate::call::Service;
 use crate::context::Context;
-use crate::extract::{CurrentUser, Json};
+use crate::extract::CurrentUser;
 use crate::problem::Problem;
 use crate::routes::SharedApi;
 use crate::routes::ask::{Twice, along};
 use crate::routes::auth::revoke;
 use crate::routes::fields::Fields;
+use crate::routes::keyed::Keyed;
 
 /// The old password and the new one.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -36,27 +38,35 @@ pub(crate) struct PasswordChange {
     tag = "Users",
     operation_id = "change_password",
     request_body = PasswordChange,
-    responses((status = 204, description = "It is changed.")),
+    params(("idempotency-key" = Option<String>, Header, description = "Send the same key with a retry.")),
+    responses(
+        (status = 204, description = "It is changed."),
+        (status = 401, description = "There is no valid access token, or the password is not your current one."),
+        (status = 409, description = "The idempotency key belongs to another request."),
+    ),
     security(("bearer" = []))
 )]
 pub(crate) async fn handle(
     State(api): State<SharedApi>,
     context: Context,
     CurrentUser(user): CurrentUser,
-    Json(body): Json<PasswordChange>,
+    Keyed { body, key }: Keyed<PasswordChange>,
 ) -> Result<StatusCode, Problem> {
     let (id, this) = (UserId(user.sub), SessionId(user.sid));
     let mut fields = Fields::default();
     let new = fields.take("new_password", Password::parse(body.new_password));
     fields.check()?;
     let new = new.expect("fields without errors have values");
-    let current = Password::parse(body.current_password).map_err(|_| Rejection::WrongCredentials)?;
+    let current = Password::parse(body.current_password).map_err(|_| wrong_password(Rejection::WrongCredentials))?;
     let sessions = api.session_ids(&context, id).await?;
-    let along = along(&context, None);
-    api.write(Service::Users, &context, Twice::Unsafe, || {
+    let along = along(&context, key);
+    api.ask(Service::Users, &context, Twice::keyed(&along), || {
         api.users.change_password(id, current.again(), new.again(), Some(this), along.clone())
     })
-    .await?;
-    revoke(&context, sessions.into_iter().filter(|session| *session != this));
+    .await?
+    .map_err(wrong_password)?;
+    // A retry ended none: those of today were opened with the new password.
+    let open = api.session_ids(&context, id).await.unwrap_or_else(|_| sessions.clone());
+    revoke(&context, sessions.into_iter().filter(|session| !open.contains(session)));
     Ok(StatusCode::NO_CONTENT)
 }
