@@ -9,8 +9,23 @@ async fn a_profile_is_public_but_not_its_address() {
     let answer = anybody().get("/users/USER_public").await.is(200);
     assert_eq!(answer.text("/username"), "user_public");
     assert!(answer.body.get("email").is_none() && answer.body.get("roles").is_none());
+    let others = sign_up("user_other").await.get("/users/user_public").await.is(200);
+    assert!(others.body.get("email").is_none() && others.body.get("roles").is_none());
     anybody().get("/users/user_nobody").await.is(404);
     anybody().get("/users/no%20name").await.is(404);
+}
+
+#[tokio::test]
+async fn ones_own_profile_says_what_the_account_says() {
+    let ada = sign_up("user_own").await;
+    let own = ada.get("/users/user_own").await.is(200);
+    let account = ada.get("/users/me").await.is(200);
+    assert_eq!((&own.body, own.header("etag")), (&account.body, account.header("etag")));
+    assert_eq!(own.text("/email"), "user_own@example.org");
+    // What a cache has of it for everybody is another answer.
+    let public = anybody().get("/users/user_own").await.is(200);
+    ada.with("if-none-match", public.header("etag")).get("/users/user_own").await.is(200);
+    ada.with("if-none-match", own.header("etag")).get("/users/user_own").await.is(304);
 }
 
 #[tokio::test]

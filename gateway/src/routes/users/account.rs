@@ -7,8 +7,8 @@ use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{CurrentUser, IfNoneMatch};
 use crate::problem::Problem;
-use crate::routes::SharedApi;
 use crate::routes::render::{json, single};
+use crate::routes::{Api, SharedApi};
 
 /// Read my account
 #[utoipa::path(
@@ -30,9 +30,14 @@ pub(crate) async fn handle(
     CurrentUser(user): CurrentUser,
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let account = api
-        .read(Service::Users, &context, |deadline| api.users.account(UserId(user.sub), deadline))
-        .await?
-        .ok_or_else(no_such_user)?;
-    Ok(single(&have, account_etag(&account), || json(&UserView::own(&account))))
+    api.own_account(&context, UserId(user.sub), &have).await
+}
+
+impl Api {
+    /// A user's account, as an answer to themselves.
+    pub(super) async fn own_account(&self, context: &Context, user: UserId, have: &IfNoneMatch) -> Result<Response, Problem> {
+        let account = self.read(Service::Users, context, |deadline| self.users.account(user, deadline)).await?;
+        let account = account.ok_or_else(no_such_user)?;
+        Ok(single(have, account_etag(&account), || json(&UserView::own(&account))))
+    }
 }

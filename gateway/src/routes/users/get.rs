@@ -3,12 +3,14 @@ use axum::response::Response;
 
 use super::{UserView, profile_etag};
 use crate::context::Context;
-use crate::extract::{IfNoneMatch, Path};
+use crate::extract::{IfNoneMatch, MaybeUser, Path};
 use crate::problem::Problem;
 use crate::routes::SharedApi;
 use crate::routes::render::{json, single};
 
 /// Read a profile
+///
+/// With your token your own also says `email` and `roles`.
 #[utoipa::path(
     get,
     path = "/api/v1/users/{username}",
@@ -22,14 +24,19 @@ use crate::routes::render::{json, single};
         (status = 200, description = "The profile.", body = UserView,
             headers(("etag" = String, description = "Version, a dot, and a hash of what else the answer depends on."))),
         (status = 304, description = "You have it already."),
-    )
+    ),
+    security((), ("bearer" = []))
 )]
 pub(crate) async fn handle(
     State(api): State<SharedApi>,
     context: Context,
     Path(name): Path<String>,
+    MaybeUser(user): MaybeUser,
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let profile = api.profile(&context, &name).await?;
+    if user.is_some_and(|user| user.sub == profile.id.0) {
+        return api.own_account(&context, profile.id, &have).await;
+    }
     Ok(single(&have, profile_etag(&profile), || json(&UserView::of(&profile))))
 }
