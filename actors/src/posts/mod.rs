@@ -13,6 +13,7 @@ use std::{
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -72,6 +73,15 @@ pub struct Page<T, K> {
     pub items: Vec<T>,
     /// Where the next page begins; none: this was the last.
     pub next: Option<K>,
+}
+
+/// A tag in use, and its place among them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedTag {
+    /// The tag.
+    pub tag: String,
+    /// How many posts have it.
+    pub posts: i64,
 }
 
 /// Posts as somebody sees them.
@@ -349,15 +359,27 @@ impl Posts {
         self.runtime.service().authors.resolve(self.runtime.database(), ids).await
     }
 
-    /// The tags in use with the number of their posts, most used first.
+    /// A page of the tags in use with the number of their posts, most used first, from the key of the page before on.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn tags(&self, limit: usize) -> Result<Vec<(String, i64)>, Failure> {
-        let limit = i64::try_from(limit).expect("a page is short");
+    pub async fn tags(&self, after: Option<UsedTag>, limit: usize) -> Result<Page<UsedTag, UsedTag>, Failure> {
+        // One more tells whether there is a next page.
+        let count = i64::try_from(limit + 1).expect("a page is short");
+        let (tag, posts) = after.map(|last| (last.tag, last.posts)).unzip();
         let client = self.runtime.database().get().await?;
-        let rows = client.query("SELECT tag, count(*) FROM post_tag GROUP BY tag ORDER BY 2 DESC, 1 LIMIT $1", &[&limit]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        let rows = client
+            .query(
+                "SELECT tag, posts FROM (SELECT tag, count(*) AS posts FROM post_tag GROUP BY tag) AS used
+                 WHERE $1::int8 IS NULL OR posts < $1 OR posts = $1 AND tag > $2 ORDER BY posts DESC, tag LIMIT $3",
+                &[&posts, &tag, &count],
+            )
+            .await?;
+        let mut items: Vec<UsedTag> = rows.iter().map(|row| UsedTag { tag: row.get(0), posts: row.get(1) }).collect();
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = if more { items.last().cloned() } else { None };
+        Ok(Page { items, next })
     }
 
     /// Everything there is, page by page in the order of ids: for whoever rebuilds a projection.

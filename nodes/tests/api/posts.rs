@@ -95,6 +95,19 @@ async fn a_list_is_walked_page_by_page_in_every_order() {
     }
     let tags = anybody().get("/tags?limit=100").await.is(200);
     assert!(tags.items().contains(&json!({"tag": "walked", "post_count": 5})));
+    // Other tests add tags meanwhile: those of this one are each there once, in order.
+    let (mut walked, mut path) = (Vec::new(), "/tags?limit=1".to_owned());
+    loop {
+        let page = anybody().get(&path).await.is(200);
+        assert!(page.items().len() <= 1);
+        walked.extend_from_slice(page.items());
+        let Some(next) = page.body["next_cursor"].as_str() else { break };
+        path = format!("/tags?limit=1&cursor={next}");
+    }
+    walked.retain(|tag| ["walked", "even", "odd"].contains(&tag["tag"].as_str().unwrap()));
+    let used = |tag: &str, posts: u64| json!({"tag": tag, "post_count": posts});
+    assert_eq!(walked, [used("walked", 5), used("even", 3), used("odd", 2)]);
+    anybody().get("/tags?cursor=x").await.is(400);
     assert!(anybody().get("/posts?author=post_nobody").await.is(200).items().is_empty());
 }
 

@@ -1,24 +1,16 @@
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use rookery_actors::posts::UsedTag;
+use serde::Serialize;
 
 use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{Json, Query};
 use crate::problem::Problem;
 use crate::routes::SharedApi;
-use crate::routes::page::page_size;
+use crate::routes::page::PageQuery;
 
-/// How many tags.
-#[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
-#[garde(allow_unvalidated)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct TagsQuery {
-    /// The most used ones, 20 unless asked otherwise.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
-}
+/// Names the list: its cursors open in no other.
+const SCOPE: &str = "tags";
 
 /// A tag in use.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -29,30 +21,31 @@ pub(crate) struct TagView {
     post_count: i64,
 }
 
-/// The most used tags.
+/// A page of tags.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct TagList {
     items: Vec<TagView>,
-    /// Always none: the list is the head of all tags.
+    /// Ask with it for the next page; none: this was the last.
     next_cursor: Option<String>,
 }
 
-/// List the most used tags
+/// List tags
 #[utoipa::path(
     get,
     path = "/api/v1/tags",
     tag = "Posts",
     operation_id = "list_tags",
-    params(TagsQuery),
-    responses((status = 200, description = "Most used first.", body = TagList))
+    params(PageQuery),
+    responses((status = 200, description = "A page of the tags in use, the most used first.", body = TagList))
 )]
 pub(crate) async fn handle(
     State(api): State<SharedApi>,
     context: Context,
-    Query(asked): Query<TagsQuery>,
+    Query(asked): Query<PageQuery>,
 ) -> Result<Json<TagList>, Problem> {
-    let limit = page_size(asked.limit);
-    let tags = api.read(Service::Posts, &context, |_| api.posts.tags(limit)).await?;
-    let items = tags.into_iter().map(|(tag, post_count)| TagView { tag, post_count }).collect();
-    Ok(Json(TagList { items, next_cursor: None }))
+    let after: Option<UsedTag> = asked.after(&api.cursors, SCOPE)?;
+    let page = api.read(Service::Posts, &context, |_| api.posts.tags(after.clone(), asked.size())).await?;
+    let next_cursor = page.next.map(|last| api.cursors.seal(SCOPE, &last));
+    let items = page.items.into_iter().map(|UsedTag { tag, posts }| TagView { tag, post_count: posts }).collect();
+    Ok(Json(TagList { items, next_cursor }))
 }
