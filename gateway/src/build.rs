@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -13,7 +13,9 @@ use tower::ServiceBuilder;
 use tower::util::option_layer;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use crate::auth::Verifier;
 use crate::chain::{ChainLayer, Edge};
 use crate::compress::CompressLayer;
 use crate::config::GatewayConfig;
@@ -51,24 +53,35 @@ pub enum BuildError {
 /// [`BuildError`] if the configuration or the documentation is wrong.
 pub fn build(edge: &Arc<Edge>, parts: Parts) -> Result<Router, BuildError> {
     let config = &edge.config;
-    let (api, document) = parts.api.split_for_parts();
-    let verifier = edge.verifier.clone();
-    let jwks = move || {
-        let keys = verifier.jwks();
-        async move { ([(header::CACHE_CONTROL, "public, max-age=60")], Json(keys)) }
-    };
+    let keys = OpenApiRouter::new().routes(routes!(jwks)).with_state(edge.verifier.clone());
+    let documented = parts.api.merge(health::documented(parts.health, parts.metrics)).merge(keys);
+    let (routes, document) = documented.split_for_parts();
     let around = ServiceBuilder::new()
         .layer(ChainLayer { edge: edge.clone() })
         .layer(option_layer(cors(config)?))
         .layer(CompressLayer { enabled: config.compression });
-    Ok(api
-        .merge(health::router(parts.health, parts.metrics))
+    Ok(routes
         .merge(docs::router(&document)?)
         .nest("/admin/v1", parts.admin.layer(from_fn(only_admins)))
         .route("/problems/{slug}", get(problem::page))
-        .route("/.well-known/jwks.json", get(jwks))
         .fallback(problem::no_route)
         .layer(around))
+}
+
+/// The keys that access tokens are signed with
+///
+/// A JSON Web Key Set (RFC 7517). A new key is in it ten minutes before it signs.
+#[utoipa::path(
+    get,
+    path = "/.well-known/jwks.json",
+    tag = "Operations",
+    operation_id = "jwks",
+    responses((status = 200, description = "The public keys.", body = serde_json::Value, example = json!(
+        {"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": "k1", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}
+    )))
+)]
+async fn jwks(State(verifier): State<Arc<Verifier>>) -> impl IntoResponse {
+    ([(header::CACHE_CONTROL, "public, max-age=60")], Json(verifier.jwks()))
 }
 
 /// Asked for every request: a role that is taken back ends the sessions of its tokens.

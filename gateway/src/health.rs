@@ -7,14 +7,16 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// How well something works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = HealthStatus)]
 pub enum Status {
     /// As it should.
     Ok,
@@ -39,6 +41,7 @@ pub struct Probe {
 
 /// The health of a node or of one of its services.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = HealthReport)]
 pub struct Report {
     /// Every probe by its name, as in `posts.database`.
     pub probes: BTreeMap<String, Probe>,
@@ -71,11 +74,16 @@ struct Shared {
 
 /// `/livez`, `/readyz`, `/health` and `/metrics`.
 pub fn router(health: Arc<dyn Health>, metrics: PrometheusHandle) -> Router {
-    Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/health", get(describe))
-        .route("/metrics", get(render_metrics))
+    documented(health, metrics).into()
+}
+
+/// The same with their documentation.
+pub(crate) fn documented(health: Arc<dyn Health>, metrics: PrometheusHandle) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+        .routes(routes!(describe))
+        .routes(routes!(render_metrics))
         .with_state(Shared { health, metrics })
 }
 
@@ -95,35 +103,97 @@ pub fn metrics_handle() -> PrometheusHandle {
     HANDLE.get_or_init(install).clone()
 }
 
+/// Whether the process runs
+///
+/// Asks nothing else.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "Operations",
+    operation_id = "livez",
+    responses((status = 200, description = "It runs.", body = String, content_type = "text/plain"))
+)]
 async fn livez() -> &'static str {
     "ok\n"
 }
 
+/// Whether a node can serve its roles.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Readiness<'a> {
+    /// The worst of all probes.
+    status: Status,
+    /// Those that are not `ok`; with `verbose` all.
+    #[schema(value_type = BTreeMap<String, Probe>)]
+    probes: BTreeMap<&'a str, &'a Probe>,
+}
+
+/// Whether the node can serve
+///
+/// Looks at what its roles need: databases, leases, owners that it reaches. What is degraded serves.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "Operations",
+    operation_id = "readyz",
+    params(("verbose" = Option<bool>, Query, description = "Show every probe; needs no value.")),
+    responses(
+        (status = 200, description = "It can.", body = Readiness),
+        (status = 503, description = "It cannot; the probes that failed say why.", body = Readiness),
+    )
+)]
 async fn readyz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
     let report = shared.health.report().await;
     let status = if report.status() == Status::Failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
     // Who is not ready always says why; who is, only when asked.
-    let probes: BTreeMap<_, _> = report.probes.iter().filter(|(_, probe)| verbose || probe.status != Status::Ok).collect();
-    let body = serde_json::json!({ "status": report.status(), "probes": probes });
+    let shown = report.probes.iter().filter(|(_, probe)| verbose || probe.status != Status::Ok);
+    let probes = shown.map(|(name, probe)| (name.as_str(), probe)).collect();
+    let body = Readiness { status: report.status(), probes };
     (status, [(header::CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
 }
 
+/// A node's health, for people and dashboards.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Health)]
+struct Described {
+    /// The worst of all probes.
+    status: Status,
+    #[serde(flatten)]
+    report: Report,
+    /// Memory that the process holds, where the machine tells it.
+    memory_rss_bytes: Option<u64>,
+    /// Of this program.
+    #[schema(example = "0.1.0")]
+    version: &'static str,
+}
+
+/// How the node is
+///
+/// Always 200: the status is in the body.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "Operations",
+    operation_id = "health",
+    responses((status = 200, description = "Every probe, and how the process is.", body = Described))
+)]
 async fn describe(State(shared): State<Shared>) -> Response {
-    #[derive(Serialize)]
-    struct Described {
-        status: Status,
-        #[serde(flatten)]
-        report: Report,
-        memory_rss_bytes: Option<u64>,
-        version: &'static str,
-    }
     let report = shared.health.report().await;
     let described =
         Described { status: report.status(), report, memory_rss_bytes: memory_rss_bytes(), version: env!("CARGO_PKG_VERSION") };
     ([(header::CACHE_CONTROL, "no-store")], axum::Json(described)).into_response()
 }
 
+/// Metrics
+///
+/// For Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Operations",
+    operation_id = "metrics",
+    responses((status = 200, description = "In Prometheus' text format.", body = String, content_type = "text/plain"))
+)]
 async fn render_metrics(State(shared): State<Shared>) -> Response {
     if let Some(bytes) = memory_rss_bytes() {
         metrics::gauge!("process_resident_memory_bytes").set(bytes as f64);

@@ -429,6 +429,34 @@ async fn a_degraded_node_is_ready() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_operations_is_documented_as_it_is_answered() {
+    let edge = Edged::with(GatewayConfig::default(), Status::Degraded).await;
+    let document: Value = edge.get("/openapi.json").await.json().await.unwrap();
+    for path in ["/livez", "/readyz", "/health", "/metrics", "/.well-known/jwks.json"] {
+        let operation = &document["paths"][path]["get"];
+        assert!(operation["summary"].is_string() && operation["tags"] == json!(["Operations"]), "{path}: {operation}");
+        let media = edge.get(path).await.headers()["content-type"].to_str().unwrap().to_owned();
+        let media = media.split(';').next().unwrap();
+        assert!(operation["responses"]["200"]["content"][media].is_object(), "{path} answers {media}: {operation}");
+    }
+    let schemas = &document["components"]["schemas"];
+    let mut described: Vec<&str> = Vec::new();
+    for part in schemas["Health"]["allOf"].as_array().unwrap() {
+        let name = part["$ref"].as_str().and_then(|name| name.strip_prefix("#/components/schemas/"));
+        let part = name.map_or(part, |name| &schemas[name]);
+        described.extend(part["properties"].as_object().unwrap().keys().map(String::as_str));
+    }
+    let health: Value = edge.get("/health").await.json().await.unwrap();
+    let mut answered: Vec<_> = health.as_object().unwrap().keys().map(String::as_str).collect();
+    described.sort_unstable();
+    answered.sort_unstable();
+    assert_eq!(described, answered);
+    for name in document.to_string().split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(schemas[name].is_object(), "{name} is missing");
+    }
+}
+
+#[tokio::test]
 async fn metrics_count_by_route_and_status() {
     let edge = Edged::start().await;
     edge.get("/api/v1/hello").await;

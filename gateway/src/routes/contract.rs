@@ -27,6 +27,7 @@ use crate::problem::{Document, MEDIA_TYPE};
         (name = "Posts", description = "Posts, lists of them, likes and tags"),
         (name = "Comments", description = "The thread of a post"),
         (name = "Search", description = "Finding all of it"),
+        (name = "Operations", description = "How a node is; on its services' ports too"),
     ),
     components(schemas(Document<'static>)),
     modifiers(&Credentials)
