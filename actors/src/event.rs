@@ -73,7 +73,7 @@ impl std::str::FromStr for Source {
 
 /// A position names a source that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("no such event source: {0:?}")]
+#[error("there is no log {0:?}: a service and the number of a shard are, such as users/3, posts/17 or comments/0")]
 pub struct UnknownSource(String);
 
 /// The type of a record that marks a change of ownership; it carries nothing else.

@@ -9,6 +9,7 @@
 //! | `GET /dlt` `POST /dlt` | [`services::Letter`]; replay: [`dlt::Wanted`] in, [`dlt::Replayed`] out, a line each |
 //! | `GET /keys` `POST /keys/rotate` | [`keys::Key`] |
 //! | `POST /grant` | [`keys::Grant`] in |
+//! | `POST /password` | [`keys::NewPassword`] in |
 //!
 //! [`router`] knows nothing of the socket: the gateway mounts it too, for tokens with the role `admin`.
 
@@ -110,6 +111,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/keys", get(keys::list))
         .route("/keys/rotate", post(keys::rotate))
         .route("/grant", post(keys::grant))
+        .route("/password", post(keys::password))
         .with_state(admin)
 }
 

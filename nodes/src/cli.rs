@@ -1,10 +1,13 @@
 //! The command line: what can be asked for, and how it ends.
 
+mod administer;
 mod chaos;
 mod client;
 mod import;
 mod lines;
 mod migrate;
+mod password;
+mod reach;
 mod scale;
 mod show;
 mod up;
@@ -12,13 +15,15 @@ mod up;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rookery_actors::event::Source;
 
 use self::{
-    client::{Client, Target},
+    client::Client,
     import::Import,
+    reach::{Commanded, Reach, Reached},
 };
 use crate::{
-    admin::{dlt::Wanted, keys::Grant, reindex::Progress, services::Letter, status::Status},
+    admin::dlt::Wanted,
     config::{Config, ConfigErrors, NodeName, Roles},
     fleet::NODES_MAX,
 };
@@ -30,6 +35,7 @@ Examples:
   rookery status                            how the running node is
   rookery import posts.jsonl.gz             import posts into it
   rookery admin grant ada admin             make ada an administrator
+  rookery admin password ada                give ada a password; it is asked for
   rookery config check --config node.toml   what is in effect, and what is wrong
   rookery status --node https://rookery.example --token TOKEN
                                             how a node elsewhere is
@@ -55,13 +61,6 @@ struct Global {
     /// The data folder of the node, instead of the configured one.
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Talk to the node behind this gateway, instead of the one that runs with the data folder: status, import, reindex, keys,
-    /// dlt, admin.
-    #[arg(long, global = true, value_name = "URL")]
-    node: Option<String>,
-    /// An access token with the role admin, for --node: `access_token` in the answer to a login; good for 15 minutes.
-    #[arg(long, global = true, requires = "node", env = "ROOKERY_TOKEN", hide_env_values = true)]
-    token: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,25 +79,27 @@ enum Command {
     Node(Node),
     /// Bring the configured databases to this version's schema; needs no running node.
     Migrate,
-    Import(Import),
+    /// Import users, posts and comments from JSON Lines.
+    ///
+    /// Importing the same file again changes nothing, so an import that was interrupted, however, is simply run again. A bad
+    /// line is reported with its number and counted; it never ends the import.
+    #[command(after_long_help = lines::HELP)]
+    Import(Reached<Import>),
     /// Build the search documents and indexes anew from what is stored; the old ones serve meanwhile.
-    Reindex,
+    Reindex(Reach),
     /// How the cluster is: nodes, services, shards, what is behind.
-    Status(Json),
+    Status(Reached<Json>),
     /// Add or remove nodes of a running `rookery up --nodes`, until there are so many; their shards move.
     Scale(Scale),
     /// Look at the configuration; needs no running node.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// The keys that sign access tokens.
-    #[command(subcommand)]
-    Keys(KeysCommand),
+    Keys(Commanded<KeysCommand>),
     /// Dead letters: events that a service could not apply.
-    #[command(subcommand)]
-    Dlt(DltCommand),
-    /// Who may do what.
-    #[command(subcommand)]
-    Admin(AdminCommand),
+    Dlt(Commanded<DltCommand>),
+    /// Who may do what, and how they prove who they are.
+    Admin(Commanded<AdminCommand>),
     /// Break something on purpose, in a cluster that is made for it and thrown away, and prove that every promise is kept.
     #[command(subcommand)]
     Chaos(chaos::Chaos),
@@ -172,7 +173,7 @@ struct Letters {
     service: Option<String>,
     /// From this log, such as posts/17.
     #[arg(long)]
-    source: Option<String>,
+    source: Option<Source>,
     /// The one at this position of the log.
     #[arg(long, requires = "source")]
     seq: Option<i64>,
@@ -180,7 +181,7 @@ struct Letters {
 
 impl From<Letters> for Wanted {
     fn from(Letters { service, source, seq }: Letters) -> Self {
-        Self { service, source, seq }
+        Self { service, source: source.map(|source| source.to_string()), seq }
     }
 }
 
@@ -196,6 +197,14 @@ enum AdminCommand {
         /// Take it back; ends the user's sessions.
         #[arg(long)]
         revoke: bool,
+    },
+    /// Give a user a password, without knowing the one they have: it ends their sessions. An imported author has none.
+    ///
+    /// It is asked for, or read as the first line of what is piped in; never from the command line, which others can see.
+    #[command(after_help = "Examples:\n  rookery admin password ada\n  pass show rookery/ada | rookery admin password ada")]
+    Password {
+        /// The user's name.
+        user: String,
     },
 }
 
@@ -249,7 +258,21 @@ impl Cli {
             }
             Command::Migrate => ended(in_runtime(migrate::run(&config))),
             Command::Chaos(chaos) => ended(in_runtime(chaos.run())),
-            command => ended(in_runtime(administer(self.global.target(&config), command))),
+            Command::Import(Reached { what, reach }) => ended(ask(&config, reach, async |node| what.run(&node).await)),
+            Command::Reindex(reach) => ended(ask(&config, reach, async |node| administer::reindex(&node).await)),
+            Command::Status(Reached { what, reach }) => {
+                ended(ask(&config, reach, async |node| administer::status(&node, what).await))
+            }
+            Command::Scale(Scale { nodes }) => ended(ask(&config, Reach::default(), async |node| scale::run(&node, nodes).await)),
+            Command::Keys(Commanded { command, reach }) => {
+                ended(ask(&config, reach, async |node| administer::keys(&node, command).await))
+            }
+            Command::Dlt(Commanded { command, reach }) => {
+                ended(ask(&config, reach, async |node| administer::dead_letters(&node, command).await))
+            }
+            Command::Admin(Commanded { command, reach }) => {
+                ended(ask(&config, reach, async |node| administer::admin(&node, command).await))
+            }
         }
     }
 }
@@ -262,106 +285,12 @@ impl Global {
         }
         Ok(config)
     }
-
-    fn target(self, config: &Config) -> Target {
-        match self.node {
-            Some(url) => Target::Remote { url, token: self.token },
-            None => Target::Local(config.data_dir.clone()),
-        }
-    }
 }
 
-/// The commands that a running node carries out.
-async fn administer(target: Target, command: Command) -> anyhow::Result<Exit> {
-    let client = Client::new(target)?;
-    match command {
-        Command::Import(import) => return import.run(&client).await,
-        Command::Reindex => return reindex(&client).await,
-        Command::Status(Json { json }) => {
-            let status: Status = client.get("/status", &()).await?;
-            if json { print_json(&status)? } else { print(&show::status(&status)) }
-        }
-        Command::Scale(Scale { nodes }) => return scale::run(&client, nodes).await,
-        Command::Keys(KeysCommand::List(Json { json })) => show_keys(&client.get::<Vec<_>>("/keys", &()).await?, json)?,
-        Command::Keys(KeysCommand::Rotate(Json { json })) => show_keys(&client.post::<Vec<_>>("/keys/rotate").await?, json)?,
-        Command::Dlt(DltCommand::List { letters, json: Json { json } }) => {
-            let letters: Vec<Letter> = client.get("/dlt", &Wanted::from(letters)).await?;
-            if json {
-                print_json(&letters)?;
-            } else if letters.is_empty() {
-                println!("there are no dead letters");
-            } else {
-                print(&show::letters(&letters));
-            }
-        }
-        Command::Dlt(DltCommand::Replay(letters)) => return replay(&client, letters.into()).await,
-        Command::Admin(AdminCommand::Grant { user, role, revoke }) => {
-            let role = match role {
-                GrantableRole::Admin => "admin",
-                GrantableRole::Moderator => "moderator",
-            };
-            client.tell("/grant", &Grant { username: user.clone(), role: role.to_owned(), revoke }).await?;
-            if revoke {
-                println!("{user} has the role {role} no longer; their sessions have ended");
-            } else {
-                println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
-            }
-        }
-        Command::Up(_) | Command::Node(_) | Command::Migrate | Command::Config(_) | Command::Chaos(_) => {
-            unreachable!("these need no running node and were done before")
-        }
-    }
-    Ok(Exit::Done)
-}
-
-async fn reindex(client: &Client) -> anyhow::Result<Exit> {
-    let mut answers = client.ask("/reindex", &()).await?;
-    while let Some(progress) = answers.next::<Progress>().await? {
-        match progress {
-            Progress::Exported { service, documents } => {
-                eprintln!("{service}: {} documents", import::grouped(documents))
-            }
-            Progress::Checked { documents, removed } => {
-                eprintln!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
-            }
-            Progress::Indexing => eprintln!("building the indexes; the old ones serve meanwhile"),
-            Progress::Done { documents, removed } => {
-                println!(
-                    "{} documents can be found; {removed} of things that were gone are not any more",
-                    import::grouped(documents)
-                );
-                return Ok(Exit::Done);
-            }
-            Progress::Failed { reason } => {
-                anyhow::bail!("the rebuild ended early: {reason}; run it again")
-            }
-        }
-    }
-    anyhow::bail!("the node went away: start it and run `rookery reindex` again")
-}
-
-async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {
-    let mut answers = client.ask("/dlt", &wanted).await?;
-    let (mut applied, mut stayed) = (0_u64, 0_u64);
-    while let Some(crate::admin::dlt::Replayed { letter, error }) = answers.next().await? {
-        match error {
-            None => applied += 1,
-            Some(reason) => {
-                stayed += 1;
-                eprint!("{}", show::letters(&[Letter { reason, ..letter }]));
-            }
-        }
-    }
-    println!("applied {applied}, still dead {stayed}");
-    Ok(if stayed == 0 { Exit::Done } else { Exit::Failed })
-}
-
-fn show_keys(keys: &[crate::admin::keys::Key], json: bool) -> anyhow::Result<()> {
-    if json {
-        return print_json(&keys);
-    }
-    print(&show::keys(keys));
-    Ok(())
+/// Has a running node carry out a command.
+fn ask(config: &Config, reach: Reach, command: impl AsyncFnOnce(Client) -> anyhow::Result<Exit>) -> anyhow::Result<Exit> {
+    let client = Client::new(reach.target(config))?;
+    in_runtime(command(client))
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
@@ -421,6 +350,16 @@ mod tests {
     }
 
     #[test]
+    fn every_command_says_what_it_does() {
+        let cli = Cli::command();
+        let mut said: Vec<String> = cli.get_subcommands().map(|command| command.get_about().unwrap().to_string()).collect();
+        assert!(!said.iter().any(|about| about.contains("running node a command")), "{said:?}");
+        said.sort_unstable();
+        said.dedup();
+        assert_eq!(said.len(), cli.get_subcommands().count());
+    }
+
+    #[test]
     fn without_a_command_everything_starts() {
         assert!(parse("rookery").unwrap().command.is_none());
     }
@@ -444,6 +383,9 @@ mod tests {
             "rookery dlt replay --source posts/17 --seq 3",
             "rookery admin grant ada admin",
             "rookery admin grant ada moderator --revoke",
+            "rookery admin password ada",
+            "rookery admin password ada --node https://rookery.example --token t",
+            "rookery keys list --node http://127.0.0.1:8080",
             "rookery chaos list",
             "rookery chaos run kill --seed 7 --nodes 3 --duration 60",
         ] {
@@ -456,6 +398,29 @@ mod tests {
     #[test]
     fn a_token_alone_names_no_node() {
         assert!(parse("rookery status --token t").is_err());
+    }
+
+    #[test]
+    fn a_node_is_named_only_to_commands_that_ask_one() {
+        for command in ["up", "node", "migrate", "scale 3", "config check", "chaos list", ""] {
+            assert!(parse(&format!("rookery {command} --node http://127.0.0.1:8080")).is_err(), "{command}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_named_by_the_url_of_a_gateway() {
+        for wrong in ["ftp://x", "127.0.0.1:8080", "http://", "x"] {
+            let refused = parse(&format!("rookery status --node {wrong}")).unwrap_err().to_string();
+            assert!(refused.contains("begins with http:// or https://"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_is_wrong_usage() {
+        for wrong in ["nonsense/1", "posts/xx", "posts", "search/1"] {
+            let refused = parse(&format!("rookery dlt list --source {wrong}")).unwrap_err().to_string();
+            assert!(refused.contains("posts/17"), "{refused}");
+        }
     }
 
     #[test]

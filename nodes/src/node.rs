@@ -123,7 +123,7 @@ impl Node {
         let secret = secret::of(&config, data.path())?;
         // The sockets first: a port in use is found before anything else is started, and nobody is refused later.
         let socket = match roles.has(Role::Gateway) {
-            true => Some(named(config.gateway.listen, Socket::bind(config.gateway.listen))?),
+            true => Some(named(config.gateway.listen, "gateway", Socket::bind(config.gateway.listen))?),
             false => None,
         };
         let gateway = socket.as_ref().map(Socket::local_addr).transpose()?;
@@ -265,9 +265,14 @@ impl Node {
     }
 }
 
-/// Says which address is not to be had.
-fn named<T>(address: SocketAddr, bound: io::Result<T>) -> anyhow::Result<T> {
-    bound.with_context(|| format!("cannot listen on {address}"))
+/// Says which address is not to be had, and where another is chosen.
+fn named<T>(address: SocketAddr, section: &str, bound: io::Result<T>) -> anyhow::Result<T> {
+    bound.with_context(|| {
+        let variable = section.to_uppercase().replace('.', "__");
+        format!(
+            "cannot listen on {address}: set another `listen` in [{section}] of the configuration, or ROOKERY__{variable}__LISTEN"
+        )
+    })
 }
 
 fn bridges(services: &services::Started, events: &Events) -> Vec<NamedBridge> {

@@ -1,6 +1,10 @@
 //! A node administered from elsewhere: through its gateway, with the token of an administrator and with no other.
 
-use std::{path::Path, process::Command};
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use reqwest::{Method, StatusCode};
 use rookery::{config::Config, node::Node};
@@ -44,6 +48,17 @@ fn rookery(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), said)
 }
 
+/// The same, with something piped in.
+fn piped(arguments: &[&str], input: &str) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    let command = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    running.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = running.wait_with_output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), said)
+}
+
 /// A refusal with everything that a problem has.
 async fn is_problem(answer: reqwest::Response, status: StatusCode) {
     assert_eq!(answer.status(), status);
@@ -74,6 +89,7 @@ async fn an_administrator_s_token_administers_and_no_other_does() {
         (Method::GET, "keys"),
         (Method::POST, "keys/rotate"),
         (Method::POST, "grant"),
+        (Method::POST, "password"),
     ];
     for (method, route) in routes {
         let request = || http.request(method.clone(), format!("{url}/admin/v1/{route}"));
@@ -94,6 +110,12 @@ async fn an_administrator_s_token_administers_and_no_other_does() {
     let (worked, status) = remote(&["status", "--json"], &admin);
     assert!(worked && serde_json::from_str::<Value>(&status).is_ok(), "{status}");
     assert!(!remote(&["status"], &bob).0);
+    // As a shell has it that exported it: it is for whom it is sent to, and asks no other command for a node.
+    for reach in [["--node", &*url], ["--data-dir", data]] {
+        let mut status = Command::new(env!("CARGO_BIN_EXE_rookery"));
+        let output = status.arg("status").args(reach).env("ROOKERY_TOKEN", &admin).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
     let posts = folder.path().join("posts.jsonl");
     std::fs::write(&posts, json!({"type": "post", "author": "bob", "title": "x", "created_at": 1}).to_string()).unwrap();
     let (worked, imported) = remote(&["import", posts.to_str().unwrap()], &admin);
@@ -104,5 +126,57 @@ async fn an_administrator_s_token_administers_and_no_other_does() {
     assert!(remote(&["admin", "grant", "ada", "admin", "--revoke"], &admin).0);
     let (worked, refused) = remote(&["status"], &admin);
     assert!(!worked && refused.contains("--token"), "a role that is taken back ends its tokens: {refused}");
+    node.stop().await;
+}
+
+/// What was broken: there was no way at all to a password for who was imported, or forgot theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imported_author_gets_a_password_and_logs_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, url) = start(folder.path()).await;
+    let data = folder.path().to_str().unwrap();
+    let posts = folder.path().join("posts.jsonl");
+    std::fs::write(&posts, json!({"type": "user", "username": "carol", "created_at": 1}).to_string()).unwrap();
+    assert!(rookery(&["import", posts.to_str().unwrap(), "--data-dir", data]).0);
+    let status = async |path: &str, token: &str| {
+        let asked = reqwest::Client::new().get(format!("{url}/api/v1{path}")).bearer_auth(token).send().await;
+        asked.unwrap().status()
+    };
+
+    let give = |user: &str, password: &str| piped(&["admin", "password", user, "--data-dir", data], password);
+    let (worked, said) = give("carol", "too short\n");
+    assert!(!worked && said.contains("at least 10 bytes") && !said.contains("too short"), "{said}");
+    let (worked, said) = give("nobody", "a long pass phrase\n");
+    assert!(!worked && said.contains("there is no user nobody"), "{said}");
+    let (worked, said) = give("carol", &format!("{PASSWORD}\n"));
+    assert!(worked && said.contains("carol has a new password") && !said.contains(PASSWORD), "{said}");
+    let before = log_in(&url, "carol").await;
+    assert_eq!(status("/users/me", &before).await, StatusCode::OK);
+
+    assert!(give("carol", "another long pass phrase").0);
+    let began = std::time::Instant::now();
+    while status("/users/me", &before).await != StatusCode::UNAUTHORIZED {
+        assert!(began.elapsed().as_secs() < 20, "her sessions have not ended");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    token(&url, "login", json!({"login": "carol", "password": "another long pass phrase"})).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_of_a_log_that_cannot_be_are_refused_and_not_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, url) = start(folder.path()).await;
+    let data = folder.path().to_str().unwrap();
+    register(&url, "ada").await;
+    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
+    let admin = log_in(&url, "ada").await;
+    for source in ["nonsense/xx", "posts/256", "posts"] {
+        let asked = reqwest::Client::new().get(format!("{url}/admin/v1/dlt?source={source}")).bearer_auth(&admin).send().await;
+        is_problem(asked.unwrap(), StatusCode::UNPROCESSABLE_ENTITY).await;
+        assert!(!rookery(&["dlt", "list", "--source", source, "--data-dir", data]).0, "{source}");
+    }
+    let (worked, none) = rookery(&["dlt", "list", "--source", "posts/255", "--data-dir", data]);
+    assert!(worked && none.contains("there are no dead letters"), "{none}");
     node.stop().await;
 }

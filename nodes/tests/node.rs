@@ -189,3 +189,20 @@ async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
     assert_eq!(found().await, 0, "nor by an index that is built anew");
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_named_with_the_way_to_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let metrics = || metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let mut gateway = config(folder.path());
+    gateway.gateway.listen = address;
+    let mut users = config(folder.path());
+    users.services.users.listen = address;
+    for (config, variable) in [(gateway, "ROOKERY__GATEWAY__LISTEN"), (users, "ROOKERY__SERVICES__USERS__LISTEN")] {
+        let refused = Node::start(config, metrics()).await.err().expect("the port is in use");
+        let refused = format!("{refused:#}");
+        assert!(refused.contains(&address.to_string()) && refused.contains(variable), "{refused}");
+    }
+}

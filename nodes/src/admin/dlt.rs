@@ -7,7 +7,10 @@ use axum::{
     extract::{Query, State},
     response::Response,
 };
-use rookery_actors::{event::Source, runtime::ProjectError};
+use rookery_actors::{
+    event::{Source, UnknownSource},
+    runtime::ProjectError,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Refusal, ndjson, services::Letter};
@@ -70,13 +73,20 @@ async fn letters(admin: &Admin, wanted: &Wanted) -> Result<Vec<Letter>, Refusal>
     {
         return Err(Refusal::unfit(format!("there is no service {name:?}: users, posts, comments and search are")));
     }
+    let source: Option<Source> =
+        wanted.source.as_deref().map(str::parse).transpose().map_err(|error: UnknownSource| Refusal::unfit(error.to_string()))?;
+    if let Some(Source { topic, shard }) = source
+        && shard.index() >= usize::from(admin.faces.users.runtime().shards())
+    {
+        return Err(Refusal::unfit(format!("{} has fewer shards than {shard}", topic.service())));
+    }
     let mut found = Vec::new();
     let of_service = |name: &str| wanted.service.as_deref().is_none_or(|wanted| wanted == name);
     for service in admin.services.iter().filter(|service| of_service(service.name())) {
         found.extend(service.letters(LIMIT_MAX).await?);
     }
     found.retain(|letter| {
-        wanted.source.as_ref().is_none_or(|source| *source == letter.source) && wanted.seq.is_none_or(|seq| seq == letter.seq)
+        source.is_none_or(|source| source.to_string() == letter.source) && wanted.seq.is_none_or(|seq| seq == letter.seq)
     });
     Ok(found)
 }

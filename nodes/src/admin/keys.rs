@@ -1,4 +1,4 @@
-//! `GET /keys`, `POST /keys/rotate`, `POST /grant`: what signs tokens, and who may do what.
+//! `GET /keys`, `POST /keys/rotate`, `POST /grant`, `POST /password`: what signs tokens, and who gets which.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,8 +11,10 @@ use rookery_actors::{
         Rejection, Role,
         keys::{Overlap, SigningKeys},
         names::Username,
+        password::Password,
     },
 };
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Refusal};
@@ -47,6 +49,21 @@ pub struct Grant {
     pub revoke: bool,
 }
 
+/// Who gets which password.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPassword {
+    /// The handle.
+    pub username: String,
+    /// In the clear, on its way to who hashes it.
+    #[serde(serialize_with = "expose")]
+    pub password: SecretString,
+}
+
+fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
+}
+
 pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
     let keys = SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secret).await?;
     Ok(Json(shown(&keys)))
@@ -59,9 +76,23 @@ pub(super) async fn rotate(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<K
 }
 
 pub(super) async fn grant(State(admin): State<Arc<Admin>>, Json(grant): Json<Grant>) -> Result<StatusCode, Refusal> {
-    let username = Username::parse(&grant.username).map_err(|error| Refusal::unfit(format!("username: {error}")))?;
+    let username = named(&grant.username)?;
     let role: Role = grant.role.parse().map_err(|error| Refusal::unfit(format!("{error}")))?;
-    match admin.faces.users.set_role(&username, role, !grant.revoke, Context::within(PATIENCE)).await {
+    done(&username, admin.faces.users.set_role(&username, role, !grant.revoke, Context::within(PATIENCE)).await)
+}
+
+pub(super) async fn password(State(admin): State<Arc<Admin>>, Json(new): Json<NewPassword>) -> Result<StatusCode, Refusal> {
+    let username = named(&new.username)?;
+    let password = Password::parse(new.password).map_err(|error| Refusal::unfit(format!("password: {error}")))?;
+    done(&username, admin.faces.users.set_password(&username, password, Context::within(PATIENCE)).await)
+}
+
+fn named(username: &str) -> Result<Username, Refusal> {
+    Username::parse(username).map_err(|error| Refusal::unfit(format!("username: {error}")))
+}
+
+fn done<T>(username: &Username, asked: Result<T, AskError<Rejection>>) -> Result<StatusCode, Refusal> {
+    match asked {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         Err(AskError::Rejected(Rejection::NotFound)) => {
             Err(Refusal::absent(format!("there is no user {username}: register first, then ask again")))

@@ -20,11 +20,7 @@ use futures_util::stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 
-use super::{
-    Exit,
-    client::Client,
-    lines::{HELP, Reader},
-};
+use super::{Exit, client::Client, lines::Reader};
 use crate::admin::{
     item::{Answer, Numbered, Outcome},
     ndjson::{self, LINE_BYTES_MAX},
@@ -37,12 +33,8 @@ const QUEUE: usize = 1_024;
 /// Between two lines of progress where there is no terminal.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
-/// Import users, posts and comments from JSON Lines.
-///
-/// Importing the same file again changes nothing, so an import that was interrupted, however, is simply run again. A bad
-/// line is reported with its number and counted; it never ends the import.
+/// What to import, and what to do about bad lines.
 #[derive(Debug, Args)]
-#[command(after_long_help = HELP)]
 pub(super) struct Import {
     /// The file, plain or gzip; - is standard input.
     file: PathBuf,

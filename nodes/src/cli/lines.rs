@@ -29,7 +29,7 @@ Lines: one JSON object each, the file plain or gzip.
   author      the name of a user: one of a line before, or one who is there.
   post, parent  the source_id of a line before, or the UUID of what is there.
 
-  Users get no password and cannot log in until they do; e-mail addresses are not imported.
+  Users get no password and cannot log in until `rookery admin password` gives them one; e-mail addresses are not imported.
 
   {\"source_id\", \"tag\", \"title\", \"body\", \"created_at\"}: the posts of the Reddit \"Top 2.5 Million\" set, as they are.
   Authors are made for them. &amp; &lt; &gt; become & < >; a title becomes one line; a tag gets small letters and

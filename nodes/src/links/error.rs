@@ -94,7 +94,7 @@ pub enum Lost {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address to listen on is not to be had.
-    #[error("cannot listen on {address} for other nodes")]
+    #[error("cannot listen on {address} for other nodes: set another `listen` in [cluster], or ROOKERY__CLUSTER__LISTEN")]
     Listen {
         /// Which.
         address: std::net::SocketAddr,

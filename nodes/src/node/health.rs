@@ -246,7 +246,9 @@ impl Ports {
     pub(super) fn bind(config: &Config) -> anyhow::Result<Self> {
         let services = config.node.roles.iter().filter_map(|role| Some((role, config.services.of(role)?)));
         services
-            .map(|(role, service)| Ok((role, super::named(service.listen, server::bind(service.listen))?)))
+            .map(|(role, service)| {
+                Ok((role, super::named(service.listen, &format!("services.{role}"), server::bind(service.listen))?))
+            })
             .collect::<Result<_, _>>()
             .map(Self)
     }

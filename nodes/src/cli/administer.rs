@@ -1,0 +1,114 @@
+//! The commands that a running node carries out, but for those that have a file of their own.
+
+use super::{
+    AdminCommand, DltCommand, Exit, GrantableRole, Json, KeysCommand, client::Client, import, password, print, print_json, show,
+};
+use crate::admin::{
+    dlt::{Replayed, Wanted},
+    keys::{Grant, Key, NewPassword},
+    reindex::Progress,
+    services::Letter,
+    status::Status,
+};
+
+pub(super) async fn status(client: &Client, Json { json }: Json) -> anyhow::Result<Exit> {
+    let status: Status = client.get("/status", &()).await?;
+    if json {
+        print_json(&status)?
+    } else {
+        print(&show::status(&status))
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn keys(client: &Client, command: KeysCommand) -> anyhow::Result<Exit> {
+    let (keys, json): (Vec<Key>, _) = match command {
+        KeysCommand::List(Json { json }) => (client.get("/keys", &()).await?, json),
+        KeysCommand::Rotate(Json { json }) => (client.post("/keys/rotate").await?, json),
+    };
+    if json {
+        print_json(&keys)?
+    } else {
+        print(&show::keys(&keys))
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn dead_letters(client: &Client, command: DltCommand) -> anyhow::Result<Exit> {
+    let (letters, json) = match command {
+        DltCommand::Replay(letters) => return replay(client, letters.into()).await,
+        DltCommand::List { letters, json: Json { json } } => (letters, json),
+    };
+    let letters: Vec<Letter> = client.get("/dlt", &Wanted::from(letters)).await?;
+    match letters.as_slice() {
+        letters if json => print_json(&letters)?,
+        [] => println!("there are no dead letters"),
+        letters => print(&show::letters(letters)),
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn admin(client: &Client, command: AdminCommand) -> anyhow::Result<Exit> {
+    match command {
+        AdminCommand::Grant { user, role, revoke } => {
+            let role = match role {
+                GrantableRole::Admin => "admin",
+                GrantableRole::Moderator => "moderator",
+            };
+            client.tell("/grant", &Grant { username: user.clone(), role: role.to_owned(), revoke }).await?;
+            if revoke {
+                println!("{user} has the role {role} no longer; their sessions have ended");
+            } else {
+                println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
+            }
+        }
+        AdminCommand::Password { user } => {
+            let password = password::ask(&user).await?;
+            client.tell("/password", &NewPassword { username: user.clone(), password }).await?;
+            println!("{user} has a new password; their sessions have ended");
+        }
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn reindex(client: &Client) -> anyhow::Result<Exit> {
+    let mut answers = client.ask("/reindex", &()).await?;
+    while let Some(progress) = answers.next::<Progress>().await? {
+        match progress {
+            Progress::Exported { service, documents } => {
+                eprintln!("{service}: {} documents", import::grouped(documents))
+            }
+            Progress::Checked { documents, removed } => {
+                eprintln!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
+            }
+            Progress::Indexing => eprintln!("building the indexes; the old ones serve meanwhile"),
+            Progress::Done { documents, removed } => {
+                println!(
+                    "{} documents can be found; {removed} of things that were gone are not any more",
+                    import::grouped(documents)
+                );
+                return Ok(Exit::Done);
+            }
+            Progress::Failed { reason } => {
+                anyhow::bail!("the rebuild ended early: {reason}; run it again")
+            }
+        }
+    }
+    anyhow::bail!("the node went away: start it and run `rookery reindex` again")
+}
+
+async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {
+    let mut answers = client.ask("/dlt", &wanted).await?;
+    let (mut applied, mut stayed) = (0_u64, 0_u64);
+    while let Some(Replayed { letter, error }) = answers.next().await? {
+        match error {
+            None => applied += 1,
+            Some(reason) => {
+                stayed += 1;
+                eprint!("{}", show::letters(&[Letter { reason, ..letter }]));
+            }
+        }
+    }
+    println!("applied {applied}, still dead {stayed}");
+    Ok(if stayed == 0 { Exit::Done } else { Exit::Failed })
+}
