@@ -386,6 +386,17 @@ mod secrets {
     }
 
     #[test]
+    fn a_database_url_says_how_far_tls_goes_in_the_words_that_it_knows() {
+        for mode in ["disable", "prefer", "require"] {
+            accepted("", &[("ROOKERY__SERVICES__POSTS__DATABASE_URL", &format!("{URL}?sslmode={mode}"))]);
+        }
+        for unknown in ["sslmode=verify-full", "sslrootcert=ca.pem"] {
+            let mistake = refused("", &[("ROOKERY__SERVICES__POSTS__DATABASE_URL", &format!("{URL}?{unknown}"))]);
+            assert!(mistake.contains("disable, prefer or require") && mistake.contains("SSL_CERT_FILE"), "{mistake}");
+        }
+    }
+
+    #[test]
     fn a_secret_file_lies_beside_the_file_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("secret"), SECRET).unwrap();

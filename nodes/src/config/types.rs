@@ -184,7 +184,14 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, Mismatch> {
         let wanted = "a Postgres URL such as postgres://user:password@host:5432/database";
-        let parsed: tokio_postgres::Config = text.parse().map_err(|_| Mismatch::wanted(wanted))?;
+        let parsed: tokio_postgres::Config = text.parse().map_err(|_| match text.contains("ssl") {
+            // As libpq spells it: verify-full, sslrootcert.
+            true => Mismatch::wanted(format!(
+                "{wanted}; of TLS it says sslmode=disable, prefer or require, and with TLS certificate and name are always \
+                 checked, against the machine's authorities or those of SSL_CERT_FILE"
+            )),
+            false => Mismatch::wanted(wanted),
+        })?;
         if parsed.get_hosts().is_empty() || parsed.get_dbname().is_none() {
             return Err(Mismatch::wanted(format!("{wanted}, with host and database")));
         }

@@ -152,6 +152,18 @@ fn sets_variables_that_are_a_configuration() {
     assert!(configuration(&compose.services["gateway"], &secrets).gateway.cors_origins.is_empty());
 }
 
+/// What is commented out is a configuration too, for whoever puts something in front.
+#[test]
+fn shows_how_to_name_the_proxy_in_front_of_the_gateway() {
+    let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
+    let commented = text.lines().filter_map(|line| line.trim().strip_prefix("# ROOKERY__")?.split_once(": "));
+    let mut gateway = compose().services.remove("gateway").expect("there is a gateway");
+    let before = gateway.environment.len();
+    gateway.environment.extend(commented.map(|(name, value)| (format!("ROOKERY__{name}"), value.to_owned())));
+    assert!(gateway.environment.len() > before);
+    assert!(!configuration(&gateway, &Secrets::made()).gateway.trusted_proxies.is_empty());
+}
+
 #[test]
 fn gives_every_service_a_database_of_its_own() {
     let compose = compose();
