@@ -47,9 +47,9 @@ pub struct Report {
     pub probes: BTreeMap<String, Probe>,
     /// Since the process started, in seconds.
     pub uptime_s: u64,
-    /// Actors restarted since then.
+    /// Gateways, shards and entities that failed since then and were started again.
     pub restarts: u64,
-    /// Circuit breakers by service: `closed`, `open` or `half_open`.
+    /// Circuit breakers by service: `closed`, `open` or `half_open`; none without a gateway.
     pub breakers: BTreeMap<String, String>,
 }
 

@@ -27,7 +27,10 @@ mod wire;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -184,6 +187,8 @@ pub(crate) struct Inner<S: Service> {
     /// The way to other nodes, if there are any.
     router: OnceLock<Arc<dyn Router>>,
     waiting: route::WaitingRoom,
+    /// Entities and shards that failed and live again.
+    pub(crate) restarts: AtomicU64,
     /// When shards failed: beyond their restart intensity the service gives up here.
     pub(crate) shard_failures: Mutex<Restarts>,
     pub(crate) failed: watch::Sender<bool>,
@@ -214,6 +219,7 @@ impl<S: Service> Runtime<S> {
             router: OnceLock::new(),
             waiting: route::WaitingRoom::default(),
             shard_failures: Mutex::new(Restarts::new(RestartPolicy::default(), Lifetime::Permanent)),
+            restarts: AtomicU64::new(0),
             failed: watch::Sender::new(false),
             replaying: tokio::sync::Mutex::default(),
             settings,
@@ -332,6 +338,11 @@ impl<S: Service> Runtime<S> {
     /// The latest epoch under which a shard was ever served here; 0: it never was.
     pub fn latest_epoch(&self, shard: ShardId) -> Epoch {
         self.inner.shards[shard.index()].latest()
+    }
+
+    /// How many entities and shards have failed here and lived again.
+    pub fn restarts(&self) -> u64 {
+        self.inner.restarts.load(Ordering::Relaxed)
     }
 
     /// The shards that are open here, with their epochs and the last committed position.

@@ -1,7 +1,7 @@
 //! The supervisor of a shard's entities: restarts with back-off, isolates who fails too often.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -63,6 +63,7 @@ async fn watch<S: Service>(inner: Weak<Inner<S>>, shard: ShardId, supervisor: Ac
         tracing::error!(service.name = S::NAME, shard.id = %shard, "shards failed too often, the service gives up on this node");
         inner.failed.send_replace(true);
     } else {
+        inner.restarts.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(service.name = S::NAME, shard.id = %shard, "a shard's supervisor failed, the shard opens anew");
     }
 }
@@ -118,6 +119,7 @@ fn failed<S: Service>(inner: &Inner<S>, shard: ShardId, who: &ActorCell, error: 
     match crashes.history.decide(BootTime::now().since_boot(), Cause::Failed, rand::random()) {
         Verdict::Restart { after } => {
             tracing::warn!(service.name = S::NAME, entity.id = %id, shard.id = %shard, %error, "an entity failed, it restarts");
+            inner.restarts.fetch_add(1, Ordering::Relaxed);
             crashes.until = Instant::now() + after;
         }
         Verdict::GiveUp | Verdict::Leave => {

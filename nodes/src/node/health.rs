@@ -67,6 +67,8 @@ trait Probed: Send + Sync {
     fn database(&self) -> BoxFuture<'_, Probe>;
     /// `all`: whether every shard must be served here.
     fn serving(&self, all: bool) -> Probe;
+    /// Of its shards and entities.
+    fn restarts(&self) -> u64;
 }
 
 struct OnThisNode<S: Service> {
@@ -119,6 +121,10 @@ impl<S: Service> Probed for OnThisNode<S> {
             (Status::Ok, None)
         };
         Probe { status, latency_ms: None, detail }
+    }
+
+    fn restarts(&self) -> u64 {
+        self.runtime.restarts()
     }
 }
 
@@ -196,10 +202,11 @@ impl Health for NodeHealth {
             if let Some(probe) = &self.kafka {
                 probes.insert("kafka".to_owned(), look_at_kafka(probe).await);
             }
-            let restarts = match self.tree.children().await {
+            let at_the_top: u64 = match self.tree.children().await {
                 Ok(children) => children.iter().map(|child| child.restarts).sum(),
                 Err(_) => 0,
             };
+            let restarts = at_the_top + self.services.iter().map(|service| service.restarts()).sum::<u64>();
             let positions = self.breakers.iter().flat_map(|breakers| breakers.positions());
             let breakers = positions
                 .map(|(service, position)| (service.name().to_owned(), format!("{position:?}").to_lowercase()))

@@ -40,6 +40,7 @@ async fn an_entity_that_panics_is_back_with_its_committed_state_and_its_queue_is
     let mut counts = [next.unwrap().reply, last.unwrap().reply];
     counts.sort_unstable();
     assert_eq!(counts, [2, 3], "queued behind the panic, delivered after it");
+    assert_eq!(service.runtime.restarts(), 1);
     service.stop().await;
 }
 
@@ -96,6 +97,7 @@ async fn a_shard_whose_supervisor_falls_opens_anew_with_its_committed_state() {
         last.is_some()
     })
     .await;
+    assert_eq!(service.runtime.restarts(), 1, "the shard, for nobody");
     let version = last.unwrap().version;
     assert_eq!(retitle(&posts, post.id, "v3").await.unwrap().reply.post.unwrap().version, version + 1);
     let client = sql(&config).await;
