@@ -8,11 +8,14 @@ use rookery_actors::{
     event::{Record, Topic},
     ids::{Seq, ShardId},
 };
+use serde::Deserialize;
 use uuid::Uuid;
 
 pub(crate) const SHARD: &str = "rookery-shard";
 pub(crate) const SEQ: &str = "rookery-seq";
 const EPOCH: &str = "rookery-epoch";
+/// Of the resource, where the payload is one: for readers who keep the newest without parsing it. Ours parse.
+const VERSION: &str = "rookery-version";
 const TYPE: &str = "ce_type";
 const TIME: &str = "ce_time";
 const TRACEPARENT: &str = "traceparent";
@@ -24,15 +27,28 @@ pub(crate) fn headers(topic: Topic, shard: ShardId, record: &Record) -> OwnedHea
     let headers = with(headers, SHARD, &shard);
     let headers = with(headers, SEQ, &record.seq);
     let headers = with(headers, EPOCH, &record.epoch);
+    let headers = match version(record) {
+        Some(version) => with(headers, VERSION, &version),
+        None => headers,
+    };
     match &record.traceparent {
         Some(traceparent) => with(headers, TRACEPARENT, traceparent),
         None => headers,
     }
 }
 
+/// The version of the resource in the payload; sessions, follows and epochs have none.
+fn version(record: &Record) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: Option<i64>,
+    }
+    serde_json::from_str::<Versioned>(record.payload.as_deref()?).ok()?.version
+}
+
 /// The headers that any CloudEvents consumer reads.
 pub(crate) fn cloud_event(id: &str, kind: &str, service: &str, at: Timestamp) -> OwnedHeaders {
-    let headers = with(OwnedHeaders::new_with_capacity(12), "ce_specversion", &"1.0");
+    let headers = with(OwnedHeaders::new_with_capacity(13), "ce_specversion", &"1.0");
     let headers = with(headers, "ce_id", &id);
     let headers = with(headers, TYPE, &kind);
     let headers = with(headers, "ce_source", &format!("/rookery/{service}"));
@@ -110,6 +126,42 @@ mod tests {
             let headers = headers(Topic::Posts, ShardId(shard), &record);
             let message = message(record.key.to_string().as_bytes(), record.payload.as_deref(), Some(headers));
             prop_assert_eq!(read(&message), Ok((ShardId(shard), record)));
+        }
+    }
+
+    fn record(payload: Option<&str>) -> Record {
+        Record {
+            seq: 7,
+            epoch: 2,
+            key: Uuid::from_u128(1),
+            kind: "post.updated".into(),
+            payload: payload.map(Arc::from),
+            traceparent: None,
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_resource_says_its_version_and_what_is_none_says_none() {
+        let said = |payload| text(&headers(Topic::Posts, ShardId(3), &record(payload)), VERSION).map(str::to_owned);
+        assert_eq!(said(Some(r#"{"id":"x","title":"version","version":12}"#)).as_deref(), Some("12"));
+        for payload in [Some(r#"{"follower":"x"}"#), Some("[]"), None] {
+            assert_eq!(said(payload), None, "{payload:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_without_a_version_is_read_as_one_with_it() {
+        let record = record(Some(r#"{"version":12}"#));
+        let all = headers(Topic::Posts, ShardId(3), &record);
+        let mut without = OwnedHeaders::new();
+        for header in all.iter().filter(|header| header.key != VERSION) {
+            without = without.insert(header);
+        }
+        assert_eq!(all.count(), without.count() + 1);
+        for headers in [all, without] {
+            let message = message(record.key.to_string().as_bytes(), record.payload.as_deref(), Some(headers));
+            assert_eq!(read(&message), Ok((ShardId(3), record.clone())));
         }
     }
 
