@@ -189,3 +189,69 @@ impl Authors {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::records::UserRecord;
+
+    const ADA: UserId = UserId(Uuid::from_u128(1));
+
+    fn record(kind: &str, user: &UserRecord) -> Record {
+        let payload = Some(serde_json::to_string(user).unwrap().into());
+        Record { seq: 1, epoch: 1, key: user.id.0, kind: kind.into(), payload, traceparent: None, at: Timestamp::UNIX_EPOCH }
+    }
+
+    fn named(version: i64, username: &str) -> Record {
+        let nobody = UserRecord::gone(ADA, version, Timestamp::UNIX_EPOCH);
+        record("user.updated", &UserRecord { username: username.into(), deleted: false, ..nobody })
+    }
+
+    fn gone(version: i64) -> Record {
+        record("user.deleted", &UserRecord::gone(ADA, version, Timestamp::UNIX_EPOCH))
+    }
+
+    fn known(authors: &Authors) -> (i64, String, bool) {
+        let author = authors.known(ADA).expect("somebody told of them");
+        (author.version, author.username.clone(), author.deleted)
+    }
+
+    #[test]
+    fn an_older_name_does_not_replace_a_newer_one() {
+        let authors = Authors::default();
+        for version in [2, 3, 1] {
+            authors.hear(&named(version, &format!("ada{version}")));
+        }
+        assert_eq!(known(&authors), (3, "ada3".into(), false));
+    }
+
+    #[test]
+    fn a_deleted_name_does_not_come_back_whatever_is_heard_late() {
+        let authors = Authors::default();
+        for late in [named(1, "ada"), gone(4), named(3, "ada"), named(4, "ada")] {
+            authors.hear(&late);
+        }
+        assert_eq!(known(&authors), (4, String::new(), true));
+    }
+
+    #[test]
+    fn who_was_heard_of_before_is_no_news() {
+        let authors = Authors::default();
+        authors.hear(&named(2, "ada"));
+        let generation = authors.generation();
+        authors.hear(&named(1, "old"));
+        authors.hear(&named(2, "ada"));
+        assert_eq!(authors.generation(), generation);
+        authors.hear(&gone(3));
+        assert!(authors.generation() > generation);
+    }
+
+    #[test]
+    fn what_is_about_no_author_tells_of_none() {
+        let authors = Authors::default();
+        authors.hear(&record("user.followed", &UserRecord::gone(ADA, 1, Timestamp::UNIX_EPOCH)));
+        assert!(authors.known(ADA).is_none());
+    }
+}

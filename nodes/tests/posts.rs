@@ -1,6 +1,6 @@
 //! The posts service on a real Postgres: the promises of the runtime, seen through the first service that uses it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rookery::{
@@ -9,12 +9,14 @@ use rookery::{
 };
 use rookery_actors::{
     entity::AskError,
+    event::{Record, Source, Topic},
     ids::{PostId, UserId, mint},
     posts::{
         Changes, Command, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
         rules::{Body, Tags, Title},
     },
-    runtime::{Context, IdempotencyKey, Settings},
+    records::UserRecord,
+    runtime::{Context, IdempotencyKey, Settings, Slice, SlicePart},
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -236,5 +238,38 @@ async fn a_deleted_post_is_not_published_again_under_its_id() {
 
     let (service, posts) = self::service(&config).await;
     assert_eq!(again(&posts).await, AskError::Rejected(Rejection::Deleted), "also when memory knows nothing of it");
+    service.stop().await;
+}
+
+/// Rule 19: names are a projection by version, and the tombstone is a version like any other.
+#[tokio::test]
+async fn neither_an_older_name_nor_a_late_post_brings_a_deleted_name_back() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let now = Timestamp::now();
+    let named = UserRecord { username: "ada".into(), deleted: false, ..UserRecord::gone(ADA, 2, now) };
+    let gone = UserRecord::gone(ADA, 3, now);
+    let source = Source { topic: Topic::Users, shard: service.runtime.shard_of(ADA.0) };
+    let tell = async |seq: i64, kind: &str, user: &UserRecord| {
+        let payload = serde_json::to_string(user).unwrap();
+        let (kind, payload) = (kind.into(), Some(payload.into()));
+        let record = Record { seq, epoch: 1, key: ADA.0, kind, payload, traceparent: None, at: now };
+        let slice = Slice { parts: vec![SlicePart { source, position: seq, records: vec![Arc::new(record)] }] };
+        service.runtime.apply(source.shard, &slice).await.unwrap();
+    };
+    let is_gone = async |posts: &Posts| {
+        let author = posts.authors([ADA]).await.unwrap().remove(&ADA).expect("a tombstone is kept");
+        author.deleted && author.username.is_empty()
+    };
+    tell(1, "user.created", &named).await;
+    assert!(!is_gone(&posts).await);
+    tell(2, "user.deleted", &gone).await;
+    tell(3, "user.updated", &named).await;
+    publish(&posts, "late").await;
+    assert!(is_gone(&posts).await);
+    service.stop().await;
+
+    let (service, posts) = self::service(&config).await;
+    assert!(is_gone(&posts).await, "as the table says, too");
     service.stop().await;
 }

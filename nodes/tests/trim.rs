@@ -1,4 +1,4 @@
-//! Trimming keeps the promises of rule 5.
+//! Trimming keeps the promises of rules 5 and 15.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use rookery::{
     testing::{TestPostgres, TestService},
 };
 use rookery_actors::{
-    ids::{Seq, ShardId, UserId},
+    entity::{AskError, Failure},
+    ids::{PostId, Seq, ShardId, UserId},
     posts::{
         Draft, PostService, Posts,
         rules::{Body, Tags, Title},
     },
-    runtime::{Context, Retention, Settings},
+    runtime::{Context, IdempotencyKey, Retention, Settings},
 };
 use uuid::Uuid;
 
@@ -27,19 +28,26 @@ async fn sql(config: &tokio_postgres::Config) -> tokio_postgres::Client {
     client
 }
 
+fn soon() -> Context {
+    Context::within(Duration::from_secs(10))
+}
+
+fn draft(title: &str) -> Draft {
+    Draft {
+        author: UserId(Uuid::from_u128(1)),
+        title: Title::parse(title).unwrap(),
+        body: Body::parse("").unwrap(),
+        tags: Tags::default(),
+        at: Timestamp::now(),
+    }
+}
+
 async fn filled(config: &tokio_postgres::Config) -> (TestService<PostService>, Vec<(ShardId, Seq)>) {
     let settings = Settings { shards: 4, ..Settings::default() };
     let service = TestService::start(PostService::default(), config.clone(), "n1", settings).await;
     let posts = Posts::new(service.runtime.clone());
     for n in 0..40 {
-        let draft = Draft {
-            author: UserId(Uuid::from_u128(1)),
-            title: Title::parse(&format!("p{n}")).unwrap(),
-            body: Body::parse("").unwrap(),
-            tags: Tags::default(),
-            at: Timestamp::now(),
-        };
-        posts.publish(draft, Context::within(Duration::from_secs(10))).await.unwrap();
+        posts.publish(draft(&format!("p{n}")), soon()).await.unwrap();
     }
     let heads = service.runtime.owned().into_iter().map(|(shard, _, head)| (shard, head)).collect();
     (service, heads)
@@ -71,5 +79,56 @@ async fn what_all_have_read_goes_but_epoch_records_and_last_rows_stay_and_the_co
     for ((shard, _, head), (before, old_head)) in service.runtime.owned().into_iter().zip(heads) {
         assert_eq!((shard, head), (before, old_head + 1), "the epoch record follows what was there");
     }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_kafka_does_not_have_yet_stays() {
+    let config = TestPostgres::shared().fresh_database(Database::Posts).await;
+    let (service, heads) = filled(&config).await;
+    let retention = Retention { relayed: true, ..retention(&[]) };
+    assert_eq!(service.runtime.trim(&retention).await.unwrap(), 0, "nothing has been relayed");
+
+    let client = sql(&config).await;
+    let relayed: Seq = 4;
+    for (shard, head) in &heads {
+        assert!(*head > relayed + 1, "forty posts are enough for each shard");
+        let shard = i16::try_from(shard.index()).unwrap();
+        client.execute("INSERT INTO relayed (shard, seq) VALUES ($1, $2)", &[&shard, &relayed]).await.unwrap();
+    }
+    assert!(service.runtime.trim(&retention).await.unwrap() > 0);
+    let left = client
+        .query("SELECT shard, min(seq) FROM outbox WHERE type <> 'epoch' GROUP BY shard ORDER BY shard", &[])
+        .await
+        .unwrap();
+    let left: Vec<(i16, Seq)> = left.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(left, [0, 1, 2, 3].map(|shard| (shard, relayed + 1)), "from the first that Kafka does not have on");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_kept_for_24_hours_and_forgotten_after_them() {
+    let config = TestPostgres::shared().fresh_database(Database::Posts).await;
+    let settings = Settings { shards: 4, ..Settings::default() };
+    let service = TestService::start(PostService::default(), config.clone(), "n1", settings).await;
+    let posts = Posts::new(service.runtime.clone());
+    let publish = async |hash: u8| -> Result<PostId, AskError<_>> {
+        let key = IdempotencyKey { key: "ada:/posts:1".into(), request_hash: [hash; 32] };
+        let asked = posts.publish(draft("once"), Context { idempotency: Some(key), ..soon() }).await?;
+        Ok(asked.reply.post.expect("it was published").id)
+    };
+    let client = sql(&config).await;
+    let aged = async |age: &str| {
+        let sql = format!("UPDATE idempotency SET at = now() - interval '{age}'");
+        assert_eq!(client.execute(&sql, &[]).await.unwrap(), 1);
+        let day = Duration::from_secs(24 * 3600);
+        service.runtime.trim(&Retention { idempotency: day, ..retention(&["nobody"]) }).await.unwrap();
+    };
+    let first = publish(1).await.unwrap();
+    aged("23 hours 50 minutes").await;
+    assert_eq!(publish(1).await.unwrap(), first);
+    assert_eq!(publish(2).await.unwrap_err(), AskError::Failed(Failure::KeyReused));
+    aged("24 hours 10 minutes").await;
+    assert_ne!(publish(2).await.unwrap(), first, "the key is free for another request");
     service.stop().await;
 }

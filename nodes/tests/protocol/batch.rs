@@ -3,7 +3,7 @@
 use rookery_actors::{
     ids::ShardId,
     posts::PostService,
-    runtime::{CommitError, NewRecord, Unit},
+    runtime::{CommitError, Context, IdempotencyKey, NewRecord, Unit},
 };
 use uuid::Uuid;
 
@@ -53,6 +53,38 @@ async fn two_effects_on_the_same_key_count_both() {
     assert_eq!(client.query_one("SELECT count(*) FROM post_like", &[]).await.unwrap().get::<_, i64>(0), 1);
     assert_memory_is_sql(&posts, &client).await;
     assert_gap_free(&client).await;
+    service.stop().await;
+}
+
+/// The question for an answer that is kept under a key.
+const KEPT: &str = "SELECT request_hash, reply FROM idempotency";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_flight_waits_for_the_first_answer() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = still_node(&proxy.config()).await;
+    let publish = |key: &'static str| {
+        let posts = posts.clone();
+        let key = IdempotencyKey { key: key.into(), request_hash: [1; 32] };
+        tokio::spawn(async move { posts.publish(draft(&key.key), Context { idempotency: Some(key.clone()), ..soon() }).await })
+    };
+    let held = proxy.hold(BATCH);
+    let first = publish("once");
+    let held = held.await;
+    // The second comes first and would look; it waits for its turn, and another key does not wait for it.
+    proxy.once(KEPT, Fate::Passes);
+    proxy.once(KEPT, Fate::Passes);
+    let second = publish("once");
+    let other = publish("another");
+    eventually("the other key is looked up", async || proxy.waiting() <= 1).await;
+    assert_eq!(proxy.waiting(), 1, "the second looked for an answer that is not there yet");
+    held.release(Fate::Passes);
+    let [first, second, other] =
+        [first, second, other].map(|asked| async { asked.await.unwrap().unwrap().reply.post.unwrap().id });
+    let (first, second, other) = tokio::join!(first, second, other);
+    assert!(first == second && second != other);
+    assert_eq!(titles(&sql(&config).await).await, ["another", "once"]);
     service.stop().await;
 }
 

@@ -1,6 +1,13 @@
-//! Rules 7, 8 and 10: leases, deaths and rebirths.
+//! Rules 7, 8, 10 and 17: leases, deaths and rebirths, and what cannot be another number.
 
-use rookery_actors::{entity::Failure, ids::ShardId};
+use rookery::ownership::{Membership, Ownership};
+use rookery_actors::{
+    entity::Failure,
+    ids::{Incarnation, ShardId},
+    posts::PostService,
+    runtime::{DirectoryError, Runtime, Settings},
+};
+use uuid::Uuid;
 
 use crate::{
     proxy::{Fate, Proxy, RENEWAL},
@@ -57,4 +64,24 @@ async fn an_outage_of_postgres_moves_nothing() {
     assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().version, 1);
     two.stop().await;
     one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_number_of_shards_does_not_start_and_changes_nothing() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let post = published(&posts, ShardId(2), "v1").await;
+    for wrong in [SHARDS / 2, SHARDS * 2] {
+        let settings = Settings { shards: wrong, ..settings() };
+        let runtime = Runtime::new(PostService::default(), config.clone(), Incarnation(Uuid::new_v4()), settings);
+        let refused = Ownership::start(runtime, Membership::new("n2", LONG_LEASE)).await.err().expect("it does not start");
+        let DirectoryError::ShardCount { service, stored, configured } = &refused else { panic!("{refused}") };
+        assert_eq!((*service, stored.as_str(), *configured), ("posts", "8", wrong));
+        assert!(refused.to_string().contains("set it back"), "{refused}");
+    }
+    let client = sql(&config).await;
+    let rows = client.query_one("SELECT (SELECT count(*) FROM shard), (SELECT count(*) FROM member)", &[]).await.unwrap();
+    assert_eq!((rows.get::<_, i64>(0), rows.get::<_, i64>(1)), (i64::from(SHARDS), 1));
+    assert_eq!(posts.get(post.id, deadline()).await.unwrap().unwrap().version, 1);
+    service.stop().await;
 }
