@@ -7,11 +7,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::spawn_blocking, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
 use super::{
     Answer, Query, SearchService,
-    index::{Document, Partition, PartitionError, Position},
+    index::{CheckpointError, Document, Partition, PartitionError, Position},
 };
 use crate::{
     entity::Failure,
@@ -32,6 +36,8 @@ const NEWS_WITHIN: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// After a failure.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Between two checkpoints: what is read again, at most, after the machine went down.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 
@@ -153,6 +159,10 @@ pub(crate) struct Follower {
     caught_up: Seq,
     /// A write has failed: the index is to be built anew.
     doubtful: bool,
+    /// When the last checkpoint began.
+    checkpoint_at: Instant,
+    /// One that is on its way to the disk.
+    checkpoint: Option<JoinHandle<Result<(), CheckpointError>>>,
 }
 
 /// Why a step of following failed.
@@ -176,7 +186,19 @@ impl Follower {
         obstacle: Obstacle,
         held: watch::Receiver<()>,
     ) -> Self {
-        Self { runtime, shard, partition: Some(partition), visible, rebuilds, obstacle, held, caught_up: 0, doubtful: false }
+        Self {
+            runtime,
+            shard,
+            partition: Some(partition),
+            visible,
+            rebuilds,
+            obstacle,
+            held,
+            caught_up: 0,
+            doubtful: false,
+            checkpoint_at: Instant::now(),
+            checkpoint: None,
+        }
     }
 
     /// Follows until the replica is dropped or the runtime stops, then closes the index.
@@ -201,6 +223,7 @@ impl Follower {
             };
             let obstacle = |error| format!("the index of search shard {} cannot be written: {error}", self.shard);
             self.obstacle.is(step.as_ref().err().map(obstacle));
+            self.look_after_checkpoints().await;
             match step {
                 Ok(Step::More) => continue,
                 Ok(Step::CaughtUp { documents }) => {
@@ -218,6 +241,9 @@ impl Follower {
         }
         // Whoever waits for this index to be built anew waits no longer.
         self.rebuilds.done(u64::MAX);
+        if let Some(checkpoint) = self.checkpoint.take() {
+            let _ = checkpoint.await;
+        }
         if let Some(partition) = self.partition.take() {
             let _ = spawn_blocking(move || partition.close()).await;
         }
@@ -313,6 +339,25 @@ impl Follower {
         .map_err(|_| FollowError::Panicked)?;
         self.partition = Some(partition);
         Ok(result.map_err(|_| FollowError::Panicked)??)
+    }
+
+    /// Hears how the last checkpoint ended and begins the next when it is time. Its way to the disk is not waited for.
+    async fn look_after_checkpoints(&mut self) {
+        if self.checkpoint.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(ended) = self.checkpoint.take()
+            && let Ok(Err(error)) = ended.await
+        {
+            self.doubtful |= matches!(error, CheckpointError::Lost(..));
+            tracing::warn!(shard.id = %self.shard, %error, "an index keeps its last checkpoint");
+        }
+        if self.checkpoint.is_some() || self.doubtful || self.checkpoint_at.elapsed() < CHECKPOINT_EVERY {
+            return;
+        }
+        if let Some(partition) = &self.partition {
+            let checkpoints = partition.checkpoints();
+            self.checkpoint_at = Instant::now();
+            self.checkpoint = Some(spawn_blocking(move || checkpoints.take()));
+        }
     }
 
     async fn recover(&mut self) {

@@ -1,17 +1,23 @@
-//! The folder of an index: tantivy's own directory, but for its list of files, which the folder itself is.
+//! The folder of an index: tantivy's own directory, but for two things.
 //!
-//! tantivy writes that list anew, synced, before it begins any file: eight times with every segment, a fifth of what a small
-//! commit costs. It exists so that files are found that a crash has left behind, and a look into the folder finds them too.
+//! It syncs nothing. What a commit writes is for readers, which find it in the page cache; what is to outlive the machine is
+//! the business of [`checkpoint`](super::checkpoint).
+//!
+//! And the list of files is the folder itself. tantivy writes one anew before it begins any file: eight times with every
+//! segment. It exists so that files are found that a crash has left behind, and a look into the folder finds them too.
 
 use std::{
-    fs, io,
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use tantivy::directory::error::{DeleteError, LockError, OpenDirectoryError, OpenReadError, OpenWriteError};
 use tantivy::directory::{
-    Directory, DirectoryLock, FileHandle, FileSlice, Lock, MmapDirectory, WatchCallback, WatchHandle, WritePtr,
+    AntiCallToken, Directory, DirectoryLock, FileHandle, FileSlice, Lock, MmapDirectory, TerminatingWrite, WatchCallback,
+    WatchHandle, WritePtr,
 };
 
 /// tantivy's name for the list.
@@ -52,7 +58,12 @@ impl Directory for Folder {
         if path == Path::new(LIST) {
             return Ok(());
         }
-        self.files.atomic_write(path, data)
+        let mut next = OsString::from(".");
+        next.push(path);
+        // One at a time: whoever writes has the lock of the writer.
+        let next = self.path.join(next);
+        fs::write(&next, data)?;
+        fs::rename(next, self.path.join(path))
     }
 
     fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
@@ -64,7 +75,12 @@ impl Directory for Folder {
     }
 
     fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
-        self.files.open_write(path)
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::AlreadyExists => OpenWriteError::FileAlreadyExists(path.to_owned()),
+            _ => OpenWriteError::wrap_io_error(error, path.to_owned()),
+        };
+        let file = File::create_new(self.path.join(path)).map_err(failed)?;
+        Ok(BufWriter::new(Box::new(Unsynced(file))))
     }
 
     fn delete(&self, path: &Path) -> Result<(), DeleteError> {
@@ -76,7 +92,7 @@ impl Directory for Folder {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        self.files.sync_directory()
+        Ok(())
     }
 
     fn acquire_lock(&self, lock: &Lock) -> Result<DirectoryLock, LockError> {
@@ -85,5 +101,24 @@ impl Directory for Folder {
 
     fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
         self.files.watch(callback)
+    }
+}
+
+/// A file that is left to the page cache.
+struct Unsynced(File);
+
+impl Write for Unsynced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl TerminatingWrite for Unsynced {
+    fn terminate_ref(&mut self, _: AntiCallToken) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! A search goes `query` (parse) → `plan` (resolve against the words that the index knows) → `collect` (best places) →
 //! `highlight`; and [`merge`] makes one answer of those of several partitions.
 
+mod checkpoint;
 mod collect;
 mod document;
 mod folder;
@@ -20,6 +21,7 @@ mod schema;
 mod tests;
 mod text;
 
+pub use checkpoint::{CheckpointError, Checkpoints};
 pub use document::{Document, Kind};
 pub use hits::{
     Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge, merge_suggestions,

@@ -1,10 +1,12 @@
 //! One partition of the index on disk: the writer, what it has durably applied, and how it comes back from trouble.
 //!
-//! Documents and the position up to which they were applied become durable together, in one commit: after any crash,
-//! the position that is read back is exactly what the index contains. So nothing here is precious. What cannot be read
-//! is thrown away and built again from the `documents` table.
+//! Documents and the position up to which they were applied are written together, in one commit: after any crash, the
+//! position that is read back is exactly what the index contains. After one of the machine that is the last
+//! [checkpoint](Checkpoints). So nothing here is precious. What cannot be read is thrown away and built again
+//! from the `documents` table.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
@@ -18,6 +20,7 @@ use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Tant
 use tracing::warn;
 use uuid::Uuid;
 
+use super::checkpoint::{self, Checkpoints};
 use super::document::{Document, Kind};
 use super::folder::Folder;
 use super::hits::{Hits, Search, Suggestion};
@@ -88,6 +91,7 @@ pub struct Partition {
     settings: Settings,
     index: Index,
     reader: PartitionReader,
+    checkpoints: Checkpoints,
     /// None after a failure.
     writer: Option<IndexWriter>,
     position: Position,
@@ -102,9 +106,9 @@ pub struct Partition {
 impl Partition {
     /// Opens the index in a folder, or makes one.
     ///
-    /// A folder of another format, or one that cannot be read, is emptied with a warning: [`position`](Self::position)
-    /// is then 0, and everything is applied anew. Damage inside a segment that opens may surface only later, as a
-    /// failed search.
+    /// Where the machine has started since, it is the index of the last [checkpoint](Checkpoints). A folder of another
+    /// format, or one that cannot be read, is emptied with a warning: [`position`](Self::position) is then 0, and everything
+    /// is applied anew. Damage inside a segment that opens may surface only later, as a failed search.
     ///
     /// # Errors
     /// [`PartitionError::Locked`] if a former owner does not let go in time, [`PartitionError::Folder`] if the folder
@@ -115,24 +119,30 @@ impl Partition {
         let directory = Folder::open(dir).map_err(|error| folder(io::Error::other(error)))?;
         // Whoever holds the lock may be writing: only under it can we tell damage from work in progress.
         let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
+        checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
         let opened = match open_existing(&directory) {
             Ok(opened) => opened,
             Err(reason) => {
                 warn!(index.dir = %dir.display(), %reason, "building the index in {} anew: {reason}", dir.display());
-                empty(dir).map_err(folder)?;
+                empty(dir, &[]).map_err(folder)?;
                 None
             }
         };
         let (index, reader) = match opened {
             Some(opened) => opened,
-            // A new handle: the old one remembers files that are gone.
-            None => Folder::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?,
+            None => {
+                // The mark of this boot has gone with the rest.
+                checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
+                // A new handle: the old one remembers files that are gone.
+                Folder::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?
+            }
         };
         drop(lock);
         let (_, fields) = schema::schema();
         let mut partition = Partition {
             dir: dir.to_owned(),
             settings,
+            checkpoints: Checkpoints::of(index.clone(), dir),
             index,
             reader: PartitionReader { reader, fields },
             writer: None,
@@ -159,7 +169,8 @@ impl Partition {
         self.note_failure(result)
     }
 
-    /// Makes everything applied so far durable and searchable, together with how far that is.
+    /// Makes everything applied so far searchable, together with how far that is. It outlives the process, but the machine
+    /// only with a [checkpoint](Checkpoints).
     ///
     /// # Errors
     /// [`PartitionError::Write`]; then [`recover`](Self::recover).
@@ -215,6 +226,11 @@ impl Partition {
         Ok(&self.position)
     }
 
+    /// A handle that brings commits to the disk, from any thread.
+    pub fn checkpoints(&self) -> Checkpoints {
+        self.checkpoints.clone()
+    }
+
     /// A handle that searches this partition from any thread, through resets and recoveries, until it is closed.
     pub fn reader(&self) -> PartitionReader {
         self.reader.clone()
@@ -236,17 +252,23 @@ impl Partition {
         self.reader.suggest(typed, limit)
     }
 
-    /// Gives the folder free. What was not committed is lost, and so are merges under way: the next writer begins them again.
+    /// Gives the folder free, with a checkpoint if there can be one. What was not committed is lost, and so are merges under
+    /// way: the next writer begins them again.
     ///
     /// # Errors
     /// [`PartitionError::Write`]; the last commit is not touched by that.
     pub fn close(mut self) -> Result<(), PartitionError> {
+        // After a failure nobody knows what there is.
         let Some(mut writer) = self.writer.take() else {
             return Ok(());
         };
         // Without it, the workers would first write what is never going to be committed.
         writer.rollback().map_err(PartitionError::Write)?;
-        writer.wait_merging_threads().map_err(PartitionError::Write)
+        writer.wait_merging_threads().map_err(PartitionError::Write)?;
+        if let Err(error) = self.checkpoints.take() {
+            warn!(index.dir = %self.dir.display(), %error, "an index is closed without a checkpoint");
+        }
+        Ok(())
     }
 
     /// No merge begins any more, until there is another writer: what a crash in the middle of one leaves is then the same
@@ -420,12 +442,12 @@ fn lock_writer(directory: &Folder) -> tantivy::Result<DirectoryLock> {
     Ok(directory.acquire_lock(&INDEX_WRITER_LOCK)?)
 }
 
-/// Empties the folder, but for the lock files: whoever deletes a lock takes it from its owner.
-fn empty(dir: &Path) -> io::Result<()> {
+/// Empties the folder, but for what is to be kept, and the lock files: whoever deletes a lock takes it from its owner.
+pub(super) fn empty(dir: &Path, keep: &[OsString]) -> io::Result<()> {
     let locks = [INDEX_WRITER_LOCK.filepath.as_path(), META_LOCK.filepath.as_path()];
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if locks.contains(&Path::new(&entry.file_name())) {
+        if keep.contains(&entry.file_name()) || locks.contains(&Path::new(&entry.file_name())) {
             continue;
         }
         if entry.file_type()?.is_dir() {

@@ -1,19 +1,12 @@
-//! Whatever happens to the process, the index is the documents, each once.
+//! Whatever happens to the process or to the machine, the index is the documents, each once.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{outage::Left, *};
 
 impl Fixture {
-    /// The process dies, in the middle of a merge say, and comes back.
-    fn crash(self) -> Fixture {
-        let Fixture { dir, partition, seq } = self;
-        drop(partition);
-        Fixture { partition: open(&dir), dir, seq }
-    }
-
     /// Kind, id and version of everything that can be found, in order.
     fn entries(&self) -> Vec<(Kind, u128, u64)> {
         let all = self.partition.search(&Search { limit: LIMIT_MAX, ..search("") }).unwrap();
@@ -68,6 +61,100 @@ fn a_commit_that_a_crash_cut_short_is_done_again() {
     assert_eq!(index.find_sorted("rust"), [1, 2, 3]);
     index.index(change);
     assert_eq!(index.find_sorted("rust"), [2, 3, 4]);
+}
+
+#[test]
+fn after_an_outage_the_index_begins_again_at_its_checkpoint() {
+    for left in [Left::OnlySynced, Left::NamesAndHalves] {
+        let mut index = given([post(1, "", "rust"), post(2, "", "rust")]);
+        index.checkpoint();
+        let checkpoint = index.position();
+        index.index([post(3, "", "rust"), deleted(post(1, "", "rust"))]);
+        let mut index = index.outage(left);
+        assert_eq!(index.partition.position(), &checkpoint, "{left:?}");
+        assert_eq!(index.find_sorted("rust"), [1, 2], "{left:?}");
+        index.index([post(3, "", "rust"), deleted(post(1, "", "rust"))]);
+        assert_eq!(index.find_sorted("rust"), [2, 3], "{left:?}");
+    }
+}
+
+#[test]
+fn an_outage_before_the_first_checkpoint_leaves_an_index_to_build_anew() {
+    for left in [Left::OnlySynced, Left::NamesAndHalves] {
+        let index = given([post(1, "", "rust")]).outage(left);
+        assert_eq!(index.partition.position(), &Position::default(), "{left:?}");
+    }
+}
+
+#[test]
+fn what_was_closed_in_order_outlives_an_outage() {
+    let index = given([post(1, "", "rust")]);
+    let closed = index.position();
+    let index = index.reopen().outage(Left::OnlySynced);
+    assert_eq!(index.partition.position(), &closed);
+    assert_eq!(index.find("rust"), [1]);
+}
+
+/// Merges and deletions make the files of a checkpoint superfluous to everybody else.
+#[test]
+fn a_checkpoint_keeps_its_files_whatever_becomes_of_the_index() {
+    let mut index = partition();
+    (1..=4).for_each(|id| index.index([post(id, "", "rust")]));
+    index.checkpoint();
+    let checkpoint = index.position();
+    (5..=20).for_each(|id| index.index([post(id, "", "rust"), deleted(post(id - 4, "", "rust"))]));
+    index.partition.settle();
+    let index = index.outage(Left::OnlySynced);
+    assert_eq!(index.partition.position(), &checkpoint);
+    assert_eq!(index.find_sorted("rust"), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_checkpoint_that_a_crash_cut_short_leaves_the_one_before() {
+    let mut index = given([post(1, "", "rust")]);
+    index.checkpoint();
+    let checkpoint = index.position();
+    index.index([post(2, "", "rust")]);
+    drop(index.partition.checkpoints().begin().unwrap().expect("there is something new"));
+    // The commit outlives the process, as ever.
+    let index = index.crash();
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
+    let index = index.outage(Left::OnlySynced);
+    assert_eq!(index.partition.position(), &checkpoint);
+    assert_eq!(index.find("rust"), [1]);
+}
+
+#[test]
+fn a_checkpoint_of_what_is_on_the_disk_is_none() {
+    let mut index = given([post(1, "", "rust")]);
+    index.checkpoint();
+    assert!(index.partition.checkpoints().begin().unwrap().is_none());
+}
+
+/// As on a full disk.
+#[test]
+fn a_checkpoint_that_cannot_be_written_stops_nothing() {
+    let mut index = given([post(1, "", "rust")]);
+    let in_the_way = index.dir.path().join(".checkpoint");
+    std::fs::write(&in_the_way, "").unwrap();
+    assert!(matches!(index.partition.checkpoints().begin(), Err(CheckpointError::Write(_))));
+    index.index([post(2, "", "rust")]);
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
+    let index = index.reopen();
+    assert_eq!(index.find_sorted("rust"), [1, 2]);
+}
+
+#[test]
+fn where_the_boot_of_the_machine_is_unknown_only_the_checkpoint_is_trusted() {
+    let mut index = given([post(1, "", "rust")]);
+    index.checkpoint();
+    let checkpoint = index.position();
+    index.index([post(2, "", "rust")]);
+    let Fixture { dir, partition, seq } = index;
+    drop(partition);
+    checkpoint::settle(dir.path(), None).unwrap();
+    let index = Fixture { partition: open(&dir), dir, seq };
+    assert_eq!(index.partition.position(), &checkpoint);
 }
 
 /// The documents table of one partition, and the log of its changes.
@@ -142,6 +229,10 @@ enum Step {
     Settle,
     Rebuild,
     RebuildAndCrash,
+    Checkpoint,
+    /// Half of a checkpoint, and then the process dies, or soon the machine.
+    BeginCheckpoint,
+    Outage(Left),
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -162,8 +253,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Settle),
         1 => Just(Step::Rebuild),
         1 => Just(Step::RebuildAndCrash),
+        2 => Just(Step::Checkpoint),
+        1 => Just(Step::BeginCheckpoint),
+        1 => Just(Step::Outage(Left::OnlySynced)),
+        1 => Just(Step::Outage(Left::NamesAndHalves)),
     ];
-    prop::collection::vec(step, 8..24)
+    prop::collection::vec(step, 8..28)
 }
 
 /// Reads what is new, and maybe commits it.
@@ -177,10 +272,10 @@ fn follow(index: &mut Fixture, documents: &Documents, commit: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn an_index_is_its_documents_through_crashes_and_rebuilds(steps in steps()) {
+    fn an_index_is_its_documents_through_crashes_outages_and_rebuilds(steps in steps()) {
         let (mut index, mut documents) = (partition(), Documents::default());
         for step in steps {
             match step {
@@ -208,6 +303,9 @@ proptest! {
                     follow(&mut index, &documents, false);
                     index = index.crash();
                 }
+                Step::Checkpoint => index.checkpoint(),
+                Step::BeginCheckpoint => drop(index.partition.checkpoints().begin().unwrap()),
+                Step::Outage(left) => index = index.outage(left),
             }
         }
         follow(&mut index, &documents, true);

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod durability;
+pub(super) mod outage;
 mod relevance;
 
 use jiff::Timestamp;
@@ -19,6 +20,7 @@ struct Fixture {
 
 /// An empty partition.
 fn partition() -> Fixture {
+    outage::new_disk();
     let dir = TempDir::new().unwrap();
     let partition = open(&dir);
     Fixture { dir, partition, seq: 0 }
@@ -71,6 +73,26 @@ impl Fixture {
         let mut found = self.find(query);
         found.sort_unstable();
         found
+    }
+
+    /// Brings the last commit to the disk.
+    fn checkpoint(&mut self) {
+        self.partition.checkpoints().take().unwrap();
+    }
+
+    /// The process dies, in the middle of a merge say, and comes back.
+    fn crash(self) -> Fixture {
+        let Fixture { dir, partition, seq } = self;
+        drop(partition);
+        Fixture { partition: open(&dir), dir, seq }
+    }
+
+    /// The machine goes down and comes back.
+    fn outage(self, left: outage::Left) -> Fixture {
+        let Fixture { dir, partition, seq } = self;
+        drop(partition);
+        outage::strike(dir.path(), left);
+        Fixture { partition: open(&dir), dir, seq }
     }
 
     /// Gives the folder free and opens it again.
