@@ -12,16 +12,19 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::Instant,
 };
+use uuid::Uuid;
 
 use super::{
     Answer, Query, SearchService,
-    index::{CheckpointError, Document, Partition, PartitionError, Position},
+    copying::{Bytes, Offered, Piece},
+    index::{CheckpointError, Commit, Document, Partition, PartitionError, Position},
+    signals::Signals,
 };
 use crate::{
     entity::Failure,
     event::Source,
     ids::{Seq, ShardId},
-    runtime::{Runtime, strange_answer},
+    runtime::{NodeName, Runtime, strange_answer},
 };
 
 /// Between two commits of an index that has little to do: a write is found soon.
@@ -32,6 +35,16 @@ const COMMIT_EVERY_BUSY: Duration = Duration::from_millis(500);
 const BUSY: usize = 20;
 /// The longest wait for news; an index looks around at least this often.
 const NEWS_WITHIN: Duration = Duration::from_millis(500);
+/// What another replica may take beyond that to say what it has.
+const COPY_ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How far a copy may fall behind while that other does not answer.
+const COPY_LAG_MAX: Duration = Duration::from_secs(1);
+/// Before it is asked again meanwhile.
+const COPY_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How long an index then goes on alone.
+const OWN_AFTER_FAILURE: Duration = Duration::from_secs(3);
+/// The same after it was built anew: longer than the other replica takes to be.
+const OWN_AFTER_REBUILD: Duration = Duration::from_secs(60);
 /// What the owner of the shard may take beyond that to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// After a failure.
@@ -52,107 +65,11 @@ pub const DOCUMENTS_AFTER: &str = "SELECT seq, doc FROM documents d
          WHERE p.type = 'post' AND p.id = (d.doc::json->>'post_id')::uuid) IS DISTINCT FROM 'true')
      ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES";
 
-/// How far each source can be found in an index.
-#[derive(Clone)]
-pub(crate) struct Visible(Arc<watch::Sender<Option<HashMap<Source, Seq>>>>);
-
-impl Default for Visible {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
-}
-
-impl Visible {
-    fn publish(&self, positions: HashMap<Source, Seq>) {
-        self.0.send_replace(Some(positions));
-    }
-
-    /// Whether the index has caught up since it was opened.
-    pub(crate) fn is_known(&self) -> bool {
-        self.0.borrow().is_some()
-    }
-
-    /// Ends when the index contains the source up to `seq`.
-    pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
-        let mut positions = self.0.subscribe();
-        // The sender lives as long as we do.
-        let reached = |positions: &HashMap<Source, Seq>| positions.get(&source).is_some_and(|reached| *reached >= seq);
-        let _ = positions.wait_for(|positions| positions.as_ref().is_some_and(reached)).await;
-    }
-}
-
-/// How often an index was asked to be built anew, and how often it has been.
-#[derive(Clone, Default)]
-pub(crate) struct Rebuilds(Arc<Counts>);
-
-#[derive(Default)]
-struct Counts {
-    wanted: watch::Sender<u64>,
-    done: watch::Sender<u64>,
-}
-
-impl Rebuilds {
-    /// Asks for one and waits for its end; the old index serves meanwhile.
-    pub(crate) async fn one(&self) {
-        let mut number = 0;
-        self.0.wanted.send_modify(|wanted| {
-            *wanted += 1;
-            number = *wanted;
-        });
-        // The sender lives as long as we do.
-        let _ = self.0.done.subscribe().wait_for(|done| *done >= number).await;
-    }
-
-    fn wanted(&self) -> Option<u64> {
-        let wanted = *self.0.wanted.borrow();
-        (wanted > *self.0.done.borrow()).then_some(wanted)
-    }
-
-    fn done(&self, number: u64) {
-        self.0.done.send_modify(|done| *done = number.max(*done));
-    }
-
-    async fn asked(&self) {
-        let done = *self.0.done.borrow();
-        let _ = self.0.wanted.subscribe().wait_for(|wanted| *wanted > done).await;
-    }
-}
-
-/// What keeps an index from following, if anything does.
-#[derive(Clone, Default)]
-pub(crate) struct Obstacle(Arc<watch::Sender<Option<String>>>);
-
-impl Obstacle {
-    fn is(&self, reason: Option<String>) {
-        self.0.send_if_modified(|now| {
-            let changed = *now != reason;
-            *now = reason;
-            changed
-        });
-    }
-
-    /// Ends when there has been one for so long, with the reason.
-    pub(crate) async fn lasts(&self, patience: Duration) -> String {
-        let mut obstacle = self.0.subscribe();
-        loop {
-            // The sender lives as long as we do.
-            let _ = obstacle.wait_for(Option::is_some).await;
-            if tokio::time::timeout(patience, obstacle.wait_for(Option::is_none)).await.is_err()
-                && let Some(reason) = &*obstacle.borrow()
-            {
-                return reason.clone();
-            }
-        }
-    }
-}
-
 pub(crate) struct Follower {
     runtime: Runtime<SearchService>,
     shard: ShardId,
     partition: Option<Partition>,
-    visible: Visible,
-    rebuilds: Rebuilds,
-    obstacle: Obstacle,
+    signals: Signals,
     /// Ends with the replica.
     held: watch::Receiver<()>,
     /// Up to here there is nothing more to read, whatever the index says of itself.
@@ -163,6 +80,18 @@ pub(crate) struct Follower {
     checkpoint_at: Instant,
     /// One that is on its way to the disk.
     checkpoint: Option<JoinHandle<Result<(), CheckpointError>>>,
+    /// While segments come from another replica.
+    copy: Option<Copied>,
+    /// Until then they do not, whoever makes them.
+    own_until: Instant,
+}
+
+/// What was copied last.
+#[derive(Clone, Copy)]
+struct Copied {
+    news: u64,
+    commit: Uuid,
+    at: Instant,
 }
 
 /// Why a step of following failed.
@@ -174,6 +103,10 @@ enum FollowError {
     Documents(#[from] Failure),
     #[error("the indexing task panicked")]
     Panicked,
+    #[error("the other replica is of another format")]
+    OtherFormat,
+    #[error("the replica is dropped")]
+    Dropped,
 }
 
 impl Follower {
@@ -181,23 +114,21 @@ impl Follower {
         runtime: Runtime<SearchService>,
         shard: ShardId,
         partition: Partition,
-        visible: Visible,
-        rebuilds: Rebuilds,
-        obstacle: Obstacle,
+        signals: Signals,
         held: watch::Receiver<()>,
     ) -> Self {
         Self {
             runtime,
             shard,
             partition: Some(partition),
-            visible,
-            rebuilds,
-            obstacle,
+            signals,
             held,
             caught_up: 0,
             doubtful: false,
             checkpoint_at: Instant::now(),
             checkpoint: None,
+            copy: None,
+            own_until: Instant::now(),
         }
     }
 
@@ -206,26 +137,54 @@ impl Follower {
         let mut held = self.held.clone();
         while !self.runtime.is_stopped() {
             let began = Instant::now();
+            if let Some(maker) = self.maker() {
+                let offered = tokio::select! {
+                    offered = self.offered(&maker) => offered,
+                    () = self.signals.rebuilds.asked() => continue,
+                    _ = held.changed() => break,
+                };
+                let copied = match offered {
+                    Ok(offered) => self.copy(&maker, offered).await,
+                    Err(failure) => Err(failure.into()),
+                };
+                self.look_after_checkpoints().await;
+                match copied {
+                    Ok(()) => self.signals.obstacle.is(None),
+                    Err(error) => self.cannot_copy(&maker, &error).await,
+                }
+                continue;
+            }
+            if self.copy.take().is_some() {
+                // From the last commit that was copied it goes on by itself.
+                self.recover().await;
+            }
             let reached = tokio::select! {
                 reached = self.reached(self.caught_up, NEWS_WITHIN) => reached,
                 // How far it is by now, news or not.
-                () = self.rebuilds.asked() => self.reached(0, Duration::ZERO).await,
+                () = self.signals.rebuilds.asked() => self.reached(0, Duration::ZERO).await,
                 _ = held.changed() => break,
             };
             let step = match reached {
                 Ok((head, positions)) => self.step(head, positions).await,
                 Err(failure) => {
                     // The shard is on its way, or the node that serves it cannot be reached.
-                    self.obstacle.is(Some(format!("nobody says how far search shard {} has come: {failure}", self.shard)));
+                    self.signals
+                        .obstacle
+                        .is(Some(format!("nobody says how far search shard {} has come: {failure}", self.shard)));
                     tokio::time::sleep_until(began + RETRY_AFTER).await;
                     continue;
                 }
             };
             let obstacle = |error| format!("the index of search shard {} cannot be written: {error}", self.shard);
-            self.obstacle.is(step.as_ref().err().map(obstacle));
+            self.signals.obstacle.is(step.as_ref().err().map(obstacle));
             self.look_after_checkpoints().await;
             match step {
-                Ok(Step::More) => continue,
+                Ok(Step::More) => {
+                    // Who copies need not wait until there is no more.
+                    if let Some(positions) = self.signals.visible.positions() {
+                        self.offer(&positions, true);
+                    }
+                }
                 Ok(Step::CaughtUp { documents }) => {
                     let pause = if documents < BUSY { COMMIT_EVERY } else { COMMIT_EVERY_BUSY };
                     tokio::time::sleep_until(began + pause).await;
@@ -240,7 +199,7 @@ impl Follower {
             }
         }
         // Whoever waits for this index to be built anew waits no longer.
-        self.rebuilds.done(u64::MAX);
+        self.signals.rebuilds.done(u64::MAX);
         if let Some(checkpoint) = self.checkpoint.take() {
             let _ = checkpoint.await;
         }
@@ -261,14 +220,16 @@ impl Follower {
     /// Takes in what the shard has committed. First how far it has come was asked, now its documents are read: so they
     /// contain all that the positions promise.
     async fn step(&mut self, head: Seq, positions: HashMap<Source, Seq>) -> Result<Step, FollowError> {
-        let wanted = self.rebuilds.wanted();
+        let wanted = self.signals.rebuilds.wanted();
         if wanted.is_some() || self.doubtful {
             self.rebuild(head, &positions).await?;
             self.doubtful = false;
             self.caught_up = head;
-            self.visible.publish(positions);
+            self.publish(positions, true);
+            // The other replica may still have what this is to replace.
+            self.own_until = Instant::now() + OWN_AFTER_REBUILD;
             if let Some(number) = wanted {
-                self.rebuilds.done(number);
+                self.signals.rebuilds.done(number);
             }
             return Ok(Step::CaughtUp { documents: 0 });
         }
@@ -286,8 +247,20 @@ impl Follower {
             return Ok(Step::More);
         }
         self.caught_up = head;
-        self.visible.publish(positions);
+        self.publish(positions, count > 0);
         Ok(Step::CaughtUp { documents: count })
+    }
+
+    /// Tells who waits for these positions, and who copies this index, `changed` or not.
+    fn publish(&self, positions: HashMap<Source, Seq>, changed: bool) {
+        self.offer(&positions, changed);
+        self.signals.visible.publish(positions);
+    }
+
+    fn offer(&self, positions: &HashMap<Source, Seq>, changed: bool) {
+        if let Some(partition) = &self.partition {
+            self.signals.offer.publish(partition.segments(), positions, changed);
+        }
     }
 
     async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
@@ -310,6 +283,7 @@ impl Follower {
             let documents = self.documents(applied).await?;
             let more = documents.len() as i64 >= DOCUMENTS_MAX;
             let last = documents.last().map_or(0, |(seq, _)| seq.cast_signed());
+            self.signals.indexed.add(documents.len());
             self.with_partition(move |partition| partition.apply(&documents)).await?;
             if !more {
                 let applied_seq = last.max(head).unsigned_abs();
@@ -321,14 +295,15 @@ impl Follower {
     }
 
     async fn index(&mut self, documents: Vec<(u64, Document)>, position: Position) -> Result<(), FollowError> {
+        self.signals.indexed.add(documents.len());
         self.with_partition(move |partition| partition.apply(&documents).and_then(|()| partition.commit(position))).await
     }
 
     /// Writes on a thread that may block.
-    async fn with_partition(
+    async fn with_partition<T: Send + 'static>(
         &mut self,
-        write: impl FnOnce(&mut Partition) -> Result<(), PartitionError> + Send + 'static,
-    ) -> Result<(), FollowError> {
+        write: impl FnOnce(&mut Partition) -> Result<T, PartitionError> + Send + 'static,
+    ) -> Result<T, FollowError> {
         let mut partition = self.partition.take().ok_or(FollowError::Panicked)?;
         let (partition, result) = spawn_blocking(move || {
             // Caught here, so that there is a partition to recover: its lock and its readers would be lost with it.
@@ -339,6 +314,85 @@ impl Follower {
         .map_err(|_| FollowError::Panicked)?;
         self.partition = Some(partition);
         Ok(result.map_err(|_| FollowError::Panicked)??)
+    }
+
+    /// The other replica whose segments are to be copied, if there is one: as long as that goes well, and nothing is to be
+    /// built anew here.
+    fn maker(&self) -> Option<NodeName> {
+        let alone = self.doubtful || self.signals.rebuilds.wanted().is_some() || Instant::now() < self.own_until;
+        if alone { None } else { self.runtime.service().replicas.maker(self.shard) }
+    }
+
+    /// What it has; waits a while for more than that was copied.
+    async fn offered(&self, maker: &NodeName) -> Result<Offered, Failure> {
+        let (seen, known) = self.copy.map_or((0, None), |copied| (copied.news, Some(copied.commit)));
+        // The first answer comes at once.
+        let query = Query::Offered { shard: self.shard, seen, known, wait: NEWS_WITHIN };
+        match self.runtime.query_node(maker, &query, Instant::now() + NEWS_WITHIN + COPY_ANSWER_WITHIN).await? {
+            Answer::Offered(offered) => Ok(offered),
+            _ => Err(strange_answer()),
+        }
+    }
+
+    /// Makes what another replica has ours.
+    async fn copy(&mut self, maker: &NodeName, offered: Offered) -> Result<(), FollowError> {
+        if let Some(commit) = offered.files {
+            self.copy_commit(maker, offered.commit, Arc::new(commit)).await?;
+        }
+        self.copy = Some(Copied { news: offered.news, commit: offered.commit, at: Instant::now() });
+        self.signals.visible.publish(offered.positions.into_iter().collect());
+        Ok(())
+    }
+
+    async fn copy_commit(&mut self, maker: &NodeName, id: Uuid, commit: Arc<Commit>) -> Result<(), FollowError> {
+        if !commit.is_ours() {
+            return Err(FollowError::OtherFormat);
+        }
+        self.signals.offer.withdraw();
+        let lacking = Arc::clone(&commit);
+        let missing = self
+            .with_partition(move |partition| {
+                partition.begin_copying()?;
+                partition.missing(&lacking)
+            })
+            .await?;
+        let mut wanted: Vec<(usize, u64)> = missing.iter().map(|file| (*file, 0)).collect();
+        while !wanted.is_empty() {
+            if self.held.has_changed().is_err() {
+                return Err(FollowError::Dropped);
+            }
+            let query = Query::Pieces { shard: self.shard, commit: id, wanted: wanted.clone() };
+            let pieces = match self.runtime.query_node(maker, &query, Instant::now() + ANSWER_WITHIN).await? {
+                // An answer without anything new would be asked for for ever.
+                Answer::Pieces(pieces) if pieces.iter().any(|piece| !piece.bytes.0.is_empty()) => pieces,
+                _ => return Err(strange_answer().into()),
+            };
+            for Piece { file, offset, bytes: Bytes(bytes) } in pieces {
+                let place = wanted.iter_mut().find(|place| **place == (file, offset));
+                let place = place.ok_or_else(strange_answer)?;
+                place.1 += bytes.len() as u64;
+                let of = Arc::clone(&commit);
+                self.with_partition(move |partition| partition.receive(&of, file, &bytes)).await?;
+            }
+            wanted.retain(|(file, offset)| *offset < commit.length(*file));
+        }
+        let installed = self.with_partition(move |partition| partition.install(&commit, &missing)).await;
+        self.doubtful |= installed.is_err() && !self.partition.as_ref().is_some_and(Partition::is_copying);
+        installed
+    }
+
+    /// Tries again for a moment, then goes on alone for a while.
+    async fn cannot_copy(&mut self, maker: &NodeName, error: &FollowError) {
+        if self.copy.is_some_and(|copied| copied.at.elapsed() < COPY_LAG_MAX) && !self.doubtful {
+            tokio::time::sleep(COPY_RETRY_AFTER).await;
+            return;
+        }
+        tracing::info!(shard.id = %self.shard, node.id = %maker, %error, "an index cannot be copied, its documents are indexed here");
+        self.own_until = Instant::now() + OWN_AFTER_FAILURE;
+        self.copy = None;
+        if self.partition.as_ref().is_some_and(Partition::is_copying) {
+            self.recover().await;
+        }
     }
 
     /// Hears how the last checkpoint ended and begins the next when it is time. Its way to the disk is not waited for.
@@ -391,7 +445,6 @@ enum Step {
 #[cfg(test)]
 mod tests {
     use tokio_postgres::Config;
-    use uuid::Uuid;
 
     use super::*;
     use crate::{
@@ -423,9 +476,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let partition = Partition::open(folder.path(), Settings::default()).unwrap();
         let (reader, (_held, held)) = (partition.reader(), watch::channel(()));
-        let (visible, rebuilds, obstacle) = (Visible::default(), Rebuilds::default(), Obstacle::default());
-        let mut follower = Follower::new(runtime, ShardId(0), partition, visible, rebuilds, obstacle, held);
-        let panicked = follower.with_partition(|_| panic!("an index panics")).await;
+        let mut follower = Follower::new(runtime, ShardId(0), partition, Signals::default(), held);
+        let panicked = follower.with_partition::<()>(|_| panic!("an index panics")).await;
         assert!(matches!(panicked, Err(FollowError::Panicked)), "{panicked:?}");
         follower.recover().await;
         follower.index(vec![(1, post(1))], Position::default()).await.unwrap();

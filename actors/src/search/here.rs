@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     SearchService, SearchToken,
+    copying::{Offer, Offered, Piece},
     index::{Document, Hits, Search, Suggestion, merge, merge_suggestions},
     placing::Holdings,
     replicas::Build,
@@ -58,6 +59,26 @@ pub enum Query {
     },
     /// Stores documents of a shard by version, so that once more changes nothing. For its owner.
     Put(ShardId, Vec<Document>),
+    /// Which commit of a partition can be copied from here; waits a while for news.
+    Offered {
+        /// Which partition.
+        shard: ShardId,
+        /// The news that is known already.
+        seen: u64,
+        /// The commit that was copied.
+        known: Option<Uuid>,
+        /// How long to wait for more.
+        wait: Duration,
+    },
+    /// Parts of files of a commit.
+    Pieces {
+        /// Of which partition.
+        shard: ShardId,
+        /// Which commit.
+        commit: Uuid,
+        /// Files, by number, and where to begin.
+        wanted: Vec<(usize, u64)>,
+    },
 }
 
 /// A search of some partitions.
@@ -86,6 +107,10 @@ pub enum Answer {
     Reached(Seq, Vec<(Source, Seq)>),
     /// It is stored.
     Stored,
+    /// What can be copied.
+    Offered(Offered),
+    /// Parts of files, as much as travels well.
+    Pieces(Vec<Piece>),
 }
 
 impl Answer {
@@ -93,7 +118,7 @@ impl Answer {
     pub(super) fn partitions(&self) -> &[ShardId] {
         match self {
             Self::Found(_, partitions) | Self::Suggested(_, partitions) | Self::Counted(_, partitions) => partitions,
-            Self::Holds(_) | Self::Rebuild(_) | Self::Reached(..) | Self::Stored => &[],
+            Self::Holds(_) | Self::Rebuild(_) | Self::Reached(..) | Self::Stored | Self::Offered(_) | Self::Pieces(_) => &[],
         }
     }
 }
@@ -130,7 +155,15 @@ pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, dead
             runtime.commit(*shard, unit).await.map_err(named)?;
             Answer::Stored
         }
+        Query::Offered { shard, seen, known, wait } => offer(runtime, *shard)?.news(*shard, *seen, *known, *wait).await?,
+        Query::Pieces { shard, commit, wanted } => offer(runtime, *shard)?.pieces(*commit, wanted.clone()).await?,
     })
+}
+
+fn offer(runtime: &Runtime<SearchService>, partition: ShardId) -> Result<Offer, Failure> {
+    let replica = runtime.service().replicas.get(partition);
+    let none = || Failure::Moved(format!("there is no index of search shard {partition} here"));
+    Ok(replica.ok_or_else(none)?.signals.offer.clone())
 }
 
 /// Searches the partitions that are here; the best of them, and which they are.
@@ -141,7 +174,7 @@ async fn search(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Insta
         if let Some((_, token, wait)) = asked.after.filter(|(home, ..)| home == partition) {
             // Not in time is no error: the answer is what can be found by now.
             let source = Source { topic: token.topic, shard: token.shard };
-            let _ = timeout(wait, replica.visible.reaches(source, token.seq)).await;
+            let _ = timeout(wait, replica.signals.visible.reaches(source, token.seq)).await;
         }
         let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
         let found = timeout_at(deadline, spawn_blocking(move || reader.search(&search))).await.ok()?.ok()?;

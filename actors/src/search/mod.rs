@@ -1,11 +1,13 @@
 //! Search: documents made from the other services' events, and the indexes that find them.
 
+mod copying;
 mod follower;
 mod here;
 pub mod index;
 mod placing;
 mod replicas;
 pub mod service;
+mod signals;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -114,6 +116,11 @@ impl SearchFace {
         self.runtime.service().replicas.holdings()
     }
 
+    /// How many documents the replicas of this node have indexed themselves, since they were opened; the others were copied.
+    pub fn indexed(&self) -> u64 {
+        self.runtime.service().replicas.indexed()
+    }
+
     /// Closes the indexes of this node and waits until they are.
     pub async fn closed(&self) {
         self.runtime.service().replicas.close().await;
@@ -172,7 +179,7 @@ impl SearchFace {
         let shard = shard_of(token.key, self.runtime.shards());
         let source = Source { topic: token.topic, shard: token.shard };
         match self.runtime.service().replicas.get(shard) {
-            Some(replica) => tokio::time::timeout(within, replica.visible.reaches(source, token.seq)).await.is_ok(),
+            Some(replica) => tokio::time::timeout(within, replica.signals.visible.reaches(source, token.seq)).await.is_ok(),
             None => false,
         }
     }

@@ -79,6 +79,22 @@ pub(crate) fn plan(partitions: &[ShardId], here: &Holdings, others: &BTreeMap<No
     plan
 }
 
+/// Which other node makes the segments of a partition, so that they are copied here; none: we make them. The first of those
+/// who hold it in the order of placement, who has caught up if anybody has. All see the same as soon as they have heard of
+/// each other; until then two make segments of their own, which harms nobody.
+pub(crate) fn maker(
+    partition: ShardId,
+    placed: &[NodeName],
+    (me, caught_up): (&NodeName, bool),
+    others: &BTreeMap<NodeName, Holdings>,
+) -> Option<NodeName> {
+    let held = |holdings: &Holdings| holdings.iter().find(|(held, _)| *held == partition).map(|(_, caught_up)| *caught_up);
+    let holders = others.iter().filter_map(|(node, holdings)| Some((node, held(holdings)?))).chain([(me, caught_up)]);
+    let rank = |node: &NodeName| placed.iter().position(|holder| holder == node).unwrap_or(usize::MAX);
+    let first = holders.min_by_key(|(node, caught_up)| (!caught_up, rank(node), *node)).map(|(node, _)| node);
+    first.filter(|first| *first != me).cloned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,5 +174,30 @@ mod tests {
         let plan = plan(&ids(&[0, 1, 2]), &here, &others, 0);
         assert_eq!(plan.there.get("n2"), Some(&ids(&[0])));
         assert_eq!((plan.here, plan.nowhere), (ids(&[1]), ids(&[2])));
+    }
+
+    #[test]
+    fn of_two_replicas_one_makes_the_segments_and_the_other_copies_them() {
+        let placed = names(2);
+        let both = |other: &NodeName| BTreeMap::from([(other.clone(), holdings(&[0]))]);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[0], true), &both(&placed[1])), None);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[1], true), &both(&placed[0])), Some(placed[0].clone()));
+    }
+
+    #[test]
+    fn a_replica_whose_other_is_gone_makes_its_own_segments() {
+        let placed = names(2);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[1], true), &BTreeMap::new()), None);
+        let elsewhere = BTreeMap::from([(placed[0].clone(), holdings(&[1]))]);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[1], true), &elsewhere), None);
+    }
+
+    #[test]
+    fn who_has_just_begun_copies_from_who_has_caught_up() {
+        let placed = names(2);
+        let other = BTreeMap::from([(placed[1].clone(), holdings(&[0]))]);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[0], false), &other), Some(placed[1].clone()));
+        let other = BTreeMap::from([(placed[0].clone(), vec![(ShardId(0), false)])]);
+        assert_eq!(maker(ShardId(0), &placed, (&placed[1], true), &other), None);
     }
 }

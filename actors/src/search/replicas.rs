@@ -18,9 +18,10 @@ use uuid::Uuid;
 
 use super::{
     Answer, Query, SearchService,
-    follower::{Follower, Obstacle, Rebuilds, Visible},
+    follower::Follower,
     index::{Partition, PartitionError, PartitionReader, Settings},
-    placing::{Holdings, placement},
+    placing::{Holdings, maker, placement},
+    signals::Signals,
 };
 use crate::{
     ids::ShardId,
@@ -44,9 +45,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// An index partition on this node. Its follower closes the index when it is dropped.
 pub(crate) struct Replica {
     pub(crate) reader: PartitionReader,
-    pub(crate) visible: Visible,
-    rebuilds: Rebuilds,
-    obstacle: Obstacle,
+    pub(crate) signals: Signals,
     /// Tells the follower by its end.
     _held: watch::Sender<()>,
 }
@@ -56,6 +55,8 @@ pub(crate) struct Replica {
 pub(crate) struct Replicas {
     held: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     others: RwLock<Arc<BTreeMap<NodeName, Holdings>>>,
+    /// Our name, and who should hold what.
+    placed: RwLock<Option<(NodeName, Vec<Vec<NodeName>>)>>,
     followers: Mutex<Vec<JoinHandle<()>>>,
     keeper: Mutex<Option<JoinHandle<()>>>,
     rebuild: Mutex<Option<(Uuid, watch::Receiver<Build>)>>,
@@ -93,12 +94,25 @@ impl Replicas {
     /// What this node has.
     pub(crate) fn holdings(&self) -> Holdings {
         let held = self.held.read().expect("no panic under this lock");
-        held.iter().map(|(partition, replica)| (*partition, replica.visible.is_known())).collect()
+        held.iter().map(|(partition, replica)| (*partition, replica.signals.visible.is_known())).collect()
     }
 
     /// What the others have, as of the last look.
     pub(crate) fn others(&self) -> Arc<BTreeMap<NodeName, Holdings>> {
         Arc::clone(&self.others.read().expect("no panic under this lock"))
+    }
+
+    /// The other node that makes the segments of a partition which we hold too; none: we make them.
+    pub(crate) fn maker(&self, partition: ShardId) -> Option<NodeName> {
+        let caught_up = self.get(partition)?.signals.visible.is_known();
+        let placed = self.placed.read().expect("no panic under this lock");
+        let (me, wanted) = placed.as_ref()?;
+        maker(partition, wanted.get(partition.index())?, (me, caught_up), &self.others())
+    }
+
+    /// How many documents were indexed here, and not copied.
+    pub(crate) fn indexed(&self) -> u64 {
+        self.all().iter().map(|replica| replica.signals.indexed.count()).sum()
     }
 
     /// Another node did not have what it was asked for: it is not asked again before the next look.
@@ -149,8 +163,8 @@ impl Replicas {
 async fn rebuild_all(replicas: &[Arc<Replica>], patience: Duration) -> Build {
     let all = try_join_all(replicas.iter().map(async |replica| {
         tokio::select! {
-            () = replica.rebuilds.one() => Ok(()),
-            reason = replica.obstacle.lasts(patience) => Err(reason),
+            () = replica.signals.rebuilds.one() => Ok(()),
+            reason = replica.signals.obstacle.lasts(patience) => Err(reason),
         }
     }));
     all.await.map_or_else(Build::Kept, |_| Build::Built)
@@ -183,6 +197,8 @@ async fn look_around(runtime: Runtime<SearchService>, home: Option<Home>) {
             let now = placed(&runtime, home);
             if now != wanted {
                 (wanted, since) = (now, Instant::now());
+                let placed = (Arc::clone(&home.node), wanted.clone());
+                *runtime.service().replicas.placed.write().expect("no panic under this lock") = Some(placed);
             }
             if let Err(error) = open_missing(&runtime, home, &wanted, since.elapsed() >= SETTLED_AFTER).await {
                 tracing::error!(%error, "a replica of an index cannot be opened");
@@ -223,15 +239,9 @@ async fn open(runtime: &Runtime<SearchService>, partition: ShardId, folder: &Pat
     let dir = folder.join(partition.to_string());
     let index = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
     let (held, dropped) = watch::channel(());
-    let (visible, rebuilds, obstacle) = (Visible::default(), Rebuilds::default(), Obstacle::default());
-    let replica = Replica {
-        reader: index.reader(),
-        visible: visible.clone(),
-        rebuilds: rebuilds.clone(),
-        obstacle: obstacle.clone(),
-        _held: held,
-    };
-    let follower = Follower::new(runtime.clone(), partition, index, visible, rebuilds, obstacle, dropped);
+    let signals = Signals::default();
+    let replica = Replica { reader: index.reader(), signals: signals.clone(), _held: held };
+    let follower = Follower::new(runtime.clone(), partition, index, signals, dropped);
     let replicas = &runtime.service().replicas;
     let mut followers = replicas.followers.lock().expect("no panic under this lock");
     followers.retain(|follower| !follower.is_finished());

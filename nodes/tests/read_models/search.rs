@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rookery::{migrate::Database, testing::TestPostgres};
 use rookery_actors::{
     event::Topic,
-    ids::{ShardId, mint},
+    ids::{ShardId, mint, shard_of},
     search::{
         DOCUMENTS_AFTER, SearchToken,
         index::{Document, Kind, Query, Search},
@@ -111,6 +111,48 @@ async fn a_search_waits_for_its_token_at_the_replica_that_answers() {
         assert!(found.hits.items.iter().any(|hit| hit.id == key), "{n}: {found:?}");
     }
     bridges.iter().for_each(|bridge| bridge.stop());
+}
+
+fn indexed(world: &World) -> u64 {
+    world.nodes.iter().map(|node| node.search().indexed()).sum()
+}
+
+/// Stores so many documents and waits until both of two nodes find all that were stored so far; how often one was indexed.
+async fn put_and_find(world: &World, count: u64, stored: &mut u64) -> u64 {
+    let before = indexed(world);
+    world.nodes[0].search().put((0..count).map(|_| document("it weaves")).collect()).await.unwrap();
+    *stored += count;
+    for node in &world.nodes {
+        eventually("everything is found", async || found(node, "weaves").await == Some(*stored)).await;
+    }
+    indexed(world) - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_replicas_one_indexes_and_the_other_copies() {
+    let world = World::with_search(2).await;
+    let mut stored = 0;
+    // Until both have heard of each other both index.
+    eventually("each is indexed once", async || put_and_find(&world, 40, &mut stored).await == 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_other_replica_is_gone_indexes_by_itself_and_copies_again_when_it_is_back() {
+    let world = World::with_search(2).await;
+    let mut stored = 0;
+    put_and_find(&world, 40, &mut stored).await;
+    for (gone, left) in [("n1", &world.nodes[1]), ("n2", &world.nodes[0])] {
+        eventually("both have everything", async || copies(&world).iter().all(|copies| *copies == 2)).await;
+        world.network.cut_off(gone, true);
+        // Of shards that are served where the others cannot be asked.
+        let served = |document: &Document| left.search().runtime().head(shard_of(document.id, PARTITIONS)).is_some();
+        let documents: Vec<_> = (0..40).map(|_| document("it weaves")).filter(served).collect();
+        stored += documents.len() as u64;
+        left.search().put(documents).await.unwrap();
+        eventually("it goes on", async || found(left, "weaves").await == Some(stored)).await;
+        world.network.cut_off(gone, false);
+    }
+    put_and_find(&world, 40, &mut stored).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

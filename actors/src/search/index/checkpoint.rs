@@ -25,7 +25,7 @@ const CHECKPOINT: &str = ".checkpoint";
 /// Which boot of the machine has written what is in the folder.
 pub(super) const BOOT: &str = ".boot";
 /// tantivy's list of the files of a commit.
-const META: &str = "meta.json";
+pub(super) const META: &str = "meta.json";
 /// The next one, until it is complete.
 const NEXT_META: &str = "meta.json.next";
 
@@ -113,6 +113,11 @@ impl Checkpoints {
     /// Those of the index in a folder.
     pub(super) fn of(index: Index, dir: &Path) -> Self {
         Self { index, dir: dir.join(CHECKPOINT), last: Arc::default() }
+    }
+
+    /// The same of the same index, after it was opened again.
+    pub(super) fn of_reopened(&self, index: Index) -> Self {
+        Self { index, dir: self.dir.clone(), last: Arc::clone(&self.last) }
     }
 
     /// Brings the last commit to the disk, unless it is there, and waits for that. One at a time.

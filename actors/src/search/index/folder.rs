@@ -36,13 +36,22 @@ impl Folder {
         Ok(Self { path: path.to_owned(), files: MmapDirectory::open(path)? })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Every file that may be in the way some day: all but those with a dot in front, such as locks.
-    fn list(&self) -> io::Result<Vec<u8>> {
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             names.extend(entry?.file_name().into_string().ok().filter(|name| !name.starts_with('.')));
         }
-        Ok(serde_json::to_vec(&names)?)
+        Ok(names)
+    }
+
+    fn list(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&self.names()?)?)
     }
 }
 

@@ -17,6 +17,7 @@ mod plan;
 mod query;
 mod reader;
 mod schema;
+mod segments;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -29,3 +30,4 @@ pub use hits::{
 pub use partition::{Partition, PartitionError, Position, Settings};
 pub use query::{Clause, Pattern, QUERY_BYTES_MAX, Query, QueryError};
 pub use reader::{PartitionReader, SearchError};
+pub use segments::{Commit, Segments, Snapshot};

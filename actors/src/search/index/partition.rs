@@ -5,6 +5,8 @@
 //! [checkpoint](Checkpoints). So nothing here is precious. What cannot be read is thrown away and built again
 //! from the `documents` table.
 
+mod copying;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -89,16 +91,19 @@ pub enum PartitionError {
 pub struct Partition {
     dir: PathBuf,
     settings: Settings,
+    folder: Folder,
     index: Index,
     reader: PartitionReader,
     checkpoints: Checkpoints,
-    /// None after a failure.
+    /// None after a failure, and while its segments come from another.
     writer: Option<IndexWriter>,
+    /// While they do, the writer's lock.
+    copying: Option<DirectoryLock>,
     position: Position,
     /// The versions applied since the last commit, which the reader does not see yet.
     uncommitted: HashMap<(Kind, Uuid), u64>,
-    /// How much text went to the writer since it last wrote everything out.
-    queued_bytes: usize,
+    /// No committed document has an id with a greater first half, which is when it was minted.
+    youngest: u64,
     /// Whether the committed documents are about to be replaced as a whole.
     resetting: bool,
 }
@@ -128,8 +133,8 @@ impl Partition {
                 None
             }
         };
-        let (index, reader) = match opened {
-            Some(opened) => opened,
+        let (folder, index, reader) = match opened {
+            Some((index, reader)) => (directory, index, reader),
             None => {
                 // The mark of this boot has gone with the rest.
                 checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
@@ -143,12 +148,14 @@ impl Partition {
             dir: dir.to_owned(),
             settings,
             checkpoints: Checkpoints::of(index.clone(), dir),
+            folder,
             index,
-            reader: PartitionReader { reader, fields },
+            reader: PartitionReader::new(reader, fields),
             writer: None,
+            copying: None,
             position: Position::default(),
             uncommitted: HashMap::new(),
-            queued_bytes: 0,
+            youngest: 0,
             resetting: false,
         };
         // Another may have written between the two locks.
@@ -178,8 +185,8 @@ impl Partition {
         let result = self.try_commit(&position);
         self.note_failure(result)?;
         self.position = position;
-        self.uncommitted.clear();
-        self.queued_bytes = 0;
+        let committed = self.uncommitted.drain().map(|((_, id), _)| id.as_u64_pair().0);
+        self.youngest = committed.fold(self.youngest, u64::max);
         self.resetting = false;
         Ok(())
     }
@@ -212,16 +219,20 @@ impl Partition {
     /// # Errors
     /// As [`open`](Self::open); the partition can be recovered again later.
     pub fn recover(&mut self) -> Result<&Position, PartitionError> {
-        // The old writer holds the lock that the new one needs.
-        self.writer = None;
+        if self.copying.is_some() {
+            // The writer deletes what is of no use, as far as it knows of it; what was copied it learns from the folder.
+            self.reopen().map_err(PartitionError::Write)?;
+        }
+        // The old writer holds the lock that the new one needs, or we did.
+        (self.writer, self.copying) = (None, None);
         self.uncommitted.clear();
-        self.queued_bytes = 0;
         self.resetting = false;
         let writer = self.new_writer()?;
         // What the reader sees is what the writer goes on from: by it we tell whether there is something to delete.
-        self.reader.reader.reload().map_err(PartitionError::Write)?;
+        self.reader.reload().map_err(PartitionError::Write)?;
         let payload = self.index.load_metas().map_err(PartitionError::Write)?.payload;
         self.position = payload.as_deref().map(read_payload).transpose().ok().flatten().unwrap_or_default();
+        self.youngest = self.reader.youngest().map_err(PartitionError::Write)?;
         self.writer = Some(writer);
         Ok(&self.position)
     }
@@ -258,13 +269,16 @@ impl Partition {
     /// # Errors
     /// [`PartitionError::Write`]; the last commit is not touched by that.
     pub fn close(mut self) -> Result<(), PartitionError> {
-        // After a failure nobody knows what there is.
-        let Some(mut writer) = self.writer.take() else {
-            return Ok(());
-        };
-        // Without it, the workers would first write what is never going to be committed.
-        writer.rollback().map_err(PartitionError::Write)?;
-        writer.wait_merging_threads().map_err(PartitionError::Write)?;
+        match self.writer.take() {
+            Some(mut writer) => {
+                // Without it, the workers would first write what is never going to be committed.
+                writer.rollback().map_err(PartitionError::Write)?;
+                writer.wait_merging_threads().map_err(PartitionError::Write)?;
+            }
+            // After a failure nobody knows what there is.
+            None if self.copying.is_none() => return Ok(()),
+            None => {}
+        }
         if let Err(error) = self.checkpoints.take() {
             warn!(index.dir = %self.dir.display(), %error, "an index is closed without a checkpoint");
         }
@@ -296,6 +310,8 @@ impl Partition {
             let known = match self.uncommitted.get(&(document.kind, document.id)) {
                 Some(version) => Some(*version),
                 None if self.resetting => None,
+                // Most are new. To look for one costs a search of every segment's dictionary.
+                None if document.id.as_u64_pair().0 > self.youngest => None,
                 None => self.reader.version(document.kind, document.id).map_err(PartitionError::Write)?,
             };
             // The same version again comes from a later row, so it is at least as good.
@@ -313,7 +329,6 @@ impl Partition {
                 let entry =
                     schema::entry(&schema, &self.reader.fields, document).map_err(|error| PartitionError::Write(error.into()))?;
                 writer.add_document(entry).map_err(PartitionError::Write)?;
-                self.queued_bytes += document.body.len();
             }
             self.uncommitted.insert((document.kind, document.id), document.version);
         }
@@ -322,13 +337,13 @@ impl Partition {
 
     fn try_commit(&mut self, position: &Position) -> Result<(), PartitionError> {
         let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
-        let commit = |writer: &mut IndexWriter, reader: &IndexReader| {
+        let commit = |writer: &mut IndexWriter, reader: &PartitionReader| {
             let mut prepared = writer.prepare_commit()?;
             prepared.set_payload(&payload(position)?);
             prepared.commit()?;
             reader.reload()
         };
-        commit(writer, &self.reader.reader).map_err(PartitionError::Write)
+        commit(writer, &self.reader).map_err(PartitionError::Write)
     }
 
     fn try_reset(&mut self) -> Result<(), PartitionError> {
@@ -424,13 +439,13 @@ fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader)>, Str
     Ok(Some((index, reader)))
 }
 
-fn create(directory: Folder) -> tantivy::Result<(Index, IndexReader)> {
+fn create(directory: Folder) -> tantivy::Result<(Folder, Index, IndexReader)> {
     // A thread of its own for the compression of each segment costs more than it spares.
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
-    let index = Index::builder().schema(schema::schema().0).settings(settings).open_or_create(directory)?;
+    let index = Index::builder().schema(schema::schema().0).settings(settings).open_or_create(directory.clone())?;
     schema::register_tokenizers(&index);
     let reader = new_reader(&index)?;
-    Ok((index, reader))
+    Ok((directory, index, reader))
 }
 
 fn new_reader(index: &Index) -> tantivy::Result<IndexReader> {

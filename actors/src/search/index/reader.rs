@@ -1,7 +1,9 @@
 //! Searching: a cheap handle that any number of threads share while the partition goes on writing.
 
+use std::sync::{Arc, RwLock};
+
 use tantivy::schema::Value;
-use tantivy::{DocAddress, DocSet, IndexReader, Searcher, TERMINATED, TantivyDocument};
+use tantivy::{DocAddress, DocSet, IndexReader, Searcher, SegmentReader, TERMINATED, TantivyDocument};
 use uuid::Uuid;
 
 use super::collect::{Page, Place};
@@ -11,7 +13,7 @@ use super::hits::{
     Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge_suggestions,
 };
 use super::plan::{Plan, plan};
-use super::schema::{Fields, VERSION, label, labelled, name};
+use super::schema::{Fields, ID_HIGH, VERSION, label, labelled, name};
 use super::text::{Shape, Stemmer, is_stop_word, tokens};
 
 /// How much of a body a summary quotes, in characters.
@@ -40,11 +42,31 @@ pub enum SearchError {
 /// Searches the last commit of a partition.
 #[derive(Clone)]
 pub struct PartitionReader {
-    pub(super) reader: IndexReader,
+    /// Another one after the index was opened anew.
+    reader: Arc<RwLock<IndexReader>>,
     pub(super) fields: Fields,
 }
 
 impl PartitionReader {
+    pub(super) fn new(reader: IndexReader, fields: Fields) -> Self {
+        Self { reader: Arc::new(RwLock::new(reader)), fields }
+    }
+
+    /// From now on searches the last commit of now.
+    pub(super) fn reload(&self) -> tantivy::Result<()> {
+        let reader = self.reader.read().expect("no panic under this lock").clone();
+        reader.reload()
+    }
+
+    /// From now on searches another handle of the index.
+    pub(super) fn replace(&self, reader: IndexReader) {
+        *self.reader.write().expect("no panic under this lock") = reader;
+    }
+
+    fn searcher(&self) -> Searcher {
+        self.reader.read().expect("no panic under this lock").searcher()
+    }
+
     /// One page of what matches, best first.
     ///
     /// Blocks: milliseconds, tens of them for a query of many frequent words over a million documents.
@@ -54,7 +76,7 @@ impl PartitionReader {
     pub fn search(&self, search: &Search) -> Result<Hits, SearchError> {
         search.check()?;
         let sort = search.effective_sort();
-        let searcher = self.reader.searcher();
+        let searcher = self.searcher();
         let Plan { query, marks } = plan(search, &searcher, &self.fields)?;
         let page = Page { sort, limit: search.limit.min(LIMIT_MAX), after: search.after };
         let collected = searcher.search(&query, &page)?;
@@ -76,7 +98,7 @@ impl PartitionReader {
     /// Only when the index cannot be read.
     pub fn suggest(&self, typed: &str, limit: usize) -> Result<Vec<Suggestion>, SearchError> {
         let limit = limit.min(LIMIT_MAX);
-        let searcher = self.reader.searcher();
+        let searcher = self.searcher();
         let typed = typed.trim();
         let mut found = Vec::new();
         if typed.is_empty() || typed.len() > super::query::QUERY_BYTES_MAX {
@@ -103,13 +125,20 @@ impl PartitionReader {
 
     /// How many documents can be found.
     pub fn document_count(&self) -> u64 {
-        self.reader.searcher().num_docs()
+        self.searcher().num_docs()
+    }
+
+    /// The greatest first half of an id, or more.
+    pub(super) fn youngest(&self) -> tantivy::Result<u64> {
+        let searcher = self.searcher();
+        let older = |youngest: u64, segment: &SegmentReader| Ok(youngest.max(segment.fast_fields().u64(ID_HIGH)?.max_value()));
+        searcher.segment_readers().iter().try_fold(0, older)
     }
 
     /// The version under which a document is committed, if it is.
     pub(super) fn version(&self, kind: Kind, id: Uuid) -> tantivy::Result<Option<u64>> {
         let term = labelled(&self.fields, &label::key(kind, id));
-        for segment in self.reader.searcher().segment_readers() {
+        for segment in self.searcher().segment_readers() {
             let inverted = segment.inverted_index(self.fields.label)?;
             let Some(mut postings) = inverted.read_postings(&term, tantivy::schema::IndexRecordOption::Basic)? else {
                 continue;

@@ -157,6 +157,11 @@ fn where_the_boot_of_the_machine_is_unknown_only_the_checkpoint_is_trusted() {
     assert_eq!(index.partition.position(), &checkpoint);
 }
 
+/// An id whose first half is not that of all others: what is younger than the index is not looked for there.
+fn aged(n: u128) -> u128 {
+    (n % 3) << 64 | n
+}
+
 /// The documents table of one partition, and the log of its changes.
 #[derive(Default)]
 struct Documents {
@@ -170,8 +175,11 @@ const COMMENTS: u128 = 12;
 impl Documents {
     fn change(&mut self, change: &Change) {
         let (id, fresh) = match change.of {
-            Of::Post(id) => (id, post(id, "", "rust")),
-            Of::Comment(id) => (100 + id, Document { post_id: Some(Uuid::from_u128(id % POSTS)), ..comment(100 + id, "rust") }),
+            Of::Post(n) => (aged(n), post(aged(n), "", "rust")),
+            Of::Comment(n) => {
+                let id = aged(100 + n);
+                (id, Document { post_id: Some(Uuid::from_u128(aged(n % POSTS))), ..comment(id, "rust") })
+            }
         };
         let version = self.rows.get(&(fresh.kind, id)).map_or(0, |(_, document)| document.version) + 1;
         // What is gone stays so.

@@ -48,6 +48,20 @@ fn an_older_version_never_overwrites_a_newer_one() {
     assert_eq!(index.hits("").items[0].version, 5);
 }
 
+/// What is younger than all that is there is not looked for.
+#[test]
+fn a_document_is_replaced_by_its_newer_version_whatever_its_age() {
+    let id = |n: u128| n << 64;
+    let mut index = given([post(id(2), "", "rust")]);
+    index.index([post(id(1), "", "rust"), post(id(3), "", "rust")]);
+    index.index([1, 2, 3].map(|n| Document { version: 2, ..post(id(n), "", "tokio") }));
+    assert_eq!(index.find("rust"), []);
+    let mut index = index.reopen();
+    index.index([1, 2, 3].map(|n| Document { version: 3, ..post(id(n), "", "axum") }));
+    assert_eq!(index.find("tokio"), []);
+    assert_eq!(index.find_sorted("axum"), [1, 2, 3].map(id));
+}
+
 #[test]
 fn things_of_different_kinds_may_share_an_id() {
     let index = given([post(1, "", "rust"), comment(1, "rust")]);

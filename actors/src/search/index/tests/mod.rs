@@ -1,5 +1,6 @@
 //! What one partition promises, on real folders.
 
+mod copies;
 mod crashes;
 mod durability;
 pub(super) mod outage;

@@ -1,0 +1,190 @@
+//! The files of a commit on their way to another replica, which then need not make them again (ADR 0014).
+//!
+//! A file of an index never changes, and that of a segment bears a name that nobody else gives. Only the files that say what
+//! is deleted are named after a stamp, which is used again after a crash and by another who goes on from the same commit. So
+//! a file is known by its end too: there tantivy keeps a checksum of all that is before.
+
+use std::{
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tantivy::{
+    HasLen, Index, TantivyError,
+    directory::{Directory, FileSlice, META_LOCK},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{folder::Folder, schema::FORMAT};
+
+/// Before the name of a file that is not here as a whole yet.
+const INCOMPLETE: &str = ".incomplete.";
+/// What of the end of a file is compared: tantivy's footer is a little shorter.
+const END_BYTES: usize = 128;
+
+/// What a commit consists of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Commit {
+    format: u32,
+    /// tantivy's list.
+    pub(super) meta: String,
+    pub(super) files: Vec<FileMark>,
+}
+
+/// A file, as far as it takes to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileMark {
+    pub(super) name: String,
+    length: u64,
+    /// A hash of its end.
+    end: u64,
+}
+
+impl FileMark {
+    fn of(name: String, file: &FileSlice) -> io::Result<Self> {
+        let end = file.read_bytes_slice(file.len().saturating_sub(END_BYTES)..file.len())?;
+        Ok(Self { name, length: file.len() as u64, end: xxh3_64(&end) })
+    }
+
+    fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(&self.name)
+    }
+
+    /// Where it grows.
+    fn incomplete(&self, dir: &Path) -> PathBuf {
+        let mut name = OsString::from(INCOMPLETE);
+        name.push(&self.name);
+        dir.join(name)
+    }
+
+    /// Whether a name is one that tantivy gives, and leads nowhere else.
+    fn is_plain(&self) -> bool {
+        !self.name.starts_with('.') && self.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
+    }
+}
+
+/// Where the segments of an index can be had.
+#[derive(Clone)]
+pub struct Segments {
+    pub(super) index: Index,
+    pub(super) folder: Folder,
+}
+
+/// A commit whose files stay readable, whatever becomes of the index: they are open.
+pub struct Snapshot {
+    commit: Commit,
+    files: Vec<FileSlice>,
+}
+
+impl Segments {
+    /// The last commit.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, TantivyError> {
+        // Nothing that is listed while this lock is ours is deleted meanwhile.
+        let _lock = self.index.directory().acquire_lock(&META_LOCK)?;
+        let metas = self.index.load_metas()?;
+        let (mut marks, mut files) = (Vec::new(), Vec::new());
+        for path in metas.list_segment_files() {
+            // A segment without deletions has no file for them.
+            if !self.folder.exists(&path)? {
+                continue;
+            }
+            let file = self.folder.open_read(&path)?;
+            let name = path.to_str().expect("tantivy's names are ASCII").to_owned();
+            marks.push(FileMark::of(name, &file)?);
+            files.push(file);
+        }
+        let meta = serde_json::to_string(&metas)?;
+        Ok(Snapshot { commit: Commit { format: FORMAT, meta, files: marks }, files })
+    }
+}
+
+impl Snapshot {
+    /// What it consists of.
+    pub fn commit(&self) -> &Commit {
+        &self.commit
+    }
+
+    /// Bytes of a file of its commit from an offset on, so many at most; none if it has no such place.
+    ///
+    /// # Errors
+    /// When the disk does not read.
+    pub fn piece(&self, file: usize, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let Some(file) = self.files.get(file) else {
+            return Ok(Vec::new());
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.len());
+        Ok(file.read_bytes_slice(from..file.len().min(from.saturating_add(bytes_max)))?.to_vec())
+    }
+}
+
+impl Commit {
+    /// Whether we could read it, and none of its names is a trap.
+    pub fn is_ours(&self) -> bool {
+        self.format == FORMAT && self.files.iter().all(FileMark::is_plain)
+    }
+
+    /// Which of its files, by number, are not in a folder as they should be.
+    pub(super) fn missing(&self, folder: &Folder) -> Result<Vec<usize>, TantivyError> {
+        let mut missing = Vec::new();
+        for (number, mark) in self.files.iter().enumerate() {
+            let path = Path::new(&mark.name);
+            if !folder.exists(path)? || FileMark::of(mark.name.clone(), &folder.open_read(path)?)? != *mark {
+                missing.push(number);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The length of a file.
+    pub fn length(&self, file: usize) -> u64 {
+        self.files.get(file).map_or(0, |file| file.length)
+    }
+
+    /// Adds to a file what comes next of it.
+    pub(super) fn receive(&self, folder: &Folder, file: usize, bytes: &[u8]) -> io::Result<()> {
+        let path = self.files[file].incomplete(folder.path());
+        OpenOptions::new().create(true).append(true).open(path)?.write_all(bytes)
+    }
+
+    /// Puts files that are complete where they belong; whether one of another content was there.
+    pub(super) fn put_in_place(&self, folder: &Folder, files: &[usize]) -> io::Result<bool> {
+        let mut replaced = false;
+        for mark in files.iter().map(|file| &self.files[*file]) {
+            let (from, to) = (mark.incomplete(folder.path()), mark.path(folder.path()));
+            if fs::metadata(&from)?.len() != mark.length {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of a segment came in part"));
+            }
+            replaced |= to.try_exists()?;
+            fs::rename(from, to)?;
+        }
+        Ok(replaced)
+    }
+
+    /// Deletes what does not belong to it, as tantivy's writer does where there is one.
+    pub(super) fn clear(&self, index: &Index, folder: &Folder) -> Result<(), TantivyError> {
+        let _lock = index.directory().acquire_lock(&META_LOCK)?;
+        for name in folder.names()? {
+            if name != super::checkpoint::META && !self.files.iter().any(|file| file.name == name) {
+                fs::remove_file(folder.path().join(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes what came in part and nobody goes on with.
+pub(super) fn forget_incomplete(folder: &Folder) -> io::Result<()> {
+    for entry in fs::read_dir(folder.path())? {
+        let name = entry?.file_name();
+        if name.to_string_lossy().starts_with(INCOMPLETE) {
+            fs::remove_file(folder.path().join(name))?;
+        }
+    }
+    Ok(())
+}
