@@ -20,10 +20,14 @@ use tantivy::{
     directory::{Directory, META_LOCK},
 };
 
+use super::folder::Folder;
+
 /// The folder of the checkpoint in the folder of the index. tantivy leaves alone what has a dot in front.
 const CHECKPOINT: &str = ".checkpoint";
 /// Which boot of the machine has written what is in the folder.
 pub(super) const BOOT: &str = ".boot";
+/// How often a commit is tried to be taken hold of: others may come in between.
+const SPILLS_MAX: usize = 5;
 /// tantivy's list of the files of a commit.
 pub(super) const META: &str = "meta.json";
 /// The next one, until it is complete.
@@ -91,6 +95,7 @@ fn restore(dir: &Path) -> io::Result<()> {
 #[derive(Clone)]
 pub struct Checkpoints {
     index: Index,
+    folder: Folder,
     dir: PathBuf,
     last: Arc<Mutex<Last>>,
 }
@@ -111,13 +116,13 @@ pub(super) struct Checkpoint {
 
 impl Checkpoints {
     /// Those of the index in a folder.
-    pub(super) fn of(index: Index, dir: &Path) -> Self {
-        Self { index, dir: dir.join(CHECKPOINT), last: Arc::default() }
+    pub(super) fn of(index: Index, folder: Folder, dir: &Path) -> Self {
+        Self { index, folder, dir: dir.join(CHECKPOINT), last: Arc::default() }
     }
 
     /// The same of the same index, after it was opened again.
-    pub(super) fn of_reopened(&self, index: Index) -> Self {
-        Self { index, dir: self.dir.clone(), last: Arc::clone(&self.last) }
+    pub(super) fn of_reopened(&self, index: Index, folder: Folder) -> Self {
+        Self { index, folder, dir: self.dir.clone(), last: Arc::clone(&self.last) }
     }
 
     /// Brings the last commit to the disk, unless it is there, and waits for that. One at a time.
@@ -132,32 +137,32 @@ impl Checkpoints {
     pub(super) fn begin(&self) -> Result<Option<Checkpoint>, CheckpointError> {
         // Nothing that is listed while this lock is ours is deleted meanwhile.
         let _lock = self.index.directory().acquire_lock(&META_LOCK).map_err(|error| CheckpointError::Read(error.into()))?;
-        let metas = self.index.load_metas().map_err(CheckpointError::Read)?;
-        let meta = serde_json::to_vec(&metas).map_err(io::Error::from)?;
-        if self.last().meta == meta {
-            return Ok(None);
-        }
-        let folder = self.dir.parent().expect("it lies in the folder of the index");
+        let dir = self.dir.parent().expect("it lies in the folder of the index");
         fs::create_dir_all(&self.dir)?;
-        let mut files = HashSet::new();
-        for file in metas.list_segment_files() {
-            if self.link(folder, &file)? {
-                files.insert(file);
+        for _ in 0..SPILLS_MAX {
+            let metas = self.index.load_metas().map_err(CheckpointError::Read)?;
+            let meta = serde_json::to_vec(&metas).map_err(io::Error::from)?;
+            if self.last().meta == meta {
+                return Ok(None);
+            }
+            self.folder.spill()?;
+            // A segment without deletions has no file for them.
+            let exists = |file: &PathBuf| self.folder.has(file);
+            let files: HashSet<PathBuf> = metas.list_segment_files().into_iter().filter(exists).collect();
+            match files.iter().try_for_each(|file| self.link(dir, file)) {
+                // Another commit has come in between, and is in memory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                linked => return linked.map_err(Into::into).map(|()| Some(Checkpoint { of: self.clone(), meta, files })),
             }
         }
-        Ok(Some(Checkpoint { of: self.clone(), meta, files }))
+        Err(CheckpointError::Write(io::Error::other("an index does not hold still")))
     }
 
-    /// Links a file of the index, if it exists: a segment without deletions has none for them.
-    fn link(&self, folder: &Path, file: &Path) -> io::Result<bool> {
-        let (from, to) = (folder.join(file), self.dir.join(file));
-        let inode = match fs::metadata(&from) {
-            Ok(of) => of.ino(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
+    /// Links a file of the index.
+    fn link(&self, dir: &Path, file: &Path) -> io::Result<()> {
+        let (from, to) = (dir.join(file), self.dir.join(file));
         match fs::metadata(&to) {
-            Ok(taken) if taken.ino() == inode => return Ok(true),
+            Ok(taken) if taken.ino() == fs::metadata(&from)?.ino() => return Ok(()),
             // Stamps are used again after a crash, and names with them; this one is from a checkpoint that was cut short.
             Ok(_) => {
                 self.last().files.remove(file);
@@ -166,8 +171,7 @@ impl Checkpoints {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        fs::hard_link(from, to)?;
-        Ok(true)
+        fs::hard_link(from, to)
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Last> {

@@ -16,6 +16,7 @@ mod partition;
 mod plan;
 mod query;
 mod reader;
+mod recent;
 mod schema;
 mod segments;
 #[cfg(test)]

@@ -97,8 +97,8 @@ pub struct Partition {
     checkpoints: Checkpoints,
     /// None after a failure, and while its segments come from another.
     writer: Option<IndexWriter>,
-    /// While they do, the writer's lock.
-    copying: Option<DirectoryLock>,
+    /// While they do.
+    copying: Option<copying::Copying>,
     position: Position,
     /// The versions applied since the last commit, which the reader does not see yet.
     uncommitted: HashMap<(Kind, Uuid), u64>,
@@ -125,6 +125,7 @@ impl Partition {
         // Whoever holds the lock may be writing: only under it can we tell damage from work in progress.
         let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
         checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
+        directory.replay().map_err(folder)?;
         let opened = match open_existing(&directory) {
             Ok(opened) => opened,
             Err(reason) => {
@@ -139,7 +140,9 @@ impl Partition {
                 // The mark of this boot has gone with the rest.
                 checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
                 // A new handle: the old one remembers files that are gone.
-                Folder::open(dir).map_err(TantivyError::from).and_then(create).map_err(PartitionError::Write)?
+                let directory = Folder::open(dir).map_err(|error| folder(io::Error::other(error)))?;
+                directory.replay().map_err(folder)?;
+                create(directory).map_err(PartitionError::Write)?
             }
         };
         drop(lock);
@@ -147,7 +150,7 @@ impl Partition {
         let mut partition = Partition {
             dir: dir.to_owned(),
             settings,
-            checkpoints: Checkpoints::of(index.clone(), dir),
+            checkpoints: Checkpoints::of(index.clone(), folder.clone(), dir),
             folder,
             index,
             reader: PartitionReader::new(reader, fields),
@@ -158,7 +161,7 @@ impl Partition {
             youngest: 0,
             resetting: false,
         };
-        // Another may have written between the two locks.
+        // Nobody writes between the two locks: what a node has in its data folder is its own.
         partition.recover()?;
         Ok(partition)
     }

@@ -5,6 +5,7 @@
 //! a file is known by its end too: there tantivy keeps a checksum of all that is before.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     fs::{self, OpenOptions},
     io::{self, Write},
@@ -18,7 +19,11 @@ use tantivy::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{folder::Folder, schema::FORMAT};
+use super::{
+    checkpoint::META,
+    folder::{Folder, SMALL_BYTES_MAX},
+    schema::FORMAT,
+};
 
 /// Before the name of a file that is not here as a whole yet.
 const INCOMPLETE: &str = ".incomplete.";
@@ -47,10 +52,6 @@ impl FileMark {
     fn of(name: String, file: &FileSlice) -> io::Result<Self> {
         let end = file.read_bytes_slice(file.len().saturating_sub(END_BYTES)..file.len())?;
         Ok(Self { name, length: file.len() as u64, end: xxh3_64(&end) })
-    }
-
-    fn path(&self, dir: &Path) -> PathBuf {
-        dir.join(&self.name)
     }
 
     /// Where it grows.
@@ -146,35 +147,62 @@ impl Commit {
         self.files.get(file).map_or(0, |file| file.length)
     }
 
-    /// Adds to a file what comes next of it.
-    pub(super) fn receive(&self, folder: &Folder, file: usize, bytes: &[u8]) -> io::Result<()> {
-        let path = self.files[file].incomplete(folder.path());
-        OpenOptions::new().create(true).append(true).open(path)?.write_all(bytes)
-    }
-
-    /// Puts files that are complete where they belong; whether one of another content was there.
-    pub(super) fn put_in_place(&self, folder: &Folder, files: &[usize]) -> io::Result<bool> {
-        let mut replaced = false;
-        for mark in files.iter().map(|file| &self.files[*file]) {
-            let (from, to) = (mark.incomplete(folder.path()), mark.path(folder.path()));
-            if fs::metadata(&from)?.len() != mark.length {
+    /// Puts files that have come where they belong; whether another of the same name was there.
+    pub(super) fn put_in_place(&self, folder: &Folder, incoming: Incoming, files: &[usize]) -> io::Result<bool> {
+        let marks = || files.iter().map(|file| (*file, &self.files[*file]));
+        let mut small = incoming.small;
+        for (file, mark) in marks() {
+            let come = match small.get(&file) {
+                Some(content) => content.len() as u64,
+                None => fs::metadata(mark.incomplete(folder.path()))?.len(),
+            };
+            if come != mark.length {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of a segment came in part"));
             }
-            replaced |= to.try_exists()?;
-            fs::rename(from, to)?;
         }
-        Ok(replaced)
+        let taken: Vec<&Path> = marks().map(|(_, mark)| Path::new(&mark.name)).filter(|name| folder.has(name)).collect();
+        if !taken.is_empty() {
+            // Who dies in between has none of the two commits, and must not take it for one.
+            folder.atomic_write(Path::new(META), b"")?;
+            taken.iter().try_for_each(|name| folder.delete(name)).map_err(io::Error::other)?;
+        }
+        for (file, mark) in marks() {
+            match small.remove(&file) {
+                Some(content) => folder.put(Path::new(&mark.name), content)?,
+                None => fs::rename(mark.incomplete(folder.path()), folder.path().join(&mark.name))?,
+            }
+        }
+        Ok(!taken.is_empty())
     }
 
     /// Deletes what does not belong to it, as tantivy's writer does where there is one.
     pub(super) fn clear(&self, index: &Index, folder: &Folder) -> Result<(), TantivyError> {
         let _lock = index.directory().acquire_lock(&META_LOCK)?;
         for name in folder.names()? {
-            if name != super::checkpoint::META && !self.files.iter().any(|file| file.name == name) {
-                fs::remove_file(folder.path().join(name))?;
+            if name != META && !self.files.iter().any(|file| file.name == name) {
+                folder.delete(Path::new(&name)).map_err(io::Error::other)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Files of a commit that are on their way.
+#[derive(Default)]
+pub(super) struct Incoming {
+    /// Those that fit into memory, by number; others grow in the folder.
+    small: HashMap<usize, Vec<u8>>,
+}
+
+impl Incoming {
+    /// Adds to a file what comes next of it.
+    pub(super) fn add(&mut self, commit: &Commit, folder: &Folder, file: usize, bytes: &[u8]) -> io::Result<()> {
+        let mark = &commit.files[file];
+        if mark.length <= SMALL_BYTES_MAX as u64 {
+            self.small.entry(file).or_default().extend_from_slice(bytes);
+            return Ok(());
+        }
+        OpenOptions::new().create(true).append(true).open(mark.incomplete(folder.path()))?.write_all(bytes)
     }
 }
 

@@ -2,15 +2,24 @@
 
 use std::path::Path;
 
-use tantivy::{Index, directory::Directory};
+use tantivy::{
+    Index,
+    directory::{Directory, DirectoryLock},
+};
 
 use super::{Partition, PartitionError, lock_writer, new_reader, read_payload, retry_locked};
 use crate::search::index::{
     checkpoint::META,
-    folder::Folder,
     schema,
-    segments::{Commit, Segments, forget_incomplete},
+    segments::{Commit, Incoming, Segments, forget_incomplete},
 };
+
+/// What it takes to be a copy.
+pub(super) struct Copying {
+    /// Of the writer: there is none beside it.
+    _lock: DirectoryLock,
+    incoming: Incoming,
+}
 
 impl Partition {
     /// Where others can have its segments.
@@ -32,7 +41,8 @@ impl Partition {
             writer.rollback().map_err(PartitionError::Write)?;
             writer.wait_merging_threads().map_err(PartitionError::Write)?;
         }
-        self.copying = Some(retry_locked(&self.dir, self.settings.lock_wait, || lock_writer(&self.folder))?);
+        let lock = retry_locked(&self.dir, self.settings.lock_wait, || lock_writer(&self.folder))?;
+        self.copying = Some(Copying { _lock: lock, incoming: Incoming::default() });
         Ok(())
     }
 
@@ -45,7 +55,10 @@ impl Partition {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn missing(&self, commit: &Commit) -> Result<Vec<usize>, PartitionError> {
+    pub fn missing(&mut self, commit: &Commit) -> Result<Vec<usize>, PartitionError> {
+        if let Some(copying) = &mut self.copying {
+            copying.incoming = Incoming::default();
+        }
         self.forget_incomplete()?;
         commit.missing(&self.folder).map_err(PartitionError::Write)
     }
@@ -55,7 +68,8 @@ impl Partition {
     /// # Errors
     /// When it cannot be written.
     pub fn receive(&mut self, commit: &Commit, file: usize, bytes: &[u8]) -> Result<(), PartitionError> {
-        commit.receive(&self.folder, file, bytes).map_err(|error| PartitionError::Write(error.into()))
+        let copying = self.copying.as_mut().ok_or(PartitionError::Failed)?;
+        copying.incoming.add(commit, &self.folder, file, bytes).map_err(|error| PartitionError::Write(error.into()))
     }
 
     /// Makes a commit ours, of which these files were missing and have come.
@@ -64,7 +78,8 @@ impl Partition {
     /// When it cannot be written. When it cannot be read afterwards nobody knows what there is, and this is no longer
     /// [copying](Self::is_copying).
     pub fn install(&mut self, commit: &Commit, files: &[usize]) -> Result<(), PartitionError> {
-        let put = commit.put_in_place(&self.folder, files).and_then(|replaced| {
+        let incoming = std::mem::take(&mut self.copying.as_mut().ok_or(PartitionError::Failed)?.incoming);
+        let put = commit.put_in_place(&self.folder, incoming, files).and_then(|replaced| {
             self.folder.atomic_write(Path::new(META), commit.meta.as_bytes())?;
             Ok(replaced)
         });
@@ -90,10 +105,10 @@ impl Partition {
 
     /// Opens what is in the folder with new handles.
     pub(super) fn reopen(&mut self) -> tantivy::Result<()> {
-        self.folder = Folder::open(&self.dir)?;
+        self.folder = self.folder.reopen()?;
         self.index = Index::open(self.folder.clone())?;
         schema::register_tokenizers(&self.index);
-        self.checkpoints = self.checkpoints.of_reopened(self.index.clone());
+        self.checkpoints = self.checkpoints.of_reopened(self.index.clone(), self.folder.clone());
         self.reader.replace(new_reader(&self.index)?);
         Ok(())
     }
