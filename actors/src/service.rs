@@ -33,7 +33,7 @@ pub trait Service: Send + Sync + 'static + Sized {
     /// What only the owner of a shard, or the holder of an index, can answer; asked from any node.
     type Query: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// Its answers.
-    type Answer: Serialize + DeserializeOwned + Send + 'static;
+    type Answer: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What must be asked of SQL before a command can be decided.
     type Need: Send;
 
@@ -91,6 +91,12 @@ pub trait Service: Send + Sync + 'static + Sized {
         query: &Self::Query,
         deadline: Instant,
     ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+
+    /// Whether whoever asked may keep an answer: it shows the state of the one entity that was asked for, which is there,
+    /// and nothing else of its owner's memory. Such an answer is called back before the entity changes.
+    fn is_lendable(_answer: &Self::Answer) -> bool {
+        false
+    }
 
     /// Adds to `unit` what a foreign record means for the shard of `id`.
     fn project(&self, record: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison>;

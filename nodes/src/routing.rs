@@ -320,6 +320,10 @@ impl Handler for Routes {
 }
 
 impl Router for Routes {
+    fn me(&self) -> NodeName {
+        Arc::clone(&self.shared.me)
+    }
+
     fn owner(&self, service: &'static str, shard: ShardId) -> Option<NodeName> {
         // Ours as far as the directory knows, but not open: about to be, or just handed over.
         self.shared.tables[usize::from(number(service))].owner(shard).filter(|node| *node != self.shared.me)

@@ -173,8 +173,18 @@ impl Posts {
     /// When it cannot be read now.
     pub async fn get(&self, id: PostId, deadline: Instant) -> Result<Option<Post>, Failure> {
         match here(&self.runtime, id, deadline).await {
-            Err(Failure::Moved(_)) => Ok(self.get_many([id], deadline).await?.pop()),
+            Err(Failure::Moved(_)) => {
+                self.runtime.query_copied(id.0, &Query::Get(vec![id], None), deadline, only).await?.ok_or_else(strange_answer)
+            }
             post => post,
+        }
+    }
+
+    /// A post that is in memory here, or whose copy is: no node need be asked, nothing waited for. None: it must be asked for.
+    pub fn at_hand(&self, id: PostId) -> Option<Option<Post>> {
+        match self.runtime.read_loaded(id.0, |post| post.cloned())? {
+            Ok(post) => Some(post),
+            Err(_) => self.runtime.copied(id.0, only)?,
         }
     }
 
@@ -395,6 +405,14 @@ impl Posts {
         };
         let ids = rows.iter().map(|row| PostId(row.get(0)));
         Ok(self.get_many(ids, deadline).await?.iter().map(PostRecord::of).collect())
+    }
+}
+
+/// The post of an answer about one; none: it answers something else.
+fn only(answer: &Answer) -> Option<Option<Post>> {
+    match answer {
+        Answer::Posts(posts, _) => Some(posts.first().cloned()),
+        _ => None,
     }
 }
 

@@ -314,6 +314,11 @@ impl Service for PostService {
         }
     }
 
+    fn is_lendable(answer: &Answer) -> bool {
+        // Who likes it nobody calls back.
+        matches!(answer, Answer::Posts(posts, liked) if posts.len() == 1 && liked.is_empty())
+    }
+
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));

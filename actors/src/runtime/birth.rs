@@ -55,14 +55,14 @@ async fn carry_out<S: Service>(
     let shard = inner.shard(cell.id);
     let events = S::Entity::decide(None, command, &Default::default()).map_err(AskError::Rejected)?;
     let reply = S::reply(cell.id, None, &events);
-    let mut unit = Unit { touches: vec![cell.id], ..Unit::of(inner.settings.shards) };
+    let mut unit = Unit { touches: vec![cell.id], begins: true, ..Unit::of(inner.settings.shards) };
     inner.service.write(shard.id, cell.id, None, &events, &mut unit);
     unit.effects = events.into_iter().map(|event| (cell.id, event)).collect();
     let unit = entity_actor::seal(unit, context, &reply);
     let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
     passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
     let refused = |error| entity_actor::refusal::<S>(error).error;
-    let submitted = committer::submit(inner, shard.id, cell.epoch, unit).map_err(refused)?;
+    let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await.map_err(refused)?;
     match tokio::time::timeout_at(context.deadline, committer::landed(submitted)).await {
         Ok(landed) => {
             let committed = landed.map_err(refused)?;

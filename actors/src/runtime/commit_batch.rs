@@ -24,6 +24,8 @@ pub struct Unit<S: Service> {
     pub records: Vec<NewRecord>,
     /// Entities whose rows it changes: none of them loads meanwhile.
     pub touches: Vec<Uuid>,
+    /// It begins the life of what it contains, under a new id: nobody has copies.
+    pub(crate) begins: bool,
     /// What it means to entities in memory, folded in after the commit.
     pub effects: Vec<Effect<S>>,
     /// What it means to this node's read models, told after the commit.
@@ -50,6 +52,7 @@ impl<S: Service> Default for Unit<S> {
             writes: S::Writes::default(),
             records: Vec::new(),
             touches: Vec::new(),
+            begins: false,
             effects: Vec::new(),
             notes: Vec::new(),
             inbox: Vec::new(),

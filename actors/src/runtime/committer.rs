@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::{BoxFuture, Either, FutureExt, Ready, ready};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
@@ -19,9 +20,10 @@ use uuid::Uuid;
 use super::{
     Inner,
     commit_batch::{Batch, CommitError, Committed, Positioned, Unit, statement},
-    describe,
+    copies, describe,
     directory::SessionTag,
     doubt, now,
+    shard::Begun,
     transfer::outcome_is_open,
 };
 use crate::{
@@ -63,7 +65,14 @@ pub(crate) struct Queued<S: Service> {
 /// so that nobody loads the entity, or answers from SQL beside it, in between (rule 9).
 pub(crate) struct Landed<S: Service> {
     pub(crate) result: Result<Committed, CommitError>,
-    _under_way: UnderWay<S>,
+    under_way: UnderWay<S>,
+}
+
+impl<S: Service> Landed<S> {
+    /// Memory says what was committed.
+    pub(crate) fn folded(mut self) {
+        self.under_way.unfolded = false;
+    }
 }
 
 /// A unit counts as under way while this lives.
@@ -72,19 +81,13 @@ struct UnderWay<S: Service> {
     shard: ShardId,
     ticket: u64,
     touches: Vec<Uuid>,
-}
-
-impl<S: Service> UnderWay<S> {
-    /// With the epoch now; none: what was decided under that epoch no longer stands.
-    fn begin(inner: &Arc<Inner<S>>, shard: ShardId, decided: Epoch, touches: Vec<Uuid>) -> Option<(Epoch, Self)> {
-        let (epoch, ticket) = inner.shards[shard.index()].begin(decided, &touches)?;
-        Some((epoch, Self { inner: Arc::clone(inner), shard, ticket, touches }))
-    }
+    /// It is in the database, and whoever asked for it has not yet made memory follow.
+    unfolded: bool,
 }
 
 impl<S: Service> Drop for UnderWay<S> {
     fn drop(&mut self) {
-        self.inner.shards[self.shard.index()].end(self.ticket, &self.touches);
+        self.inner.shards[self.shard.index()].end(self.ticket, &self.touches, self.unfolded);
     }
 }
 
@@ -189,13 +192,68 @@ impl<S: Service> Committer<S> {
     }
 }
 
-/// Queues a unit that was decided under an epoch; the receiver hears how it ended. The commit goes on if the receiver is dropped.
+/// Why a unit was not queued.
+enum NotQueued<S: Service> {
+    Refused(CommitError),
+    /// Others may have copies of what it changes.
+    Lent(Box<Unit<S>>),
+}
+
+impl<S: Service> From<CommitError> for NotQueued<S> {
+    fn from(error: CommitError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// How a unit was taken in.
+type Submitted<S> = Result<oneshot::Receiver<Landed<S>>, CommitError>;
+
+/// Queues a unit that was decided under an epoch, once nobody has copies of what it changes; the receiver hears how it
+/// ended. The commit goes on if the receiver is dropped.
+///
+/// Mostly nobody has, and it is done on return: an actor's future need not have room for a unit.
 pub(crate) fn submit<S: Service>(
     inner: &Arc<Inner<S>>,
     shard: ShardId,
     decided: Epoch,
+    unit: Unit<S>,
+) -> Either<Ready<Submitted<S>>, BoxFuture<'static, Submitted<S>>> {
+    let changes = !unit.begins && !unit.touches.is_empty();
+    let unit = match changes && inner.shards[shard.index()].is_quiet() {
+        true => Box::new(unit),
+        false => match queue(inner, shard, decided, unit) {
+            Ok(submitted) => return Either::Left(ready(Ok(submitted))),
+            Err(NotQueued::Refused(error)) => return Either::Left(ready(Err(error))),
+            Err(NotQueued::Lent(unit)) => unit,
+        },
+    };
+    Either::Right(queue_when_called_back(Arc::clone(inner), shard, decided, unit).boxed())
+}
+
+async fn queue_when_called_back<S: Service>(
+    inner: Arc<Inner<S>>,
+    shard: ShardId,
+    decided: Epoch,
+    unit: Box<Unit<S>>,
+) -> Submitted<S> {
+    let state = &inner.shards[shard.index()];
+    // A former owner's copies, then ours.
+    state.quiet_is_over().await;
+    let touches = unit.touches.clone();
+    let _recalling = copies::call_back(&inner, state, &touches).await;
+    queue(&inner, shard, decided, *unit).map_err(|error| match error {
+        NotQueued::Refused(error) => error,
+        NotQueued::Lent(_) => unreachable!("nothing is lent of what is called back"),
+    })
+}
+
+/// Queues a unit that contains nothing of which others may have copies, or says that they may.
+fn queue<S: Service>(
+    inner: &Arc<Inner<S>>,
+    shard: ShardId,
+    decided: Epoch,
     mut unit: Unit<S>,
-) -> Result<oneshot::Receiver<Landed<S>>, CommitError> {
+) -> Result<oneshot::Receiver<Landed<S>>, NotQueued<S>> {
     let committer = &inner.committer;
     let (done, outcome) = oneshot::channel();
     let lane = if unit.alone { Lane::Claims } else { Lane::Batches };
@@ -203,13 +261,18 @@ pub(crate) fn submit<S: Service>(
         let mut queue = committer.queue.lock().expect("no panic under this lock");
         // Under the lock: a lane looks for the last time under it, too, and then nobody answers any more.
         if committer.closed.load(Ordering::Acquire) {
-            return Err(CommitError::Unavailable("shutting down".to_owned()));
+            return Err(CommitError::Unavailable("shutting down".to_owned()).into());
         }
         if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
-            return Err(CommitError::Overloaded);
+            return Err(CommitError::Overloaded.into());
         }
-        let (epoch, under_way) =
-            UnderWay::begin(inner, shard, decided, std::mem::take(&mut unit.touches)).ok_or(CommitError::Fenced)?;
+        let (epoch, ticket) = match inner.shards[shard.index()].begin(decided, &unit.touches) {
+            Begun::UnderWay(epoch, ticket) => (epoch, ticket),
+            Begun::Fenced => return Err(CommitError::Fenced.into()),
+            Begun::Lent => return Err(NotQueued::Lent(Box::new(unit))),
+        };
+        let touches = std::mem::take(&mut unit.touches);
+        let under_way = UnderWay { inner: Arc::clone(inner), shard, ticket, touches, unfolded: false };
         let queued = Queued { shard, epoch, unit: Box::new(unit), under_way, done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
@@ -452,9 +515,11 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
 }
 
 impl<S: Service> Queued<S> {
-    pub(crate) fn finish(self, result: Result<Committed, CommitError>) {
-        // Nobody waiting is fine: what was to be folded is dropped with the entity, which loads anew.
-        let _ = self.done.send(Landed { result, _under_way: self.under_way });
+    pub(crate) fn finish(mut self, result: Result<Committed, CommitError>) {
+        // What has no effects of its own, its actor folds. Nobody waiting is fine: what was to be folded is dropped with the
+        // entity, which loads anew, and is lent to nobody before.
+        self.under_way.unfolded = result.is_ok() && self.unit.effects.is_empty();
+        let _ = self.done.send(Landed { result, under_way: self.under_way });
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Granted {
     pub epoch: Epoch,
     /// The position of the epoch record: the last one in the log.
     pub seq: Seq,
+    /// No reader has copies that a former owner lent: it called them back and gave the shard away, or there was none.
+    pub called_back: bool,
 }
 
 /// Why the directory could not be used.

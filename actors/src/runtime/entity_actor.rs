@@ -205,21 +205,22 @@ impl<S: Service> EntityActor<S> {
             if events.is_empty() {
                 return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
             }
-            let mut unit = Unit { touches: vec![cell.id], ..Unit::of(inner.settings.shards) };
+            let begins = S::creates(command);
+            let mut unit = Unit { touches: vec![cell.id], begins, ..Unit::of(inner.settings.shards) };
             inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
             (reply, events, unit)
         };
         let unit = seal(unit, context, &reply);
         let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
         passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
-        let submitted = committer::submit(inner, shard.id, cell.epoch, unit).map_err(refusal::<S>)?;
+        let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await.map_err(refusal::<S>)?;
         let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
         let committed = landed.result.clone().map_err(refusal::<S>)?;
         // What is committed cannot be refused any more.
         let _ = fail_point::pass(Point::AfterCommit, cell.id).await;
         cell.evolve(&inner.service, shard.id, &events);
         // In memory: from here on others may read beside it.
-        drop(landed);
+        landed.folded();
         inner.weigh(cell);
         Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
     }

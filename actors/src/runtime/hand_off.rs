@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Directory, Granted, Inner, ShardRow, describe, doubt,
+    Directory, Granted, Inner, ShardRow, copies, describe, doubt,
     shard::Shard,
     transfer::{grant, outcome_is_open, take_over},
 };
@@ -46,8 +46,14 @@ pub(crate) async fn hand_off<S: Service>(
     let closing: Vec<&Shard<S>> = shards.iter().map(|shard| &inner.shards[shard.index()]).collect();
     let closing: Vec<&Shard<S>> = closing.into_iter().filter(|shard| shard.close_admission()).collect();
     let all = join_all(closing.iter().map(|shard| timeout_at(closed_at + patience, shard.drained())));
+    // Nothing more is lent, so what is called back stays so: the new owner knows nothing of it.
+    let lent: Vec<ShardId> = closing.iter().map(|shard| shard.id).collect();
+    let called_back = copies::call_back_shards(inner, &lent);
+    // Nor of what we were to wait for ourselves.
+    let quiet = join_all(closing.iter().map(|shard| shard.quiet_is_over()));
+    let (all, ..) = tokio::join!(all, called_back, quiet);
     let mut seen = Vec::new();
-    for (shard, drained) in closing.iter().zip(all.await) {
+    for (shard, drained) in closing.iter().zip(all) {
         match drained {
             Ok(Some(epoch)) => seen.push(ShardRow { id: shard.id, epoch, owner: Some(me), target: Some(to) }),
             // Lost meanwhile, and closed.

@@ -17,6 +17,21 @@ impl BootTime {
         Duration::from_nanos(self.0)
     }
 
+    /// A moment so long after boot.
+    pub const fn after_boot(time: Duration) -> Self {
+        Self(time.as_nanos() as u64)
+    }
+
+    /// So much later.
+    pub fn plus(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(time.as_nanos() as u64))
+    }
+
+    /// How long ago `earlier` was; nothing, if it is yet to come.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
     /// Whole seconds since boot.
     pub fn as_secs(self) -> u64 {
         self.0 / 1_000_000_000
@@ -49,7 +64,12 @@ impl Lease {
 
     /// Whether this node may still serve.
     pub fn is_valid(&self) -> bool {
-        BootTime::now().0 < self.until_ns.load(Ordering::Acquire)
+        BootTime::now() < self.until()
+    }
+
+    /// When it ends, unless it is renewed or revoked.
+    pub(crate) fn until(&self) -> BootTime {
+        BootTime(self.until_ns.load(Ordering::Acquire))
     }
 }
 

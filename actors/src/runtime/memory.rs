@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use uuid::Uuid;
 
-use super::{BootTime, Inner, activation, cell::Cell};
+use super::{BootTime, Inner, activation, cell::Cell, copies};
 use crate::service::Service;
 
 /// A cell with its places in the maps of its shard, in bytes, besides the entity's state.
@@ -80,6 +80,7 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while let Some(inner) = inner.upgrade() {
             sweep(&inner).await;
+            copies::tidy(&inner);
             tokio::time::sleep(PAUSE).await;
             tokio::select! {
                 _ = tick.tick() => {}

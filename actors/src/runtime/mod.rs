@@ -5,6 +5,7 @@ mod birth;
 mod cell;
 mod commit_batch;
 mod committer;
+mod copies;
 mod database;
 mod dead_letters;
 mod directory;
@@ -42,7 +43,7 @@ use tokio::time::Instant;
 use tokio_postgres::Config;
 use uuid::Uuid;
 
-use self::{cell::Cell, committer::Committer, loader::Loader, memory::Memory, shard::Shard};
+use self::{cell::Cell, committer::Committer, copies::Copies, loader::Loader, memory::Memory, shard::Shard};
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     database::{Database, PoolSize, Pooled},
@@ -85,6 +86,8 @@ pub struct Settings {
     pub load_batch_max: usize,
     /// Loading statements under way at most.
     pub loads_max: usize,
+    /// Memory that copies of what other nodes serve may take, in bytes; 0: there are none.
+    pub copies_bytes: usize,
     /// Records of recent commits kept in memory per shard, in bytes.
     pub tail_bytes: usize,
     /// Connections for reads.
@@ -102,6 +105,7 @@ impl Default for Settings {
             queue_max: 16_384,
             load_batch_max: 256,
             loads_max: 4,
+            copies_bytes: 64 << 20,
             tail_bytes: 256 << 10,
             pool: PoolSize::default(),
         }
@@ -175,6 +179,7 @@ pub(crate) struct Inner<S: Service> {
     pub(crate) shards: Vec<Shard<S>>,
     pub(crate) lease: Lease,
     pub(crate) memory: Memory,
+    pub(crate) copies: Copies,
     pub(crate) committer: Committer<S>,
     pub(crate) loader: Loader<S::Entity>,
     /// Counts batches, so that readers of the log wake up.
@@ -210,6 +215,7 @@ impl<S: Service> Runtime<S> {
             shards,
             lease: Lease::default(),
             memory: Memory::new(settings.cache_bytes),
+            copies: Copies::new(settings.copies_bytes),
             committer: Committer::new(settings.queue_max),
             loader: Loader::new(settings.loads_max),
             batches: watch::Sender::new(0),
@@ -366,7 +372,7 @@ impl<S: Service> Runtime<S> {
     /// Why it was not committed.
     pub async fn commit(&self, shard: ShardId, unit: Unit<S>) -> Result<Committed, CommitError> {
         let epoch = self.inner.shards[shard.index()].tenure().ok_or(CommitError::Fenced)?;
-        committer::landed(committer::submit(&self.inner, shard, epoch, unit)?).await
+        committer::landed(committer::submit(&self.inner, shard, epoch, unit).await?).await
     }
 
     /// The last committed position of a shard that is open here.

@@ -194,7 +194,7 @@ pub(crate) async fn commit<S: Service>(
     unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
     unit.touches.sort_unstable();
     unit.touches.dedup();
-    let submitted = committer::submit(inner, shard, epoch, unit).map_err(Failure::from)?;
+    let submitted = committer::submit(inner, shard, epoch, unit).await.map_err(Failure::from)?;
     match committer::landed(submitted).await {
         Ok(_) => Ok(()),
         Err(CommitError::Refused { message, .. }) => Err(ProjectError::Refused(message)),

@@ -35,6 +35,9 @@ pub type NodeName = Arc<str>;
 
 /// Knows who serves a shard, and carries questions there. One per node; `nodes` implements it over its links.
 pub trait Router: Send + Sync + 'static {
+    /// The name of this node.
+    fn me(&self) -> NodeName;
+
     /// The node that serves a shard, as far as is known: a hint, for whoever is asked looks for itself.
     fn owner(&self, service: &'static str, shard: ShardId) -> Option<NodeName>;
 
@@ -167,10 +170,9 @@ impl<S: Service> Runtime<S> {
         let mut way = Way::to(self, shard, deadline);
         loop {
             let place = way.next().await?;
-            match self.query_at(&place, query, deadline).await {
-                Err(failure @ (Failure::Moved(_) | Failure::Unknown(_))) => way.missed(failure)?,
-                Err(Failure::Unavailable(reason)) if place != Place::Here => way.missed(Failure::Unavailable(reason))?,
-                answer => return answer,
+            let answer = self.query_at(&place, query, deadline).await;
+            if let Some(answer) = way.arrived(&place, answer)? {
+                return Ok(answer);
             }
         }
     }
@@ -251,7 +253,7 @@ impl<S: Service> Runtime<S> {
         join_all(asked).await
     }
 
-    async fn query_at(&self, place: &Place, query: &S::Query, deadline: Instant) -> Result<S::Answer, Failure> {
+    pub(crate) async fn query_at(&self, place: &Place, query: &S::Query, deadline: Instant) -> Result<S::Answer, Failure> {
         match place {
             Place::Here => S::answer(self, query, deadline).await,
             Place::There(node) => match self.send(Arc::clone(node), &wire::Question::Query(query), deadline).await? {
@@ -268,10 +270,21 @@ impl<S: Service> Runtime<S> {
         question: &wire::Question<'_, S>,
         deadline: Instant,
     ) -> Result<wire::Answer<S>, SendError> {
+        Ok(self.send_measured(node, question, deadline).await?.0)
+    }
+
+    /// The same with the size of the answer, in bytes.
+    pub(crate) async fn send_measured(
+        &self,
+        node: NodeName,
+        question: &wire::Question<'_, S>,
+        deadline: Instant,
+    ) -> Result<(wire::Answer<S>, usize), SendError> {
         let router = self.router().ok_or_else(|| SendError::Undelivered("there are no other nodes".to_owned()))?;
         let question = wire::encode(question, deadline).map_err(|error| SendError::Undelivered(error.to_string()))?;
         let answer = router.send(node, S::NAME, question, deadline).await?;
-        wire::decode(&answer).map_err(|error| SendError::Lost(error.to_string()))
+        let read = wire::decode(&answer).map_err(|error| SendError::Lost(error.to_string()))?;
+        Ok((read, answer.len()))
     }
 
     /// Where a shard is served, as far as is known.
@@ -321,6 +334,18 @@ impl<'a, S: Service> Way<'a, S> {
             }
             self.missed(Failure::Moved(format!("nobody serves {} shard {}", S::NAME, self.shard)))?;
             self.pause().await?;
+        }
+    }
+
+    /// Sorts what came of a question that changes nothing: the answer, or none if it is to be asked again.
+    ///
+    /// # Errors
+    /// What is final.
+    pub(crate) fn arrived<T>(&mut self, place: &Place, answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match answer {
+            Err(failure @ (Failure::Moved(_) | Failure::Unknown(_))) => self.missed(failure).map(|()| None),
+            Err(failure @ Failure::Unavailable(_)) if *place != Place::Here => self.missed(failure).map(|()| None),
+            answer => answer.map(Some),
         }
     }
 

@@ -44,6 +44,12 @@ impl<S: Service> Runtime<S> {
             Asked::Apply(shard, slice) => Answer::Applied(self.apply_here(shard, &slice).await),
             Asked::Bury(shard, letter) => Answer::Applied(self.bury_here(shard, letter).await),
             Asked::Replay(shard, source, seq) => Answer::Replayed(self.replay_here(shard, source, seq).await),
+            Asked::Borrow(reader, id, query) => {
+                let (answer, loan) = self.lend(&reader, id, &query, deadline).await;
+                Answer::Lent(answer, loan)
+            }
+            Asked::Extend(reader, session) => Answer::Extended(self.extend(&reader, session)),
+            Asked::Recall(life, what) => Answer::Recalled(self.give_back(life, &what)),
         }
     }
 }

@@ -5,8 +5,9 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use ractor::{ActorCell, ActorId};
@@ -17,9 +18,10 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Inner, activation,
+    BootTime, Inner, activation,
     cell::{Cell, Readiness},
     commit_batch::Positioned,
+    copies::{Kept, Lender, Lent, Session},
     tail::Tail,
 };
 use crate::{
@@ -46,7 +48,11 @@ pub(crate) struct Shard<S: Service> {
     suspended: AtomicBool,
     /// It is being handed off: what was admitted goes on, and nothing more is.
     closing: AtomicBool,
+    /// Until then, in nanoseconds since boot, readers may show copies that a former owner lent and nobody calls back.
+    quiet_until: AtomicU64,
     head: AtomicI64,
+    /// Copies of what others serve.
+    pub(crate) kept: RwLock<Kept<Arc<Lender>, S::Answer>>,
     pub(crate) entities: RwLock<Entities<S>>,
     pub(crate) in_flight: Mutex<InFlight>,
     folded: Notify,
@@ -85,6 +91,18 @@ pub(crate) struct InFlight {
     touched: HashMap<Uuid, u32>,
     /// Entities that are being loaded, and whether a unit folded meanwhile so that the read is stale.
     loading: HashMap<Uuid, bool>,
+    /// Of what other nodes may have copies: no unit under way contains any of it.
+    pub(crate) lent: Lent<Arc<Session>>,
+}
+
+/// Whether a unit may be queued.
+pub(crate) enum Begun {
+    /// Under this epoch, with this ticket.
+    UnderWay(Epoch, u64),
+    /// What it was decided on no longer stands.
+    Fenced,
+    /// Others may have copies of what it changes.
+    Lent,
 }
 
 impl<S: Service> Shard<S> {
@@ -98,7 +116,9 @@ impl<S: Service> Shard<S> {
             latest: AtomicI64::new(0),
             suspended: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            quiet_until: AtomicU64::new(0),
             head: AtomicI64::new(0),
+            kept: RwLock::default(),
             entities: RwLock::new(Entities {
                 live: HashMap::new(),
                 by_actor: HashMap::new(),
@@ -308,22 +328,61 @@ impl<S: Service> Shard<S> {
         self.entities.read().expect("no panic under this lock").live.get(&id).cloned()
     }
 
-    /// Registers a unit that is about to be queued, if what it stands on still does; the epoch now, and its ticket.
-    pub(crate) fn begin(&self, decided: Epoch, touches: &[Uuid]) -> Option<(Epoch, u64)> {
+    /// Registers a unit that is about to be queued, if what it stands on still does, and nothing that it contains is lent.
+    pub(crate) fn begin(&self, decided: Epoch, touches: &[Uuid]) -> Begun {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
-        let epoch = self.tenure_since(decided)?;
+        let Some(epoch) = self.tenure_since(decided) else { return Begun::Fenced };
+        if flight.lent.is_any_lent(touches) {
+            return Begun::Lent;
+        }
         let ticket = flight.next_ticket;
         flight.next_ticket += 1;
         flight.tickets.insert(ticket);
         for id in touches {
             *flight.touched.entry(*id).or_default() += 1;
         }
-        Some((epoch, ticket))
+        Begun::UnderWay(epoch, ticket)
     }
 
-    /// The unit is in memory, or will never be in the database.
-    pub(crate) fn end(&self, ticket: u64, touches: &[Uuid]) {
+    /// Notes that a reader is about to get a copy of an entity, before it is read; false: it must not keep what it gets.
+    ///
+    /// Under the lock under which units register: a unit is under way, or it finds this entry.
+    pub(crate) fn lend(&self, id: Uuid, session: &Arc<Session>) -> bool {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        self.tenure().is_some() && !flight.touched.contains_key(&id) && flight.lent.lend(id, session)
+    }
+
+    /// Sends no change of an entity to the database for so long: a former owner may have lent copies that nobody calls back.
+    pub(crate) fn keep_quiet(&self, time: Duration) {
+        let until = BootTime::now().plus(time).since_boot();
+        self.quiet_until.fetch_max(until.as_nanos() as u64, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.quiet_left().is_zero()
+    }
+
+    /// Waits until what a former owner lent is over.
+    pub(crate) async fn quiet_is_over(&self) {
+        while self.is_quiet() {
+            tokio::time::sleep(self.quiet_left()).await;
+        }
+    }
+
+    fn quiet_left(&self) -> Duration {
+        match self.quiet_until.load(Ordering::Acquire) {
+            // As of every shard that was never taken over early.
+            0 => Duration::ZERO,
+            until => BootTime::after_boot(Duration::from_nanos(until)).since(BootTime::now()),
+        }
+    }
+
+    /// The unit is in memory, or will never be in the database; or, if `unfolded`, it is there and memory does not know.
+    pub(crate) fn end(&self, ticket: u64, touches: &[Uuid], unfolded: bool) {
+        let mut flight = self.in_flight.lock().expect("no panic under this lock");
+        if unfolded {
+            flight.lent.doubt(touches);
+        }
         flight.tickets.remove(&ticket);
         for id in touches {
             if let Some(stale) = flight.loading.get_mut(id) {
@@ -374,6 +433,7 @@ impl<S: Service> Shard<S> {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
         let stale = flight.loading.remove(&id).unwrap_or(true) || flight.touched.contains_key(&id);
         if !stale {
+            flight.lent.trust(id);
             publish();
         }
         !stale

@@ -8,7 +8,7 @@ use std::{
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{BootTime, Granted, Inner, activation, shard::Crashes};
+use super::{BootTime, Granted, Inner, activation, copies, shard::Crashes};
 use crate::{
     event::Source,
     ids::{Seq, ShardId},
@@ -41,6 +41,10 @@ pub(crate) async fn open<S: Service>(
     let shard = &inner.shards[granted.shard.index()];
     // Whatever an earlier tenure left is not ours to serve.
     inner.memory.forget(shard.close());
+    // Without other nodes there are no readers.
+    if !granted.called_back && inner.router.get().is_some() {
+        shard.keep_quiet(copies::SESSION);
+    }
     shard.open(granted.epoch, granted.seq, inbox, supervisor.get_cell());
     tokio::spawn(watch(Arc::downgrade(inner), granted.shard, supervisor.get_id(), ended));
     Ok(())

@@ -12,9 +12,14 @@ use crate::{
     ids::{Epoch, Incarnation, ShardId},
 };
 
+/// The key of an epoch record that nobody has given.
+const NOBODY: &str = "'00000000-0000-0000-0000-000000000000'::uuid";
+
 /// Raises the epochs of `$1` that were seen as `$2` from owner `$4` to owner `$3`, and appends the epoch records, in
 /// (shard, seq) order as batches do (rule 11). What the condition is false for is left out.
-fn change_of_hands(condition: &str) -> String {
+///
+/// The key of the epoch record is whoever gave the shard away in order, or nobody.
+fn change_of_hands(giver: &str, condition: &str) -> String {
     format!(
         "WITH want AS (SELECT * FROM UNNEST($1::int2[], $2::int8[]) AS w(id, epoch)),
          taken AS (
@@ -23,7 +28,7 @@ fn change_of_hands(condition: &str) -> String {
              RETURNING s.id, s.epoch)
          INSERT INTO outbox (shard, seq, epoch, batch, key, type, at)
          SELECT t.id, COALESCE((SELECT seq FROM outbox o WHERE o.shard = t.id ORDER BY seq DESC LIMIT 1), 0) + 1,
-                t.epoch, $5, '00000000-0000-0000-0000-000000000000', $6, now()
+                t.epoch, $5, {giver}, $6, now()
          FROM taken t ORDER BY t.id
          RETURNING shard, seq, epoch"
     )
@@ -57,13 +62,15 @@ impl Directory {
         let rows = self
             .client
             .query(
-                "SELECT s.id, l.seq, s.epoch FROM shard s CROSS JOIN LATERAL (
-                     SELECT seq, epoch, type FROM outbox o WHERE o.shard = s.id ORDER BY seq DESC LIMIT 1) l
-                 WHERE s.id = ANY($1) AND s.owner = $2 AND l.epoch = s.epoch AND l.type = $3 ORDER BY s.id",
+                &format!(
+                    "SELECT s.id, l.seq, s.epoch, l.key <> {NOBODY} FROM shard s CROSS JOIN LATERAL (
+                     SELECT seq, epoch, type, key FROM outbox o WHERE o.shard = s.id ORDER BY seq DESC LIMIT 1) l
+                 WHERE s.id = ANY($1) AND s.owner = $2 AND l.epoch = s.epoch AND l.type = $3 ORDER BY s.id"
+                ),
                 &[&numbers(shards), &me.0, &EPOCH],
             )
             .await?;
-        Ok(rows.iter().map(granted).collect())
+        Ok(rows.iter().map(|row| Granted { called_back: row.get(3), ..granted(row) }).collect())
     }
 
     /// Says whom our shards are about to be handed to, so that everybody sees it coming; `None`: to nobody after all.
@@ -84,7 +91,7 @@ pub(crate) async fn take_over(
     owner: Option<Incarnation>,
     me: Incarnation,
 ) -> Result<Vec<Granted>, tokio_postgres::Error> {
-    change(client, &change_of_hands(""), seen, owner, me).await
+    change(client, &change_of_hands(NOBODY, ""), seen, owner, me).await
 }
 
 /// Releases and grants in one statement, to a member that is alive and wants shards; what is left out is not granted.
@@ -95,7 +102,7 @@ pub(crate) async fn grant(
     to: Incarnation,
 ) -> Result<Vec<Granted>, tokio_postgres::Error> {
     let alive = "AND EXISTS (SELECT FROM member m WHERE m.incarnation = $3 AND m.state = 'live')";
-    change(client, &change_of_hands(alive), seen, Some(me), to).await
+    change(client, &change_of_hands("$4", alive), seen, Some(me), to).await
 }
 
 async fn change(
@@ -123,7 +130,7 @@ fn numbers(shards: &[ShardId]) -> Vec<i16> {
 }
 
 fn granted(row: &tokio_postgres::Row) -> Granted {
-    Granted { shard: ShardId(row.get::<_, i16>(0) as u16), seq: row.get(1), epoch: row.get(2) }
+    Granted { shard: ShardId(row.get::<_, i16>(0) as u16), seq: row.get(1), epoch: row.get(2), called_back: false }
 }
 
 fn is_retryable(error: &tokio_postgres::Error) -> bool {

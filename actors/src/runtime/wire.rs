@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{AskResult, Context, DeadLetter, IdempotencyKey, ProjectError, Slice};
+use super::{
+    AskResult, Context, DeadLetter, IdempotencyKey, ProjectError, Slice,
+    copies::{Loan, Reader, Recall},
+};
 use crate::{
     entity::{Entity, Failure},
     event::{Fetched, Source},
@@ -34,6 +37,12 @@ pub(crate) enum Question<'a, S: Service> {
     Bury(ShardId, &'a DeadLetter),
     /// Applies a dead letter after all.
     Replay(ShardId, Source, Seq),
+    /// The same as [`Question::Query`] about one entity, for a reader who would like to keep the answer.
+    Borrow(&'a Reader, Uuid, &'a S::Query),
+    /// Asks for more time with what was borrowed in a session.
+    Extend(&'a Reader, u64),
+    /// Asks a reader, in one of its lives, to give back what it has borrowed.
+    Recall(u64, &'a Recall),
 }
 
 /// A command on its way.
@@ -60,6 +69,9 @@ pub(crate) enum Asked<S: Service> {
     Apply(ShardId, Slice),
     Bury(ShardId, DeadLetter),
     Replay(ShardId, Source, Seq),
+    Borrow(Reader, Uuid, S::Query),
+    Extend(Reader, u64),
+    Recall(u64, Recall),
 }
 
 /// Which records to read.
@@ -70,7 +82,7 @@ pub(crate) struct LogAsk {
     pub(crate) wait: Duration,
 }
 
-/// What the other node answers; the variants stand in the order of the questions.
+/// What the other node answers; the variants stand in the order of the questions of their time.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub(crate) enum Answer<S: Service> {
@@ -81,6 +93,12 @@ pub(crate) enum Answer<S: Service> {
     Replayed(Result<bool, ProjectError>),
     /// The question came too late, or could not be read.
     Refused(Failure),
+    /// To a reader: the answer, and how long it may be kept.
+    Lent(Result<S::Answer, Failure>, Option<Loan>),
+    /// How long a session lasts now; none: it is over.
+    Extended(Option<Duration>),
+    /// Nothing of it is shown any more. False: it was another that borrowed it.
+    Recalled(bool),
 }
 
 /// Why another node could not read its log.

@@ -25,6 +25,8 @@ pub struct Cluster {
     pub heartbeats_missed_max: u32,
     /// Requests in flight to one node, and in work for one.
     pub in_flight_max: usize,
+    /// Memory that copies of what other nodes serve may take here, of each service, in bytes; 0: none are kept.
+    pub copies_bytes: u64,
     /// Certificates for the links; none: plain TCP.
     pub tls: Option<ClusterTls>,
 }
@@ -47,6 +49,7 @@ impl Default for Cluster {
             heartbeat: Duration::from_millis(500),
             heartbeats_missed_max: 4,
             in_flight_max: 1_024,
+            copies_bytes: 64 << 20,
             tls: None,
         }
     }
@@ -61,6 +64,7 @@ impl Section for Cluster {
         visitor.knob("heartbeat_ms", &mut knob::millis(&mut self.heartbeat, 50..=10_000));
         visitor.knob("heartbeats_missed_max", &mut knob::count(&mut self.heartbeats_missed_max, 2..=100));
         visitor.knob("in_flight_max", &mut knob::count(&mut self.in_flight_max, 1..=65_536));
+        visitor.knob("copies_bytes", &mut knob::bytes(&mut self.copies_bytes, 0..=1 << 40));
         visitor.section("tls", &mut self.tls);
         match (self.listen, &self.advertise) {
             (Some(listen), None) if listen.ip().is_unspecified() => {

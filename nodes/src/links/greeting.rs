@@ -98,8 +98,8 @@ pub(super) enum GreetingError {
     NoRandomness,
 }
 
-/// Changes with the greeting and with the layout of the envelopes.
-const VERSION: u8 = 1;
+/// Changes with the greeting, with the layout of the envelopes, and with what services ask each other.
+const VERSION: u8 = 2;
 const MAGIC: [u8; 4] = *b"rkry";
 const NONCE: usize = 32;
 const TAG: usize = 32;

@@ -204,6 +204,7 @@ async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyho
     let settings = Settings {
         shards: if S::NAME == SearchService::NAME { config.cluster.search_partitions } else { config.cluster.shards },
         cache_bytes: usize::try_from(of.cache_bytes)?,
+        copies_bytes: usize::try_from(config.cluster.copies_bytes)?,
         passivate_after: config.entities.passivate_after,
         batch_units_max: config.committer.commands_max,
         batch_bytes_max: config.committer.bytes_max,

@@ -309,7 +309,9 @@ impl<S: Service> Member<S> {
             if let Some(dead) = owner.filter(|owner| !buried.contains(owner)) {
                 self.directory.end_sessions(dead).await?;
             }
-            let granted = self.directory.take_over(&rows, owner, me).await?;
+            let mut granted = self.directory.take_over(&rows, owner, me).await?;
+            // What nobody had nobody has lent.
+            granted.iter_mut().for_each(|granted| granted.called_back = owner.is_none());
             self.serve(&granted).await?;
             taken += granted.len();
         }

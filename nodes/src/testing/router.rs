@@ -56,6 +56,9 @@ struct Shared {
 struct Faults {
     away: HashSet<NodeName>,
     losing: HashSet<NodeName>,
+    late: HashSet<NodeName>,
+    /// Answers that are late, by who gave them.
+    held: HashMap<NodeName, usize>,
 }
 
 impl TestNetwork {
@@ -75,6 +78,16 @@ impl TestNetwork {
     /// Loses what a node answers, or no longer: it has heard the question.
     pub fn lose_answers(&self, node: &str, on: bool) {
         self.fault(|faults| set(&mut faults.losing, node, on));
+    }
+
+    /// Keeps what a node answers on its way, or lets all of it arrive.
+    pub fn delay_answers(&self, node: &str, on: bool) {
+        self.fault(|faults| set(&mut faults.late, node, on));
+    }
+
+    /// How many answers of a node are on their way for that reason.
+    pub fn delayed(&self, node: &str) -> usize {
+        self.shared.faults.lock().expect("no panic under this lock").held.get(node).copied().unwrap_or(0)
     }
 
     /// Tells everybody to look for owners anew.
@@ -118,12 +131,32 @@ impl TestRouter {
         others
     }
 
+    /// Waits while answers of this node are delayed.
+    async fn delay(&self, node: &NodeName) {
+        if !self.has(|faults| &faults.late, node) {
+            return;
+        }
+        let count = |by: isize| {
+            let mut faults = self.shared.faults.lock().expect("no panic under this lock");
+            let held = faults.held.entry(Arc::clone(node)).or_default();
+            *held = held.saturating_add_signed(by);
+        };
+        count(1);
+        let mut changes = self.shared.changes.subscribe();
+        let _ = changes.wait_for(|_| !self.has(|faults| &faults.late, node)).await;
+        count(-1);
+    }
+
     fn has(&self, nodes: impl Fn(&Faults) -> &HashSet<NodeName>, node: &NodeName) -> bool {
         nodes(&self.shared.faults.lock().expect("no panic under this lock")).contains(node)
     }
 }
 
 impl Router for TestRouter {
+    fn me(&self) -> NodeName {
+        Arc::clone(&self.me)
+    }
+
     fn owner(&self, service: &'static str, shard: ShardId) -> Option<NodeName> {
         self.others(service).into_iter().find(|(_, served)| served.serves(shard)).map(|(node, _)| node)
     }
@@ -154,6 +187,7 @@ impl Router for TestRouter {
             // As over a link: what was begun goes on, whoever waits for it.
             let answer = tokio::spawn(served.serve(question));
             let answer = timeout_at(deadline + Duration::from_secs(1), answer).await;
+            self.delay(&node).await;
             if self.has(|faults| &faults.losing, &node) || self.has(|faults| &faults.away, &node) {
                 return Err(SendError::Lost(cut("the answer was lost on its way")));
             }

@@ -10,6 +10,7 @@
 //! and what happens otherwise is one of the tests).
 
 mod choices;
+mod copies;
 mod effects;
 mod protocol;
 mod state;

@@ -65,7 +65,7 @@ impl Hub {
         let settings = Settings { shards: MANY_SHARDS, ..Settings::default() };
         let service = TestService::join(PostService::default(), config.clone(), membership, settings).await;
         let contact = service.ownership().contact();
-        service.runtime.connect(Arc::new(Way::new(self.clone(), contact.clone())));
+        service.runtime.connect(Arc::new(Way::new(self.clone(), name, contact.clone())));
         self.0.nodes.lock().unwrap().insert(name.to_owned(), (service.runtime.clone(), contact));
         Peer { posts: Posts::new(service.runtime.clone()), service, hub: self.clone(), name: name.to_owned() }
     }
@@ -160,12 +160,13 @@ pub(crate) async fn at_rest(peers: &[&Peer]) {
 /// The way of one node to the others.
 struct Way {
     hub: Hub,
+    me: NodeName,
     contact: Contact,
     changes: watch::Sender<u64>,
 }
 
 impl Way {
-    fn new(hub: Hub, contact: Contact) -> Self {
+    fn new(hub: Hub, me: &str, contact: Contact) -> Self {
         let changes = watch::Sender::new(0);
         let (told, mut view) = (changes.clone(), contact.view());
         tokio::spawn(async move {
@@ -173,11 +174,15 @@ impl Way {
                 told.send_modify(|count| *count += 1);
             }
         });
-        Self { hub, contact, changes }
+        Self { hub, me: me.into(), contact, changes }
     }
 }
 
 impl Router for Way {
+    fn me(&self) -> NodeName {
+        Arc::clone(&self.me)
+    }
+
     fn owner(&self, _: &'static str, shard: ShardId) -> Option<NodeName> {
         self.contact.view().borrow().owner(shard).map(|member| member.node.as_str().into())
     }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod cluster;
+mod copies;
 mod doubt;
 mod entities;
 mod events;

@@ -60,12 +60,12 @@ async fn what_another_node_serves_is_written_and_read_there() {
     let (network, first, second, config) = two_nodes().await;
     let post = published(&second.posts, SHARD, "from afar").await;
     assert_eq!(first.posts.get(post.id, deadline()).await.unwrap().unwrap().title.as_str(), "from afar");
+    assert_eq!(network.sent_to("n2"), 0, "who serves it asks nobody");
     assert_eq!(second.posts.get(post.id, deadline()).await.unwrap().unwrap().id, post.id);
     second.posts.like(post.id, BOB, true, soon()).await.unwrap();
     assert!(second.posts.liked(BOB, &[post.id], deadline()).await.unwrap().contains(&post.id));
     let refused = second.posts.delete(post.id, BOB, false, None, soon()).await.unwrap_err();
     assert!(matches!(refused, AskError::Rejected(rookery_actors::posts::Rejection::NotAuthor)), "{refused:?}");
-    assert_eq!(network.sent_to("n2"), 0, "who serves it asks nobody");
     assert_gap_free(&sql(&config).await).await;
     first.stop().await;
     second.stop().await;

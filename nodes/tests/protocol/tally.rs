@@ -124,6 +124,10 @@ impl Service for TallyService {
         runtime.read(*id, deadline, |tally| tally.map(|tally| tally.0)).await
     }
 
+    fn is_lendable(answer: &Option<i64>) -> bool {
+        answer.is_some()
+    }
+
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         let seq = foreign.record.seq;
         *self.tried.lock().unwrap().entry(seq).or_default() += 1;

@@ -128,9 +128,9 @@ impl Api {
     /// A post that has to exist.
     pub(crate) async fn post(&self, context: &Context, id: PostId) -> Result<Post, Problem> {
         // In most cases it is in memory, where no breaker need be asked.
-        let post = match self.posts.runtime().read_loaded(id.0, |post| post.cloned()) {
-            Some(Ok(post)) => post,
-            _ => self.read(Service::Posts, context, |deadline| self.posts.get(id, deadline)).await?,
+        let post = match self.posts.at_hand(id) {
+            Some(post) => post,
+            None => self.read(Service::Posts, context, |deadline| self.posts.get(id, deadline)).await?,
         };
         post.ok_or_else(no_such_post)
     }
@@ -141,14 +141,14 @@ impl Api {
             return Ok((self.post(context, id).await?, None));
         };
         let viewer = UserId(user.sub);
-        match self.posts.runtime().read_loaded(id.0, |post| post.cloned()) {
-            Some(Ok(post)) => {
+        match self.posts.at_hand(id) {
+            Some(post) => {
                 let post = post.ok_or_else(no_such_post)?;
                 let liked = self.liked_post(context, user, &post).await?;
                 Ok((post, Some(liked)))
             }
             // Whoever has it is asked for both at once.
-            _ => {
+            None => {
                 let seen = self.read(Service::Posts, context, |deadline| self.posts.see(id, viewer, deadline)).await?;
                 let (post, liked) = seen.ok_or_else(no_such_post)?;
                 Ok((post, Some(liked)))
