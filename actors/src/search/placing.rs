@@ -10,10 +10,12 @@ use crate::{ids::ShardId, runtime::NodeName};
 pub(crate) const REPLICAS: usize = 2;
 
 /// The nodes that should hold a replica of each partition, by rendezvous hashing (Thaler & Ravishankar, 1998) with bounded
-/// loads: partitions are so few that by hashing alone one node would often have all of them and another none.
+/// loads: partitions are so few that by hashing alone one node would often have all of them and another none. The first of
+/// them makes the segments of both, so that is shared out as well.
 pub(crate) fn placement(partitions: u16, nodes: &[NodeName]) -> Vec<Vec<NodeName>> {
     let load_max = (usize::from(partitions) * REPLICAS).div_ceil(nodes.len().max(1));
     let mut loads: BTreeMap<&NodeName, usize> = BTreeMap::new();
+    let mut firsts: BTreeMap<&NodeName, usize> = BTreeMap::new();
     let holders = (0..partitions).map(|partition| {
         let mut ranked: Vec<&NodeName> = nodes.iter().collect();
         ranked.sort_by_key(|node| {
@@ -23,6 +25,11 @@ pub(crate) fn placement(partitions: u16, nodes: &[NodeName]) -> Vec<Vec<NodeName
         ranked.truncate(REPLICAS);
         for node in &ranked {
             *loads.entry(node).or_default() += 1;
+        }
+        // Stable: of equals the one that hashing prefers.
+        ranked.sort_by_key(|node| firsts.get(node).copied().unwrap_or(0));
+        if let Some(first) = ranked.first() {
+            *firsts.entry(first).or_default() += 1;
         }
         ranked.into_iter().cloned().collect()
     });
@@ -105,6 +112,15 @@ mod tests {
 
     fn holdings(partitions: &[u16]) -> Holdings {
         partitions.iter().map(|partition| (ShardId(*partition), true)).collect()
+    }
+
+    #[test]
+    fn the_making_of_segments_is_shared_out() {
+        for (nodes, most) in [(1, 4), (2, 2), (3, 2), (4, 1), (8, 1)] {
+            let placed = placement(4, &names(nodes));
+            let first_of = |node: &NodeName| placed.iter().filter(|holders| holders[0] == *node).count();
+            assert_eq!(names(nodes).iter().map(first_of).max(), Some(most), "{nodes} nodes: {placed:?}");
+        }
     }
 
     fn ids(partitions: &[u16]) -> Vec<ShardId> {
