@@ -49,6 +49,10 @@ impl<S: Service> Runtime<S> {
                 Answer::Lent(answer, loan)
             }
             Asked::Extend(reader, session) => Answer::Extended(self.extend(&reader, session)),
+            Asked::Return(reader, session) => {
+                self.end_session(&reader, session);
+                Answer::Extended(None)
+            }
             Asked::Recall(life, what) => Answer::Recalled(self.give_back(life, &what)),
         }
     }

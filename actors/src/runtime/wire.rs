@@ -43,6 +43,8 @@ pub(crate) enum Question<'a, S: Service> {
     Extend(&'a Reader, u64),
     /// Asks a reader, in one of its lives, to give back what it has borrowed.
     Recall(u64, &'a Recall),
+    /// Ends a session: its reader has given everything back.
+    Return(&'a Reader, u64),
 }
 
 /// A command on its way.
@@ -72,6 +74,7 @@ pub(crate) enum Asked<S: Service> {
     Borrow(Reader, Uuid, S::Query),
     Extend(Reader, u64),
     Recall(u64, Recall),
+    Return(Reader, u64),
 }
 
 /// Which records to read.

@@ -343,7 +343,7 @@ mod tests {
         assert!(matches!(accepted, Err(GreetingError::Version { theirs }) if theirs == VERSION + 1), "{accepted:?}");
         let mut answer = [0; 5];
         near.read_exact(&mut answer).await.unwrap();
-        assert_eq!(answer, *b"rkry\x01");
+        assert_eq!(answer[..], [&MAGIC[..], &[VERSION]].concat());
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(super) trait Leaving: Send {
 impl<S: Service> Leaving for Running<S> {
     fn drain(&self) -> BoxFuture<'_, ()> {
         async move {
+            self.runtime.return_copies().await;
             if let Part::Member(ownership) = &self.part
                 && !ownership.drain(DRAIN_MAX).await
             {

@@ -177,6 +177,21 @@ async fn a_reader_that_cannot_be_reached_holds_up_a_change_until_its_session_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_gives_everything_back_and_holds_nobody_up() {
+    let world = World::of(&["n1", "n2"]).await;
+    let id = world.copied_by(&[1]).await;
+    world.nodes[1].service.runtime.return_copies().await;
+    world.network.cut_off("n2", true);
+    let asked = world.network.sent_to("n2");
+    world.retitling(0, id, "v2").await.unwrap();
+    assert_eq!(world.network.sent_to("n2"), asked, "there is nothing to call back");
+    world.network.cut_off("n2", false);
+    assert_eq!(world.title(1, id).await, "v2");
+    assert_eq!(world.shown(1, id), None, "and nothing is kept any more");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_was_started_under_the_name_of_a_reader_does_not_answer_for_it() {
     let mut world = World::of(&["n1", "n2"]).await;
     let id = world.copied_by(&[1]).await;

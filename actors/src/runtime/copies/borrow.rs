@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -138,12 +139,14 @@ impl<S: Service> Runtime<S> {
 
     async fn borrow(&self, node: &NodeName, id: Uuid, query: &S::Query, deadline: Instant) -> Result<Arc<S::Answer>, Failure> {
         let (inner, copies) = (&self.inner, &self.inner.copies);
-        let Some(reader) = self.reader().filter(|_| copies.bytes_max > 0) else {
-            return self.query_at(&Place::There(Arc::clone(node)), query, deadline).await.map(Arc::new);
-        };
         let kept = &inner.shard(id).kept;
         // Both before it is sent.
         let before = kept.read().expect("no panic under this lock").asked();
+        // Looked at after `before`: what is asked for from now on does not count as called back by `return_copies`.
+        let keeps = copies.bytes_max > 0 && !copies.returned.load(Ordering::SeqCst);
+        let Some(reader) = self.reader().filter(|_| keeps) else {
+            return self.query_at(&Place::There(Arc::clone(node)), query, deadline).await.map(Arc::new);
+        };
         let asked = BootTime::now();
         let question = Question::Borrow(&reader, id, query);
         let (answer, bytes) = self.send_measured(Arc::clone(node), &question, deadline).await?;
@@ -179,6 +182,26 @@ impl<S: Service> Runtime<S> {
         };
         lender.told(asked, lasts);
         lender.extending.store(false, Ordering::Relaxed);
+    }
+
+    /// Gives everything back and keeps nothing from now on: a node that leaves answers no recalls later, and a change would
+    /// wait for the end of its session.
+    pub async fn return_copies(&self) {
+        let copies = &self.inner.copies;
+        // In this order: what is asked for before is not kept, and nobody asks for a copy after.
+        copies.returned.store(true, Ordering::SeqCst);
+        for shard in &self.inner.shards {
+            let freed = shard.kept.write().expect("no panic under this lock").recall_all();
+            copies.resize((0, freed));
+        }
+        let Some(reader) = self.reader() else { return };
+        let lenders = std::mem::take(&mut *copies.lenders.lock().expect("no panic under this lock"));
+        join_all(lenders.into_values().map(async |lender| {
+            let question = Question::Return(&reader, lender.session);
+            // Who does not hear of it waits until the session is over.
+            let _ = self.send(Arc::clone(&lender.node), &question, Instant::now() + SESSION).await;
+        }))
+        .await;
     }
 
     /// Gives up what an owner calls back. False: it is another life of this node that is meant.

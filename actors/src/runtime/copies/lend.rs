@@ -41,6 +41,15 @@ impl<S: Service> Runtime<S> {
         };
         extend(&self.inner, session?.as_ref())
     }
+
+    /// A reader has given back what it had under this session.
+    pub(in crate::runtime) fn end_session(&self, reader: &Reader, id: u64) {
+        let mut sessions = self.inner.copies.sessions.lock().expect("no panic under this lock");
+        if sessions.get(reader).is_some_and(|session| session.id == id) {
+            let session = sessions.remove(reader).expect("it is there");
+            session.term().end(BootTime::now());
+        }
+    }
 }
 
 fn extend<S: Service>(inner: &Inner<S>, session: &Session) -> Option<Duration> {

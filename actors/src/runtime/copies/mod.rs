@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -83,6 +83,8 @@ pub(crate) struct Copies {
     /// What is kept may take so much; 0: nothing is.
     bytes_max: usize,
     bytes: AtomicUsize,
+    /// Nothing is kept any more: the node leaves.
+    returned: AtomicBool,
     /// With those who keep copies of ours.
     sessions: Mutex<HashMap<Reader, Arc<Session>>>,
     /// With those whose copies we keep, as of now.
@@ -108,6 +110,7 @@ impl Copies {
             life: rand::random(),
             bytes_max,
             bytes: AtomicUsize::new(0),
+            returned: AtomicBool::new(false),
             sessions: Mutex::default(),
             lenders: Mutex::default(),
             counts: Counts::default(),

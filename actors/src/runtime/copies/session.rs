@@ -49,6 +49,11 @@ impl Term {
         Some(until.since(now)).filter(|left| !left.is_zero())
     }
 
+    /// Its reader shows nothing any more.
+    pub(crate) fn end(&mut self, now: BootTime) {
+        self.until = self.until.min(now);
+    }
+
     /// A recall is sent.
     pub(crate) fn recall(&mut self, now: BootTime) -> Recall {
         self.recalled += 1;
