@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
@@ -19,6 +20,18 @@ pub use self::router::TestNetwork;
 pub use self::service::{LEASE, TestService};
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};
+
+/// Waits for a condition that others bring about; there is no sleeping for luck.
+///
+/// # Panics
+/// When it does not come about within this time.
+pub async fn eventually(within: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 /// The one Postgres of a test process, with the settings of production but one: nothing is forced to disk.
 ///

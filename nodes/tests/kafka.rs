@@ -37,6 +37,11 @@ fn follower(bench: &KafkaBench) -> Follower {
     Follower::of(Arc::new(bench.opener()()))
 }
 
+/// Records in the outbox.
+async fn rows(publisher: &Publisher) -> usize {
+    publisher.outbox().await.values().map(Vec::len).sum()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_killed_in_the_middle_loses_and_repeats_nothing() {
     let Some(broker) = broker("a_broker_killed_in_the_middle_loses_and_repeats_nothing").await else {
@@ -75,8 +80,7 @@ async fn a_relay_restarted_in_the_middle_sends_again_and_nobody_reads_it_twice()
     follower.catch_up(&publisher).await;
     assert_eq!(follower.read, publisher.outbox().await);
     publisher.relayed().await;
-    let rows: usize = publisher.outbox().await.values().map(Vec::len).sum();
-    assert!(raw(&bench.config, TOPIC.kafka_name()).len() > rows, "the first records are in the topic twice");
+    assert!(raw(&bench.config, TOPIC.kafka_name()).len() > rows(&publisher).await, "the first records are in the topic twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,8 +96,7 @@ async fn a_relay_goes_on_from_where_kafka_has_the_log() {
     publisher.publish(100).await;
     bench.relay(&publisher);
     publisher.relayed().await;
-    let rows: usize = publisher.outbox().await.values().map(Vec::len).sum();
-    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), rows);
+    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), rows(&publisher).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +113,7 @@ async fn a_relay_that_was_flushed_leaves_nothing_to_send_again() {
     bench.relay(&publisher);
     publisher.publish(100).await;
     publisher.relayed().await;
-    let rows: usize = publisher.outbox().await.values().map(Vec::len).sum();
-    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), rows);
+    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), rows(&publisher).await);
 
     bench.broker.kill();
     publisher.publish(1).await;

@@ -7,7 +7,7 @@ use rookery::{
     bridge::{Bridge, RunningBridge},
     event_log::EmbeddedLog,
     migrate::Database,
-    testing::{TestPostgres, TestService},
+    testing::{self, TestPostgres, TestService},
 };
 use rookery_actors::{
     entity::AskError,
@@ -135,13 +135,9 @@ fn rejection<T>(asked: Asked<T>) -> Result<T, Rejection> {
     }
 }
 
-/// Waits for a condition that other tasks bring about.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let end = deadline();
-    while !holds().await {
-        assert!(Instant::now() < end, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+/// As everybody waits, for as long as a request may take.
+async fn eventually(what: &str, holds: impl AsyncFnMut() -> bool) {
+    testing::eventually(deadline() - Instant::now(), what, holds).await;
 }
 
 #[tokio::test]

@@ -451,7 +451,7 @@ fn no_copy_is_stale_whatever_is_late_lost_or_dead() {
 }
 
 #[test]
-#[ignore = "ten million states; for whoever changes the protocol"]
+#[ignore = "ten million states; for whoever changes the protocol: cargo test --release -p rookery --test model -- --ignored"]
 fn no_copy_is_stale_with_more_of_everything() {
     check((2, 2, 2));
 }

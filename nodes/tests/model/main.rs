@@ -52,7 +52,7 @@ fn two_shards_keep_their_promises_whatever_is_late_lost_or_dead() {
 }
 
 #[test]
-#[ignore = "takes minutes; for whoever changes the protocol"]
+#[ignore = "takes minutes; for whoever changes the protocol: cargo test --release -p rookery --test model -- --ignored"]
 fn two_shards_keep_their_promises_with_all_of_it_at_once() {
     check(TWO_SHARDS);
 }

@@ -1,8 +1,11 @@
 //! Nodes of a cluster, over a Postgres that belongs to none of them.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
-use rookery::{migrate::Database, testing::TestPostgres};
+use rookery::{
+    migrate::Database,
+    testing::{self, TestPostgres},
+};
 use serde_json::{Value, json};
 
 use crate::process::{Running, rookery, run, status};
@@ -107,15 +110,8 @@ async fn is_ready(node: &Running, url: &str) -> bool {
     node.get(&format!("{url}/readyz")).await.0 == 200
 }
 
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waited = async {
-        while !condition().await {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(20), waited)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain until {what}"));
+async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    testing::eventually(Duration::from_secs(20), what, condition).await;
 }
 
 /// What the readiness of a node consists of; the node is ready.

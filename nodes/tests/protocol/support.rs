@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rookery::{
     migrate::Database,
     ownership::LeaseSettings,
-    testing::{LEASE, TestPostgres, TestService},
+    testing::{self, LEASE, TestPostgres, TestService},
 };
 use rookery_actors::{
     ids::{Epoch, Incarnation, PostId, Seq, ShardId, UserId, mint},
@@ -164,11 +164,7 @@ impl Rival {
     }
 }
 
-/// Waits for a condition; there is no sleeping for luck.
-pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+/// As everybody waits, for this long at most.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    testing::eventually(Duration::from_secs(20), what, condition).await;
 }

@@ -7,7 +7,7 @@ use rookery::{
     bridge::{Bridge, RunningBridge},
     event_log::EmbeddedLog,
     migrate::Database,
-    testing::{TestNetwork, TestPostgres},
+    testing::{self, TestNetwork, TestPostgres},
 };
 use rookery_actors::{
     comments::service::CommentService,
@@ -201,11 +201,7 @@ pub(crate) fn draft(title: &str) -> Draft {
     }
 }
 
-/// Waits for a condition; there is no sleeping for luck.
-pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+/// As everybody waits, for this long at most.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    testing::eventually(Duration::from_secs(60), what, condition).await;
 }

@@ -42,14 +42,20 @@ fn a_copy_finds_what_the_other_finds_and_knows_how_far_it_has_come() {
     assert_eq!(replica.partition.position(), index.partition.position());
 }
 
-#[test]
-fn only_what_is_new_is_copied() {
+/// An index, a replica with a copy of it, the commit after that, and the files of it that the replica lacks.
+fn one_commit_behind() -> (Fixture, Fixture, Snapshot, Vec<usize>) {
     let mut index = given([post(1, "", "rust")]);
     let mut replica = replica();
     copy(&snapshot(&index), &mut replica);
     index.index([post(2, "", "rust")]);
     let next = snapshot(&index);
     let missing = replica.partition.missing(next.commit()).unwrap();
+    (index, replica, next, missing)
+}
+
+#[test]
+fn only_what_is_new_is_copied() {
+    let (_index, mut replica, next, missing) = one_commit_behind();
     assert_eq!(2 * missing.len(), next.commit().files.len(), "of two segments one is there");
     copy(&next, &mut replica);
     assert_eq!(replica.find_sorted("rust"), [1, 2]);
@@ -105,12 +111,7 @@ fn a_file_of_another_content_under_the_same_name_is_replaced() {
 
 #[test]
 fn a_copy_that_is_cut_short_leaves_the_one_before() {
-    let mut index = given([post(1, "", "rust")]);
-    let mut replica = replica();
-    copy(&snapshot(&index), &mut replica);
-    index.index([post(2, "", "rust")]);
-    let next = snapshot(&index);
-    let missing = replica.partition.missing(next.commit()).unwrap();
+    let (_index, mut replica, next, missing) = one_commit_behind();
     replica.partition.receive(next.commit(), missing[0], b"half of").unwrap();
     let mut replica = replica.crash();
     assert_eq!(replica.find_sorted("rust"), [1]);
