@@ -101,6 +101,8 @@ struct Pair {
     model: Model,
     /// Comments that were written, deleted or liked.
     touched: BTreeSet<Uuid>,
+    /// Comments that have gone. As with UUIDv7, the id of one is never given again: a reader would meet it twice.
+    gone: BTreeSet<Uuid>,
 }
 
 impl Pair {
@@ -120,6 +122,9 @@ impl Pair {
         match change {
             Change::Insert { id: number, parent } => {
                 let (id, parent) = (id(*number), parent.as_ref().and_then(|index| self.pick(index)));
+                if self.gone.contains(&id) {
+                    return;
+                }
                 let rejected = self.model.0.contains_key(&id) || self.model.rejects_parent(parent);
                 let outcome = self.tree.insert(id, parent);
                 assert_eq!(outcome.is_err(), rejected, "{outcome:?}");
@@ -140,6 +145,7 @@ impl Pair {
                 self.touched.insert(id);
                 let gone: BTreeSet<Uuid> = before.into_iter().filter(|id| !self.model.0.contains_key(id)).collect();
                 self.touched.extend(&gone);
+                self.gone.extend(&gone);
                 match self.tree.delete(id).expect("a live comment can be deleted") {
                     Deletion::Tombstone => assert!(gone.is_empty()),
                     Deletion::Removed(removed) => {
