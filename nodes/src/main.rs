@@ -1,12 +1,12 @@
 //! The `rookery` binary: see [`rookery::cli`].
 
+mod allocator;
+
 use std::process::ExitCode;
 
 use clap::Parser;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::settle();
     rookery::cli::Cli::parse().run()
 }
