@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use futures_util::future::join_all;
 use rookery_actors::{
     entity::Failure,
-    runtime::{Database, Runtime},
+    runtime::{Database, NOT_ON_THE_DISK_YET, Runtime},
     service::Service,
 };
 use serde::{Deserialize, Serialize};
@@ -186,8 +186,10 @@ impl Reporter {
 }
 
 async fn tell(database: &Database, name: &str, state: State, report: &str) -> Result<(), Failure> {
-    let tell = "INSERT INTO node (name, state, info) VALUES ($1, $2, $3::text::jsonb)
-         ON CONFLICT (name) DO UPDATE SET state = excluded.state, seen = now(), info = excluded.info";
-    database.get().await?.execute(tell, &[&name, &state.as_str(), &report]).await?;
+    let tell = format!(
+        "INSERT INTO node (name, state, info) SELECT $1, $2, $3::text::jsonb FROM {NOT_ON_THE_DISK_YET}
+         ON CONFLICT (name) DO UPDATE SET state = excluded.state, seen = now(), info = excluded.info"
+    );
+    database.get().await?.execute(&tell, &[&name, &state.as_str(), &report]).await?;
     Ok(())
 }

@@ -31,6 +31,10 @@ pub struct PoolSize {
     pub wait_max: Duration,
 }
 
+/// In the FROM of a statement: its commit does not wait for the disk, nor keep others waiting who do. For what the next
+/// report repeats and what is only a hint; with the server such news may be lost, never what a later commit stands on.
+pub const NOT_ON_THE_DISK_YET: &str = "set_config('synchronous_commit', 'off', true)";
+
 impl Default for PoolSize {
     fn default() -> Self {
         Self { connections_max: 8, wait_max: Duration::from_secs(2) }

@@ -46,7 +46,7 @@ use uuid::Uuid;
 use self::{cell::Cell, committer::Committer, copies::Copies, loader::Loader, memory::Memory, shard::Shard};
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
-    database::{Database, PoolSize, Pooled},
+    database::{Database, NOT_ON_THE_DISK_YET, PoolSize, Pooled},
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     hand_off::HandedOff,
@@ -451,7 +451,8 @@ impl<S: Service> Runtime<S> {
         Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect())
     }
 
-    /// Notes how far a consumer has read; places only move forward, whoever notes them.
+    /// Notes how far a consumer has read; places only move forward, whoever notes them. One that is lost with the server
+    /// is an earlier one: what lies between is read again and known by its position (rule 16).
     ///
     /// # Errors
     /// When the database does not answer.
@@ -460,9 +461,12 @@ impl<S: Service> Runtime<S> {
         let client = self.inner.database.get().await?;
         client
             .execute(
-                "INSERT INTO consumer (name, shard, position)
-                 SELECT $1, shard, position FROM UNNEST($2::int2[], $3::int8[]) AS r(shard, position) ORDER BY shard
-                 ON CONFLICT (name, shard) DO UPDATE SET position = GREATEST(consumer.position, excluded.position)",
+                &format!(
+                    "INSERT INTO consumer (name, shard, position)
+                     SELECT $1, shard, position
+                     FROM UNNEST($2::int2[], $3::int8[]) AS r(shard, position), {NOT_ON_THE_DISK_YET} ORDER BY shard
+                     ON CONFLICT (name, shard) DO UPDATE SET position = GREATEST(consumer.position, excluded.position)"
+                ),
                 &[&consumer, &shards, &positions],
             )
             .await?;

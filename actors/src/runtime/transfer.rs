@@ -6,7 +6,7 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-use super::{Directory, DirectoryError, Granted, ShardRow};
+use super::{Directory, DirectoryError, Granted, NOT_ON_THE_DISK_YET, ShardRow};
 use crate::{
     event::EPOCH,
     ids::{Epoch, Incarnation, ShardId},
@@ -78,8 +78,8 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn mark(&self, shards: &[ShardId], me: Incarnation, to: Option<Incarnation>) -> Result<(), DirectoryError> {
-        let mark = "UPDATE shard SET target = $3 WHERE id = ANY($1) AND owner = $2";
-        self.client.execute(mark, &[&numbers(shards), &me.0, &to.map(|to| to.0)]).await?;
+        let mark = format!("UPDATE shard SET target = $3 FROM {NOT_ON_THE_DISK_YET} WHERE id = ANY($1) AND owner = $2");
+        self.client.execute(&mark, &[&numbers(shards), &me.0, &to.map(|to| to.0)]).await?;
         Ok(())
     }
 }

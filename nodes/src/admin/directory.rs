@@ -50,8 +50,9 @@ pub(super) struct Shard {
 const SHARDS: &str = "
     SELECT s.id, s.epoch, owner.node, target.node,
            COALESCE((SELECT seq FROM outbox o WHERE o.shard = s.id ORDER BY seq DESC LIMIT 1), 0),
-           (SELECT min(position) FROM consumer c WHERE c.shard = s.id)
+           read.position
     FROM shard s
+    LEFT JOIN (SELECT shard, min(position) AS position FROM consumer GROUP BY shard) read ON read.shard = s.id
     LEFT JOIN member owner ON owner.incarnation = s.owner AND owner.state <> 'dead'
     LEFT JOIN member target ON target.incarnation = s.target AND target.state <> 'dead'
     ORDER BY s.id";

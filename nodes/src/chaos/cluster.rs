@@ -42,7 +42,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Longer than a node may take to stop in order.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A look is a `status`, which asks the databases for every shard.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Nodes that a cluster may grow to.
 const NODES_MAX: u16 = 6;
 

@@ -27,6 +27,8 @@ use tokio_postgres::config::Host;
 pub const BATCH: &str = "WITH t0 AS";
 /// In the text of every renewal of a lease.
 pub const RENEWAL: &str = "UPDATE member SET renewed";
+/// In the text of the question who owns which shard.
+pub const LOOK: &str = "SELECT id, epoch, owner, target FROM shard";
 /// In the text of every grant of a hand-off.
 pub const GRANT: &str = "EXISTS (SELECT FROM member m";
 /// In the text of the question whether a user likes a post.

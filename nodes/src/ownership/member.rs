@@ -78,7 +78,7 @@ impl<S: Service> Member<S> {
             let renew = tokio::select! {
                 _ = tick.tick() => true,
                 () = board.poked() => false,
-                // A group has landed: whoever is there by now gets the next one.
+                // A group has landed, and whoever is there by now gets the next one; or shards may go on that had just come.
                 () = self.moves.landed() => false,
                 _ = stopped.changed() => break,
             };
@@ -318,11 +318,12 @@ impl<S: Service> Member<S> {
         Ok(taken)
     }
 
-    async fn serve(&self, granted: &[Granted]) -> Result<(), DirectoryError> {
+    async fn serve(&mut self, granted: &[Granted]) -> Result<(), DirectoryError> {
         if granted.is_empty() {
             return Ok(());
         }
         let ids: Vec<ShardId> = granted.iter().map(|granted| granted.shard).collect();
+        self.moves.came(ids.iter().copied());
         let mut inbox: HashMap<ShardId, Vec<_>> = HashMap::new();
         for (shard, source, position) in self.directory.inbox(&ids).await? {
             inbox.entry(shard).or_default().push((source, position));

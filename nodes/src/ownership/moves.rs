@@ -13,7 +13,7 @@ use rookery_actors::{
 };
 use tokio::{
     task::{Id, JoinSet},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -27,6 +27,9 @@ const GROUP: usize = 16;
 const GROUPS_MAX: usize = 4;
 /// How long commits under way are waited for with the door closed. Longer than any batch on a healthy database.
 const CLOSED_MAX: Duration = Duration::from_secs(1);
+/// A shard that has come stays for so long: who waited for it gets through before it goes on, and two moves are two short
+/// pauses instead of a long one.
+const STAY: Duration = Duration::from_millis(250);
 
 pub(super) struct Moves<S: Service> {
     runtime: Runtime<S>,
@@ -38,6 +41,8 @@ pub(super) struct Moves<S: Service> {
     going: HashMap<Id, Group>,
     /// Members to whom the last group did not go; not before this time again.
     resting: HashMap<Incarnation, Instant>,
+    /// Until when shards stay that have come lately.
+    staying: HashMap<ShardId, Instant>,
 }
 
 struct Group {
@@ -47,17 +52,35 @@ struct Group {
 
 impl<S: Service> Moves<S> {
     pub(super) fn new(runtime: Runtime<S>, membership: Membership, board: Arc<Board>) -> Self {
-        Self { runtime, membership, board, session: None, tasks: JoinSet::new(), going: HashMap::new(), resting: HashMap::new() }
+        Self {
+            runtime,
+            membership,
+            board,
+            session: None,
+            tasks: JoinSet::new(),
+            going: HashMap::new(),
+            resting: HashMap::new(),
+            staying: HashMap::new(),
+        }
+    }
+
+    /// These shards are served here from now on.
+    pub(super) fn came(&mut self, shards: impl IntoIterator<Item = ShardId>) {
+        let until = Instant::now() + STAY;
+        self.staying.extend(shards.into_iter().map(|shard| (shard, until)));
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.going.is_empty()
     }
 
-    /// Waits until a group is through; for ever if none is under way.
+    /// Waits until a group is through, or what came lately may go on; for ever if there is neither.
     pub(super) async fn landed(&mut self) {
-        let Some(landed) = self.tasks.join_next_with_id().await else {
-            return std::future::pending().await;
+        let stay = self.staying.values().max().copied();
+        let landed = tokio::select! {
+            Some(landed) = self.tasks.join_next_with_id() => landed,
+            () = sleep_until(stay.unwrap_or_else(Instant::now)), if stay.is_some() => return self.staying.clear(),
+            else => return std::future::pending().await,
         };
         let (id, went) = match landed {
             Ok((id, went)) => (id, went),
@@ -87,6 +110,7 @@ impl<S: Service> Moves<S> {
     pub(super) async fn begin(&mut self, view: &View, takers: &[&MemberRow]) -> Result<(), DirectoryError> {
         let now = Instant::now();
         self.resting.retain(|_, until| *until > now);
+        self.staying.retain(|_, until| *until > now);
         for (to, shards) in self.misplaced(view, takers) {
             let busy = self.going.values().any(|group| group.to == to.incarnation);
             if self.going.len() >= GROUPS_MAX || busy || self.resting.contains_key(&to.incarnation) {
@@ -112,7 +136,7 @@ impl<S: Service> Moves<S> {
         for (shard, epoch, _) in self.runtime.owned() {
             let row = &view.shards[shard.index()];
             // What we have done since the directory was asked it does not know.
-            if row.owner != Some(me) || row.epoch != epoch || going.contains(&shard) {
+            if row.owner != Some(me) || row.epoch != epoch || going.contains(&shard) || self.staying.contains_key(&shard) {
                 continue;
             }
             match view.placement.owner(shard) {

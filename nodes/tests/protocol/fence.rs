@@ -5,7 +5,7 @@ use std::time::Duration;
 use rookery_actors::{
     entity::{AskError, Failure},
     ids::ShardId,
-    runtime::{Database, PoolSize},
+    runtime::{Database, NOT_ON_THE_DISK_YET, PoolSize},
 };
 use tokio::join;
 
@@ -147,8 +147,12 @@ async fn what_is_committed_is_on_the_disk_whatever_the_server_thinks_of_it() {
     let config = database().await;
     set_default(&config, "synchronous_commit = off").await;
     let session = Database::new(config, "test", PoolSize::default()).session("test").await.unwrap();
-    let row = session.query_one("SHOW synchronous_commit", &[]).await.unwrap();
-    assert_eq!(row.get::<_, &str>(0), "on");
+    let setting = async || session.query_one("SHOW synchronous_commit", &[]).await.unwrap().get::<_, String>(0);
+    assert_eq!(setting().await, "on");
+    // What need not be says so for itself alone.
+    let hint = session.query_one(&format!("SELECT set_config FROM {NOT_ON_THE_DISK_YET}"), &[]).await.unwrap();
+    assert_eq!(hint.get::<_, &str>(0), "off");
+    assert_eq!(setting().await, "on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,12 @@
 //! Rebalance, drain and takeover: several owners of one service.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rookery::{
@@ -20,7 +20,7 @@ use rookery_actors::{
 
 use crate::{
     cluster::*,
-    proxy::{Fate, Proxy, RENEWAL},
+    proxy::{Fate, LOOK, Proxy, RENEWAL},
     support::*,
     writers::*,
 };
@@ -105,6 +105,45 @@ async fn no_read_is_stale_while_shards_move() {
     one.stop().await;
 }
 
+/// Whoever waited for it gets through before it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_has_just_come_stays_for_a_moment() {
+    let config = database().await;
+    let hub = Hub::default();
+    let one = hub.join(&config, "n1", QUICK).await;
+    let two = hub.join(&config, "n2", QUICK).await;
+    let runtime = two.service.runtime.clone();
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let watch = tokio::spawn(async move {
+        let mut stayed: Vec<Duration> = Vec::new();
+        // Not there yet when it was looked at last, and there since.
+        let (mut absent, mut there) = (vec![Instant::now(); usize::from(MANY_SHARDS)], HashMap::new());
+        let mut ended = ended;
+        while ended.try_recv().is_err() {
+            let now = Instant::now();
+            let owned: HashSet<ShardId> = runtime.owned().into_iter().map(|(shard, ..)| shard).collect();
+            for shard in (0..MANY_SHARDS).map(ShardId) {
+                if owned.contains(&shard) {
+                    there.entry(shard).or_insert(absent[shard.index()]);
+                } else {
+                    stayed.extend(there.remove(&shard).map(|since| now - since));
+                    absent[shard.index()] = now;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stayed
+    });
+    eventually("the second is given something", async || !two.owned().is_empty()).await;
+    two.drain().await;
+    end.send(()).unwrap();
+    let stayed = watch.await.unwrap();
+    assert!(!stayed.is_empty());
+    assert!(stayed.iter().all(|time| *time >= Duration::from_millis(250)), "{stayed:?}");
+    at_rest(&[&one]).await;
+    one.stop().await;
+}
+
 /// It renews, and nobody can ask it: its shards would be of no use to anybody but its own clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_cut_off_from_the_others_hands_over_to_them_and_is_given_back_when_it_returns() {
@@ -168,6 +207,7 @@ async fn a_zombie_commits_nothing_and_reads_nothing() {
     let post = published_in(&zombie.posts, ShardId(3), "v1").await;
     // Its renewals go nowhere and it hears of nothing, as if it had been stopped.
     proxy.always(RENEWAL, Fate::Vanishes);
+    proxy.always(LOOK, Fate::Vanishes);
     let heir = hub.join(&config, "n2", lease).await;
     eventually("the heir serves everything", async || heir.owned().len() == usize::from(MANY_SHARDS)).await;
     assert_eq!(retitle(&heir.posts, post, "v2").await.unwrap().reply.post.unwrap().version, 2);
