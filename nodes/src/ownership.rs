@@ -19,7 +19,10 @@ use rookery_actors::{
     runtime::{Database, Directory, DirectoryError, PoolSize, Runtime},
     service::Service,
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
 use uuid::Uuid;
 
 pub use self::{
@@ -31,6 +34,9 @@ use self::{
     member::Member,
     view::{Board, Draining},
 };
+
+/// Groups of shards that a node hands over at a time, whatever their service.
+const HAND_OFFS_MAX: usize = 2;
 
 /// How long a silent member keeps what it owns.
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +62,29 @@ pub struct Membership {
     pub changed: Arc<dyn Fn() + Send + Sync>,
     /// Tells others what they were granted.
     pub announce: Arc<dyn Announce>,
+    /// Who hands a group over has one of these, and all services of a node share them.
+    pub hand_offs: Arc<Semaphore>,
 }
 
 impl Membership {
     /// A node that tells nobody anything.
     pub fn new(node: impl Into<String>, lease: LeaseSettings) -> Self {
-        Self { node: node.into(), address: None, lease, alone: false, changed: Arc::new(|| {}), announce: Arc::new(Untold) }
+        Self {
+            node: node.into(),
+            address: None,
+            lease,
+            alone: false,
+            changed: Arc::new(|| {}),
+            announce: Arc::new(Untold),
+            hand_offs: hand_offs(),
+        }
     }
+}
+
+/// The turns of a node's services at handing a group of shards over. Few: while everything moves at once, everything that
+/// moves waits for the same processors and the same disk.
+pub fn hand_offs() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(HAND_OFFS_MAX))
 }
 
 /// A member at work; ends with [`Ownership::leave`].

@@ -4,10 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
+use tokio::try_join;
+use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
-use super::{BootTime, database::Database, describe};
+use super::{BootTime, database::Database, describe, transfer};
 use crate::{
     event::Source,
     ids::{Epoch, Incarnation, Seq, ShardId},
@@ -98,7 +99,36 @@ pub enum DirectoryError {
 pub struct Directory {
     pub(crate) client: Client,
     pub(crate) tag: SessionTag,
+    pub(crate) statements: Statements,
     service: &'static str,
+}
+
+/// What is asked again and again, or while callers wait for a shard: prepared, it takes one round trip and no planning.
+pub(crate) struct Statements {
+    renew: Statement,
+    members: Statement,
+    shards: Statement,
+    inbox: Statement,
+    pub(crate) untouched: Statement,
+    pub(crate) mark: Statement,
+    pub(crate) grant: Statement,
+}
+
+impl Statements {
+    async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let untouched = transfer::untouched_text();
+        let (mark, grant) = (transfer::mark_text(), transfer::grant_text());
+        let (renew, members, shards, inbox, untouched, mark, grant) = try_join!(
+            client.prepare("UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'"),
+            client.prepare("SELECT incarnation, node, address, renewed, state FROM member WHERE state <> 'dead' ORDER BY node"),
+            client.prepare("SELECT id, epoch, owner, target FROM shard ORDER BY id"),
+            client.prepare("SELECT shard, source, position FROM inbox WHERE shard = ANY($1)"),
+            client.prepare(&untouched),
+            client.prepare(&mark),
+            client.prepare(&grant),
+        )?;
+        Ok(Self { renew, members, shards, inbox, untouched, mark, grant })
+    }
 }
 
 /// Which session it is on the server, and whose.
@@ -118,7 +148,8 @@ impl Directory {
         // A lock held by a stopped client must not hold us: fail, end its session, try again (rule 4).
         client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Self { client, tag: SessionTag { incarnation, pid }, service })
+        let statements = Statements::prepare(&client).await?;
+        Ok(Self { client, tag: SessionTag { incarnation, pid }, statements, service })
     }
 
     /// Whose session it is.
@@ -186,8 +217,7 @@ impl Directory {
     /// [`DirectoryError::Dead`] if the incarnation was declared dead.
     pub async fn renew(&self, incarnation: Incarnation, within: Duration) -> Result<BootTime, DirectoryError> {
         let sent = BootTime::now();
-        let renew = "UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'";
-        match tokio::time::timeout(within, self.client.execute(renew, &[&incarnation.0])).await {
+        match tokio::time::timeout(within, self.client.execute(&self.statements.renew, &[&incarnation.0])).await {
             Ok(Ok(1)) => Ok(sent),
             Ok(Ok(_)) => Err(DirectoryError::Dead),
             Ok(Err(error)) => Err(error.into()),
@@ -200,10 +230,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn members(&self) -> Result<Vec<MemberRow>, DirectoryError> {
-        let rows = self
-            .client
-            .query("SELECT incarnation, node, address, renewed, state FROM member WHERE state <> 'dead' ORDER BY node", &[])
-            .await?;
+        let rows = self.client.query(&self.statements.members, &[]).await?;
         Ok(rows
             .into_iter()
             .map(|row| MemberRow {
@@ -221,7 +248,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn shards(&self) -> Result<Vec<ShardRow>, DirectoryError> {
-        let rows = self.client.query("SELECT id, epoch, owner, target FROM shard ORDER BY id", &[]).await?;
+        let rows = self.client.query(&self.statements.shards, &[]).await?;
         Ok(rows
             .into_iter()
             .map(|row| ShardRow {
@@ -283,7 +310,7 @@ impl Directory {
     /// When the database does not answer.
     pub async fn inbox(&self, shards: &[ShardId]) -> Result<Vec<(ShardId, Source, Seq)>, DirectoryError> {
         let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
-        let rows = self.client.query("SELECT shard, source, position FROM inbox WHERE shard = ANY($1)", &[&ids]).await?;
+        let rows = self.client.query(&self.statements.inbox, &[&ids]).await?;
         Ok(rows
             .into_iter()
             .filter_map(|row| {

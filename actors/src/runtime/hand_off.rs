@@ -85,7 +85,7 @@ async fn granted<S: Service>(
     to: Incarnation,
 ) -> Vec<(ShardId, Epoch)> {
     let me = directory.tag.incarnation;
-    let error = match timeout(GRANT_PATIENCE, grant(&directory.client, seen, me, to)).await {
+    let error = match timeout(GRANT_PATIENCE, grant(directory, seen, me, to)).await {
         Ok(Ok(granted)) => {
             let granted = granted.iter().map(|granted| (granted.shard, granted.epoch)).collect();
             return give_up(inner, granted);

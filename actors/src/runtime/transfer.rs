@@ -1,7 +1,7 @@
 //! How a shard changes hands: takeover, grant and adoption, each a statement of its own (rules 2 and 3).
 
 use tokio_postgres::{
-    Client,
+    Client, ToStatement,
     error::{Severity, SqlState},
 };
 use uuid::Uuid;
@@ -34,6 +34,23 @@ fn change_of_hands(giver: &str, condition: &str) -> String {
     )
 }
 
+/// Releases and grants in one statement, to a member that is alive and wants shards.
+pub(crate) fn grant_text() -> String {
+    change_of_hands("$4", "AND EXISTS (SELECT FROM member m WHERE m.incarnation = $3 AND m.state = 'live')")
+}
+
+pub(crate) fn mark_text() -> String {
+    format!("UPDATE shard SET target = $3 FROM {NOT_ON_THE_DISK_YET} WHERE id = ANY($1) AND owner = $2")
+}
+
+pub(crate) fn untouched_text() -> String {
+    format!(
+        "SELECT s.id, l.seq, s.epoch, l.key <> {NOBODY} FROM shard s CROSS JOIN LATERAL (
+             SELECT seq, epoch, type, key FROM outbox o WHERE o.shard = s.id ORDER BY seq DESC LIMIT 1) l
+         WHERE s.id = ANY($1) AND s.owner = $2 AND l.epoch = s.epoch AND l.type = $3 ORDER BY s.id"
+    )
+}
+
 impl Directory {
     /// Takes shards that belong to `owner` (none: to nobody) and have the epochs that were seen (rule 2).
     ///
@@ -59,17 +76,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn untouched(&self, shards: &[ShardId], me: Incarnation) -> Result<Vec<Granted>, DirectoryError> {
-        let rows = self
-            .client
-            .query(
-                &format!(
-                    "SELECT s.id, l.seq, s.epoch, l.key <> {NOBODY} FROM shard s CROSS JOIN LATERAL (
-                     SELECT seq, epoch, type, key FROM outbox o WHERE o.shard = s.id ORDER BY seq DESC LIMIT 1) l
-                 WHERE s.id = ANY($1) AND s.owner = $2 AND l.epoch = s.epoch AND l.type = $3 ORDER BY s.id"
-                ),
-                &[&numbers(shards), &me.0, &EPOCH],
-            )
-            .await?;
+        let rows = self.client.query(&self.statements.untouched, &[&numbers(shards), &me.0, &EPOCH]).await?;
         Ok(rows.iter().map(|row| Granted { called_back: row.get(3), ..granted(row) }).collect())
     }
 
@@ -78,8 +85,7 @@ impl Directory {
     /// # Errors
     /// When the database does not answer.
     pub async fn mark(&self, shards: &[ShardId], me: Incarnation, to: Option<Incarnation>) -> Result<(), DirectoryError> {
-        let mark = format!("UPDATE shard SET target = $3 FROM {NOT_ON_THE_DISK_YET} WHERE id = ANY($1) AND owner = $2");
-        self.client.execute(&mark, &[&numbers(shards), &me.0, &to.map(|to| to.0)]).await?;
+        self.client.execute(&self.statements.mark, &[&numbers(shards), &me.0, &to.map(|to| to.0)]).await?;
         Ok(())
     }
 }
@@ -91,23 +97,22 @@ pub(crate) async fn take_over(
     owner: Option<Incarnation>,
     me: Incarnation,
 ) -> Result<Vec<Granted>, tokio_postgres::Error> {
-    change(client, &change_of_hands(NOBODY, ""), seen, owner, me).await
+    change(client, change_of_hands(NOBODY, "").as_str(), seen, owner, me).await
 }
 
-/// Releases and grants in one statement, to a member that is alive and wants shards; what is left out is not granted.
+/// Hands shards to another member; what is left out is not granted.
 pub(crate) async fn grant(
-    client: &Client,
+    directory: &Directory,
     seen: &[ShardRow],
     me: Incarnation,
     to: Incarnation,
 ) -> Result<Vec<Granted>, tokio_postgres::Error> {
-    let alive = "AND EXISTS (SELECT FROM member m WHERE m.incarnation = $3 AND m.state = 'live')";
-    change(client, &change_of_hands("$4", alive), seen, Some(me), to).await
+    change(&directory.client, &directory.statements.grant, seen, Some(me), to).await
 }
 
 async fn change(
     client: &Client,
-    statement: &str,
+    statement: &(impl ToStatement + ?Sized),
     seen: &[ShardRow],
     from: Option<Incarnation>,
     to: Incarnation,

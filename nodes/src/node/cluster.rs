@@ -1,15 +1,16 @@
 //! The way to other nodes: links, and the routes over them. A node that listens for nobody is alone and has none.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use rookery_actors::secret::ClusterSecret;
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::services::Started;
 use crate::{
     config::Config,
     links::{Links, LinksConfig},
+    ownership::hand_offs,
     routing::Routes,
 };
 
@@ -21,6 +22,8 @@ pub(super) struct Cluster {
     pub(super) routes: Routes,
     /// Where other nodes reach us.
     pub(super) address: String,
+    /// Shared by all services.
+    pub(super) hand_offs: Arc<Semaphore>,
 }
 
 /// A node among others.
@@ -37,7 +40,7 @@ impl Cluster {
         let links = Links::start(links, routes.handler()).await.context("the links to other nodes do not start")?;
         let address = config.cluster.advertised(links.address().context("the links listen nowhere")?);
         routes.over(links);
-        Ok(Some(Self { routes, address }))
+        Ok(Some(Self { routes, address, hand_offs: hand_offs() }))
     }
 
     /// Puts the services on the routes.

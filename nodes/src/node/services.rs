@@ -240,6 +240,7 @@ async fn join<S: Service>(
     let membership = Membership {
         address: cluster.map(|cluster| cluster.address.clone()),
         announce: cluster.map_or(lonely.announce, |cluster| Arc::new(cluster.routes.clone())),
+        hand_offs: cluster.map_or(lonely.hand_offs, |cluster| Arc::clone(&cluster.hand_offs)),
         // We hold the lock of the data folder, so whoever was this node before is dead.
         alone: true,
         changed: Arc::new(move || reader.service().shards_changed()),

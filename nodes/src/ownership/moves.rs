@@ -27,6 +27,8 @@ const GROUP: usize = 16;
 const GROUPS_MAX: usize = 4;
 /// How long commits under way are waited for with the door closed. Longer than any batch on a healthy database.
 const CLOSED_MAX: Duration = Duration::from_secs(1);
+/// Whoever has a turn for longer may wait for a database that does not answer, which is no reason to wait for another's.
+const TURN_WITHIN: Duration = Duration::from_secs(1);
 /// A shard that has come stays for so long: who waited for it gets through before it goes on, and two moves are two short
 /// pauses instead of a long one.
 const STAY: Duration = Duration::from_millis(250);
@@ -167,6 +169,7 @@ async fn give<S: Service>(
     group: Vec<ShardId>,
     to: MemberRow,
 ) -> bool {
+    let turn = timeout(TURN_WITHIN, membership.hand_offs.acquire()).await;
     let handed = runtime.hand_off(&session, &group, to.incarnation, CLOSED_MAX).await;
     // Others here should see it, also what was lost meanwhile.
     board.poke();
@@ -188,7 +191,9 @@ async fn give<S: Service>(
         S::NAME,
         to.node
     );
-    if told.await != Ok(true) {
+    let told = told.await == Ok(true);
+    drop(turn);
+    if !told {
         // It was not told: its next poll finds them.
         tokio::time::sleep(renew_every).await;
     }
