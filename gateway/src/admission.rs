@@ -1,13 +1,15 @@
 //! How many requests a gateway takes at once, and what becomes of the others.
 //!
-//! What is beyond the limit is refused before anything is done for it. Even so a refusal costs a tenth of an answer, and
-//! whoever is refused at once is back at once: so a refusal waits, the longer the more of them wait already. That bounds
-//! the refusals of a second by the limit itself, however many clients hammer.
+//! What is beyond the limit is refused before anything is done for it. Even so a refusal costs a third of an answer, nearly
+//! all of it in the kernel, and whoever is refused at once is back at once: so a refusal waits, the longer the more of them
+//! wait already. That bounds the refusals of a second by half of the limit, as long as [`PAUSE_MAX`] is not reached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// How long a refusal waits when as many wait already as the limit is; more or less in proportion.
+const PAUSE_PER_LIMIT: Duration = Duration::from_secs(2);
 /// The longest wait of a refusal: well below the patience of clients, who should learn that they are not served.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -37,7 +39,7 @@ impl Admission {
         self.admitted.fetch_sub(1, Ordering::Relaxed);
         self.shed.fetch_add(1, Ordering::Relaxed);
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
-        let pause = Duration::from_secs(1).mul_f64(before as f64 / self.limit.max(1) as f64);
+        let pause = PAUSE_PER_LIMIT.mul_f64(before as f64 / self.limit.max(1) as f64);
         Err((Place { admission: Arc::clone(self), of: Queue::Refused }, pause.min(PAUSE_MAX)))
     }
 
@@ -119,7 +121,7 @@ mod tests {
                 pause.as_millis() as u64
             })
             .collect();
-        assert_eq!(pauses, [0, 500, 1_000, 1_500, 2_000]);
+        assert_eq!(pauses, [0, 1_000, 2_000, 3_000, 4_000]);
         assert!(admission.is_shedding());
         refused.clear();
         assert!(!admission.is_shedding());
