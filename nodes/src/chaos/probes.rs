@@ -31,8 +31,9 @@ const POSTS: usize = 12;
 /// Between two questions to a post through one gateway: asked through three, a pause is known to 20 ms (83 in a debug build,
 /// which would be busy with the questions).
 const ASK_EVERY: Duration = Duration::from_millis(if cfg!(debug_assertions) { 250 } else { 60 });
-/// Questions of one probe that wait for their answers.
-const WAITING_MAX: usize = 16;
+/// Questions of one probe that wait for their answers: as many as are asked in longer than a takeover takes. Whoever waits
+/// for all of them to come back from the former owner does not see that the next one answers.
+const WAITING_MAX: usize = 60;
 /// As long as a patient client waits.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What takes longer than a start does on a busy machine.

@@ -246,13 +246,12 @@ impl<S: Service> Member<S> {
             })
             .map(|(shard, ..)| shard)
             .collect();
-        for shard in &lost {
-            tracing::warn!(service.name = S::NAME, shard.id = %shard, "lost a shard to another owner");
-            self.runtime.close(*shard);
+        if lost.is_empty() {
+            return;
         }
-        if !lost.is_empty() {
-            (self.membership.changed)();
-        }
+        tracing::warn!(service.name = S::NAME, shards = lost.len(), "lost {} shards of {} to other owners", lost.len(), S::NAME);
+        lost.into_iter().for_each(|shard| self.runtime.close(shard));
+        (self.membership.changed)();
     }
 
     /// What somebody says it has granted to us, before anything else: its callers wait.
