@@ -14,6 +14,10 @@ type Manager = PostgresConnectionManager<MakeRustlsConnect>;
 /// A checked-out connection; goes back to the pool when dropped.
 pub type Pooled<'a> = PooledConnection<'a, Manager>;
 
+/// In the FROM of a statement: its commit does not wait for the disk, nor keep others waiting who do. For what the next
+/// report repeats and what is only a hint; with the server such news may be lost, never what a later commit stands on.
+pub const NOT_ON_THE_DISK_YET: &str = "set_config('synchronous_commit', 'off', true)";
+
 /// One service's database.
 #[derive(Clone)]
 pub struct Database {
@@ -30,10 +34,6 @@ pub struct PoolSize {
     /// Longest wait for a free one; the caller hears `Unavailable` after it.
     pub wait_max: Duration,
 }
-
-/// In the FROM of a statement: its commit does not wait for the disk, nor keep others waiting who do. For what the next
-/// report repeats and what is only a hint; with the server such news may be lost, never what a later commit stands on.
-pub const NOT_ON_THE_DISK_YET: &str = "set_config('synchronous_commit', 'off', true)";
 
 impl Default for PoolSize {
     fn default() -> Self {
