@@ -5,8 +5,11 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +18,7 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service;
@@ -263,12 +267,17 @@ async fn connection(
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(READ_WITHIN))?;
+    let unseen = phase.clone();
+    let is_http2 = async || tokio::time::timeout(limits.header_timeout, is_http2(&stream)).await?;
     let is_http2 = tokio::select! {
-        found = tokio::time::timeout(limits.header_timeout, is_http2(&stream)) => found??,
-        // It has asked for nothing yet, and has had a moment to.
-        () = drained(&mut phase) => return Ok(()),
+        found = is_http2() => found?,
+        () = drained(&mut phase) => match socket2::SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]) {
+            Ok(1) => is_http2().await?,
+            // It has asked for nothing yet, and has had a moment to.
+            _ => return Ok(()),
+        },
     };
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Stream { stream, phase: unseen });
     if is_http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -286,6 +295,58 @@ async fn connection(
             .max_headers(HEADERS_MAX)
             .serve_connection(io, handler);
         finish(connection, |connection| connection.graceful_shutdown(), phase).await
+    }
+}
+
+/// A connection that, before it ends for being idle, asks the kernel itself whether it is: the runtime knows of a request only
+/// when it has looked once more, and a close with one unread resets it.
+struct Stream {
+    stream: TcpStream,
+    /// Nothing of it has been seen: it has changed as soon as the server drains.
+    phase: watch::Receiver<Phase>,
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if polled.is_ready() || matches!(self.phase.has_changed(), Ok(false)) {
+            return polled;
+        }
+        match io::Read::read(&mut &*socket2::SockRef::from(&self.stream), buffer.initialize_unfilled()) {
+            Ok(length) => {
+                buffer.advance(length);
+                Poll::Ready(Ok(()))
+            }
+            // The runtime was asked a moment ago, and wakes us.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -311,6 +372,10 @@ where
         result = connection.as_mut() => return Ok(result?),
         // An error means that the server is gone: no reason to be less polite.
         _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
+    }
+    // What has been asked by now is answered, and only who has asked nothing is idle.
+    if let Poll::Ready(result) = futures_util::poll!(connection.as_mut()) {
+        return Ok(result?);
     }
     shut_down(connection.as_mut());
     let cut = async {

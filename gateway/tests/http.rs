@@ -382,6 +382,32 @@ async fn whoever_was_connected_at_the_last_moment_is_served() {
 }
 
 #[tokio::test]
+async fn who_asks_over_an_old_connection_at_the_last_moment_is_served() {
+    let edge = Edged::start().await;
+    let mut sockets = Vec::new();
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(edge.address).await.unwrap();
+        socket.write_all(b"GET /api/v1/hello HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 15];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        sockets.push(socket);
+    }
+    // Without a word to the runtime: the kernel has the requests, and the gateway has not looked.
+    for socket in &sockets {
+        let sent = socket.try_write(b"GET /api/v1/hello HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        assert_eq!(sent, 39);
+    }
+    edge.actor.stop(None);
+    for mut socket in sockets {
+        let mut answers = String::new();
+        socket.read_to_string(&mut answers).await.expect("nobody is reset");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "{answers}");
+    }
+    edge.handle.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_gateway_that_leaves_serves_and_sends_its_clients_elsewhere() {
     let edge = Edged::start().await;
     assert_eq!(edge.get("/api/v1/hello").await.headers().get("connection"), None);
