@@ -4,6 +4,7 @@
 //! gone is not its pause. The gateway of a node that is cut off does not count: it may serve what nobody else can ask for.
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{
         Arc, Mutex,
@@ -16,7 +17,7 @@ use anyhow::bail;
 use reqwest::Method;
 use rookery_actors::ids::{ShardId, shard_of};
 use serde_json::json;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use super::{
@@ -30,10 +31,14 @@ const SHARDS: u16 = 256;
 const POSTS: usize = 12;
 /// Between two questions to a post through one gateway: asked through three, a pause is known to 20 ms (83 in a debug build,
 /// which would be busy with the questions).
-const ASK_EVERY: Duration = Duration::from_millis(if cfg!(debug_assertions) { 250 } else { 60 });
-/// Questions of one probe that wait for their answers: as many as are asked in longer than a takeover takes. Whoever waits
-/// for all of them to come back from the former owner does not see that the next one answers.
-const WAITING_MAX: usize = 60;
+const ASK_EVERY_MS: u16 = if cfg!(debug_assertions) { 250 } else { 60 };
+const ASK_EVERY: Duration = Duration::from_millis(ASK_EVERY_MS as u64);
+/// Questions of one probe that wait for their answers: as many as are asked in 4 s, longer than a takeover takes. Whoever
+/// waits for all of them to come back from the former owner does not see that the next one answers.
+const WAITING_MAX: usize = 4_000 / ASK_EVERY_MS as usize;
+/// The fastest of so many answers tells how busy the machine is: after a pause the ones that were held back come first, and
+/// late.
+const LATEST: usize = 4;
 /// As long as a patient client waits.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What takes longer than a start does on a busy machine.
@@ -144,10 +149,12 @@ async fn publish(author: &Client, n: usize) -> anyhow::Result<Uuid> {
 }
 
 /// Asks whether or not the answers before have come: a shard that is back answers a new question, and what was sent to whoever
-/// had it before may wait for ever.
+/// had it before may wait for ever. Where all answers are slow it asks less often: the machine has more to do than it can,
+/// and would be busy with the questions.
 async fn ask(client: Client, at: usize, post: Uuid, answers: Answers, stop: Arc<AtomicBool>) {
     let client = Arc::new(client);
     let mut waiting = JoinSet::new();
+    let mut took = VecDeque::from([Duration::ZERO; LATEST]);
     for n in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -155,15 +162,26 @@ async fn ask(client: Client, at: usize, post: Uuid, answers: Answers, stop: Arc<
         let method = if n % 2 == 0 { Method::PUT } else { Method::DELETE };
         let (client, answers) = (Arc::clone(&client), Arc::clone(&answers));
         waiting.spawn(async move {
+            let asked = Instant::now();
             if let Answer::Done(_) = client.send(&Request::new(method, format!("/api/v1/posts/{post}/like"))).await {
                 answers.lock().expect("no panic under this lock").push((at, Instant::now()));
             }
+            asked.elapsed()
         });
-        tokio::time::sleep(ASK_EVERY).await;
-        while waiting.try_join_next().is_some() {}
-        if waiting.len() >= WAITING_MAX {
-            waiting.join_next().await;
+        tokio::time::sleep(took.iter().copied().min().unwrap_or_default().max(ASK_EVERY)).await;
+        while let Some(done) = waiting.try_join_next() {
+            latest(&mut took, done);
+        }
+        if waiting.len() >= WAITING_MAX
+            && let Some(done) = waiting.join_next().await
+        {
+            latest(&mut took, done);
         }
     }
     waiting.join_all().await;
+}
+
+fn latest(took: &mut VecDeque<Duration>, done: Result<Duration, JoinError>) {
+    took.pop_front();
+    took.push_back(done.expect("a question does not panic"));
 }

@@ -1,14 +1,17 @@
 //! What can be done to a cluster: a fault is one call.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use super::{Cluster, Node, Started, disk::Balloon, ended};
+use super::{Cluster, LOOK_EVERY, Node, PATIENCE, Started, disk::Balloon, ended};
 use crate::chaos::proxy::Proxy;
 
 /// In which directions a wire is cut.
@@ -21,12 +24,19 @@ pub enum Ways {
 }
 
 impl Cluster {
-    /// Sends a signal to a node.
+    /// Sends a signal to a node, once it is seen: where a machine is busy one falls silent for a moment.
     ///
     /// # Errors
     /// When there is no such node.
     pub async fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<Node> {
-        let node = self.node(name).await?.with_context(|| format!("there is no node {name}"))?;
+        let began = Instant::now();
+        let node = loop {
+            match self.node(name).await? {
+                Some(node) => break node,
+                None if began.elapsed() > PATIENCE => bail!("there is no node {name}"),
+                None => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        };
         kill(Pid::from_raw(node.pid), signal)?;
         Ok(node)
     }
