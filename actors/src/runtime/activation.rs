@@ -75,9 +75,7 @@ pub(crate) async fn ask<S: Service>(
                 return failed(Failure::Unknown("the shard moved while the command was under way".to_owned()));
             }
             Ok(Err(_)) => return failed(Failure::Crashed),
-            Err(_) => {
-                return failed(Failure::Unknown("the deadline passed while the command was under way".to_owned()));
-            }
+            Err(_) => return failed(inner.committer.overdue()),
         }
     }
 }

@@ -70,6 +70,6 @@ async fn carry_out<S: Service>(
             inner.weigh(cell);
             Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
         }
-        Err(_) => Err(Failure::Unknown("the deadline passed while the command was under way".to_owned()).into()),
+        Err(_) => Err(inner.committer.overdue().into()),
     }
 }

@@ -27,6 +27,7 @@ use super::{
     transfer::outcome_is_open,
 };
 use crate::{
+    entity::Failure,
     fail_point::{self, Point},
     ids::{Epoch, Seq, ShardId},
     service::Service,
@@ -43,6 +44,8 @@ pub(crate) struct Committer<S: Service> {
     closed: AtomicBool,
     /// A stop waits no longer for outcomes that stay open.
     given_up: watch::Sender<bool>,
+    /// Since when each lane is at the batch that it is at.
+    began: [Mutex<Option<Instant>>; 2],
 }
 
 struct Queue<S: Service> {
@@ -137,7 +140,23 @@ impl<S: Service> Committer<S> {
             queue_max,
             closed: AtomicBool::new(false),
             given_up: watch::Sender::new(false),
+            began: Default::default(),
         }
+    }
+
+    /// What those hear whose deadline passes while they wait for a commit: what keeps it is for whoever reads the log.
+    pub(crate) fn overdue(&self) -> Failure {
+        let waiting = {
+            let queue = self.queue.lock().expect("no panic under this lock");
+            queue.waiting.len() + queue.claims.len()
+        };
+        let since = |began: &Mutex<Option<Instant>>| began.lock().expect("no panic under this lock").map(|at| at.elapsed());
+        let longest = self.began.iter().filter_map(since).max().unwrap_or_default();
+        Failure::Unknown(format!(
+            "the deadline passed while the command was under way; {waiting} wait to be committed, and the database has had the \
+             batch before them for {} ms",
+            longest.as_millis()
+        ))
     }
 
     fn lane(&self, lane: Lane) -> &Notify {
@@ -328,12 +347,15 @@ async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
             return;
         };
         let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
+        let began = &inner.committer.began[lane as usize];
+        *began.lock().expect("no panic under this lock") = Some(Instant::now());
         tokio::select! {
             biased;
             () = commit(&inner, &mut session, units) => {}
             // The only way in which a commit is dropped: unresolved, and told so.
             _ = given_up.wait_for(|given_up| *given_up) => {}
         }
+        *began.lock().expect("no panic under this lock") = None;
         {
             let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
             for shard in shards {
