@@ -36,8 +36,10 @@ tokio::task_local! {
 }
 
 /// Does something on behalf of a request.
-pub async fn on_behalf_of<F: Future>(caller: Caller, work: F) -> F::Output {
-    CALLER.scope(caller, work).await
+///
+/// No `async fn`: it would have room for the work twice, and what is asked is large.
+pub fn on_behalf_of<F: Future>(caller: Caller, work: F) -> impl Future<Output = F::Output> {
+    CALLER.scope(caller, work)
 }
 
 /// The request on whose behalf this task is at work, if there is one.

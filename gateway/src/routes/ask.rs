@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use futures_util::{FutureExt, TryFutureExt};
 use rookery_actors::caller::on_behalf_of;
 use rookery_actors::entity::{AskError, Failure};
 use rookery_actors::runtime;
@@ -51,11 +52,8 @@ impl Api {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let answer = self.ask(service, context, Twice::Safe, || {
-            let asked = ask(context.deadline.into());
-            async move { asked.await.map_err(AskError::<Infallible>::Failed) }
-        });
-        match answer.await? {
+        let ask = || ask(context.deadline.into()).map_err(AskError::<Infallible>::Failed);
+        match self.ask(service, context, Twice::Safe, ask).await? {
             Ok(value) => Ok(value),
             Err(never) => match never {},
         }
@@ -87,14 +85,12 @@ impl Api {
     where
         F: Future<Output = Result<T, AskError<R>>>,
     {
+        // A combinator, for an `async` block would have room for the future twice.
         let guarded = || {
-            let asked = ask();
-            async move {
-                match asked.await {
-                    Err(AskError::Failed(failure)) if is_outage(&failure) => Err(failure),
-                    answer => Ok(answer),
-                }
-            }
+            ask().map(|answer| match answer {
+                Err(AskError::Failed(failure)) if is_outage(&failure) => Err(failure),
+                answer => Ok(answer),
+            })
         };
         let repeatable = |failure: &Failure| twice.allows(failure);
         let called = self.services.call(service, context.deadline, repeatable, guarded);
