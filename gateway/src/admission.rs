@@ -2,16 +2,16 @@
 //!
 //! What is beyond the limit is refused before anything is done for it. Even so a refusal costs a third of an answer, nearly
 //! all of it in the kernel, and whoever is refused at once is back at once: so a refusal waits, the longer the more of them
-//! wait already. That bounds the refusals of a second by half of the limit, as long as [`PAUSE_MAX`] is not reached.
+//! wait already. That bounds the refusals of a second by a quarter of the limit, as long as [`PAUSE_MAX`] is not reached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How long a refusal waits when as many wait already as the limit is; more or less in proportion.
-const PAUSE_PER_LIMIT: Duration = Duration::from_secs(2);
-/// The longest wait of a refusal: well below the patience of clients, who should learn that they are not served.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_PER_LIMIT: Duration = Duration::from_secs(4);
+/// The longest wait of a refusal: below the patience of clients (30 s is usual), who should learn that they are not served.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Counts requests from their arrival to the head of their response.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ mod tests {
                 pause.as_millis() as u64
             })
             .collect();
-        assert_eq!(pauses, [0, 1_000, 2_000, 3_000, 4_000]);
+        assert_eq!(pauses, [0, 2_000, 4_000, 6_000, 8_000]);
         assert!(admission.is_shedding());
         refused.clear();
         assert!(!admission.is_shedding());
