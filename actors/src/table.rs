@@ -20,7 +20,7 @@ pub trait Table: Send + Sync {
 
 /// All tables that a service's batch may write.
 pub trait Tables: Default + Send + Sync + 'static {
-    /// The tables, always the same ones in the same order, so that the statement's text never changes.
+    /// The tables, always the same ones in the same order: their numbers say which of them a statement writes to.
     fn tables(&self) -> Vec<&dyn Table>;
     /// Takes over a copy of a unit's rows, whose last record is `seq`; the unit keeps its own, for a retry.
     fn append(&mut self, other: &Self, seq: crate::ids::Seq);

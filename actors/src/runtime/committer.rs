@@ -4,7 +4,7 @@
 //! therefore commit alone. A shard is in at most one lane at a time, for the lane counts its positions.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Inner,
-    commit_batch::{Batch, CommitError, Committed, Positioned, Unit, statement},
+    commit_batch::{Batch, CommitError, Committed, Positioned, Shape, Unit, statement},
     copies, describe,
     directory::SessionTag,
     doubt, now,
@@ -319,10 +319,13 @@ enum Lane {
     Claims,
 }
 
-/// A lane's session with the statement prepared.
+/// Shapes for which a session keeps a statement: far more than a service at work has; the others go by the whole.
+const SHAPES_MAX: usize = 64;
+
+/// A lane's session with its statements.
 pub(crate) struct Session {
     client: Client,
-    statement: Statement,
+    statements: HashMap<Shape, Statement>,
     pub(crate) tag: SessionTag,
 }
 
@@ -332,10 +335,25 @@ impl Session {
         let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
-        client.batch_execute("SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'").await?;
-        let statement = client.prepare(&statement::<S>()).await?;
+        // A plan is made once for each shape, and lasts: not for the arrays at hand, which would take longer to plan for than they
+        // take, and by the keys, also of a table that is still small enough to be read whole.
+        let settings = "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'; \
+                        SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+        client.batch_execute(settings).await?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Self { client, statement, tag: SessionTag { incarnation, pid } })
+        Ok(Self { client, statements: HashMap::new(), tag: SessionTag { incarnation, pid } })
+    }
+
+    async fn execute<S: Service>(&mut self, batch: &Batch<S>) -> Result<u64, tokio_postgres::Error> {
+        let mut shape = batch.shape();
+        if self.statements.len() >= SHAPES_MAX && !self.statements.contains_key(&shape) {
+            shape = Shape::WHOLE;
+        }
+        let statement = match self.statements.entry(shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.client.prepare(&statement::<S>(shape)).await?),
+        };
+        batch.execute(&self.client, statement, shape).await
     }
 }
 
@@ -450,7 +468,7 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
             }
         };
         let (batch, placed) = build(inner, units);
-        match batch.execute(&open.client, &open.statement).await {
+        match open.execute(&batch).await {
             Ok(_) => {
                 // Here a crash of the process means something; nothing is there to be refused.
                 let _ = fail_point::pass(Point::BeforeFold, Uuid::nil()).await;
@@ -484,13 +502,13 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
 async fn connected<'a, S: Service>(
     inner: &Inner<S>,
     session: &'a mut Option<Session>,
-) -> Result<&'a Session, tokio_postgres::Error> {
+) -> Result<&'a mut Session, tokio_postgres::Error> {
     // Under a former name whoever takes over from us would not find it (rule 4).
     let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
     if session.as_ref().is_none_or(stale) {
         *session = Some(Session::open(inner).await?);
     }
-    Ok(session.as_ref().expect("a session was just opened"))
+    Ok(session.as_mut().expect("a session was just opened"))
 }
 
 /// A unit with the records that it has become.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::bail;
+use jiff::Timestamp;
 use reqwest::Method;
 use rookery_actors::ids::{ShardId, shard_of};
 use serde_json::json;
@@ -66,11 +67,13 @@ pub struct Pause {
     pub time: Duration,
     /// Which shard of posts.
     pub shard: u16,
+    /// When it ended: where to look in the logs.
+    pub until: Timestamp,
 }
 
 impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ms (posts/{})", self.time.as_millis(), self.shard)
+        write!(f, "{} ms (posts/{}, until {:.3})", self.time.as_millis(), self.shard, self.until)
     }
 }
 
@@ -112,8 +115,9 @@ impl Probes {
             let mut moments: Vec<Instant> = counted.map(|(_, moment)| *moment).collect();
             moments.extend([began, Instant::now()]);
             moments.sort_unstable();
-            let time = moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
-            Pause { time, shard: asked.shard.0 }
+            let pauses = moments.windows(2).map(|pair| (pair[1] - pair[0], pair[1]));
+            let (time, ended) = pauses.max().expect("there are two moments at least");
+            Pause { time, shard: asked.shard.0, until: Timestamp::now() - ended.elapsed() }
         });
         pauses.max().expect("some posts are asked")
     }

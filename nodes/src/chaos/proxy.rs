@@ -24,7 +24,7 @@ use tokio::{
 use tokio_postgres::config::Host;
 
 /// In the text of every batch, and of nothing else.
-pub const BATCH: &str = "WITH t0 AS";
+pub const BATCH: &str = "INSERT INTO outbox (shard, seq, epoch, batch, key, type, payload";
 /// In the text of every renewal of a lease.
 pub const RENEWAL: &str = "UPDATE member SET renewed";
 /// In the text of the question who owns which shard.
