@@ -35,8 +35,9 @@ use self::{
     view::{Board, Draining},
 };
 
-/// Groups of shards that a node hands over at a time, whatever their service.
-const HAND_OFFS_MAX: usize = 2;
+/// Groups of shards that a node hands over at a time, whatever their service. With two the same takes as long, and each waits
+/// for the other.
+const HAND_OFFS_MAX: usize = 1;
 
 /// How long a silent member keeps what it owns.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +82,7 @@ impl Membership {
     }
 }
 
-/// The turns of a node's services at handing a group of shards over. Few: while everything moves at once, everything that
+/// The turn of a node's services at handing a group of shards over. While everything moves at once, everything that
 /// moves waits for the same processors and the same disk.
 pub fn hand_offs() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(HAND_OFFS_MAX))

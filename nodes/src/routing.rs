@@ -154,6 +154,8 @@ impl Routes {
                 .collect();
             told = now;
             if !shards.is_empty() {
+                // Who waits here for a shard that has come here is not told by anybody else.
+                self.changed();
                 self.broadcast(SERVING, encode(&Serving { service: number(service), shards })).await;
             }
         }

@@ -44,7 +44,7 @@ pub trait Router: Send + Sync + 'static {
     /// The other nodes that may serve shards of a service now.
     fn peers(&self, service: &'static str) -> Vec<NodeName>;
 
-    /// Wakes when somebody else became an owner, or a node can be reached again.
+    /// Wakes when somebody, this node included, became an owner, or a node can be reached again.
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Puts a question to another node: what [`Runtime::serve`] there makes of it.
