@@ -26,6 +26,7 @@ mod outgoing;
 pub mod problem;
 pub mod routes;
 pub mod server;
+mod stream;
 
 pub use actor::Gateway;
 pub use build::{Parts, build};

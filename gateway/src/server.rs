@@ -7,9 +7,8 @@ use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -18,7 +17,6 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service;
@@ -26,6 +24,7 @@ use tower::Service;
 use crate::config::GatewayConfig;
 use crate::context::Peer;
 use crate::outgoing::READ_WITHIN;
+use crate::stream::Stream;
 
 /// Connections that wait in the kernel while we are busy or restarting.
 const BACKLOG: u32 = 1024;
@@ -277,7 +276,7 @@ async fn connection(
             _ => return Ok(()),
         },
     };
-    let io = TokioIo::new(Stream { stream, phase: unseen });
+    let io = TokioIo::new(Stream::new(stream, unseen));
     if is_http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -295,58 +294,6 @@ async fn connection(
             .max_headers(HEADERS_MAX)
             .serve_connection(io, handler);
         finish(connection, |connection| connection.graceful_shutdown(), phase).await
-    }
-}
-
-/// A connection that, before it ends for being idle, asks the kernel itself whether it is: the runtime knows of a request only
-/// when it has looked once more, and a close with one unread resets it.
-struct Stream {
-    stream: TcpStream,
-    /// Nothing of it has been seen: it has changed as soon as the server drains.
-    phase: watch::Receiver<Phase>,
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if polled.is_ready() || matches!(self.phase.has_changed(), Ok(false)) {
-            return polled;
-        }
-        match io::Read::read(&mut &*socket2::SockRef::from(&self.stream), buffer.initialize_unfilled()) {
-            Ok(length) => {
-                buffer.advance(length);
-                Poll::Ready(Ok(()))
-            }
-            // The runtime was asked a moment ago, and wakes us.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -4,7 +4,7 @@
 //! therefore commit alone. A shard is in at most one lane at a time, for the lane counts its positions.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,15 +14,16 @@ use std::{
 
 use futures_util::future::{BoxFuture, Either, FutureExt, Ready, ready};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio_postgres::{Client, Statement, error::SqlState};
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::{
     Inner,
-    commit_batch::{Batch, CommitError, Committed, Positioned, Shape, Unit, statement},
+    commit_batch::{Batch, CommitError, Committed, Positioned, Unit},
     copies, describe,
     directory::SessionTag,
     doubt, now,
+    session::Session,
     shard::Begun,
     transfer::outcome_is_open,
 };
@@ -317,44 +318,6 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
 enum Lane {
     Batches,
     Claims,
-}
-
-/// Shapes for which a session keeps a statement: far more than a service at work has; the others go by the whole.
-const SHAPES_MAX: usize = 64;
-
-/// A lane's session with its statements.
-pub(crate) struct Session {
-    client: Client,
-    statements: HashMap<Shape, Statement>,
-    pub(crate) tag: SessionTag,
-}
-
-impl Session {
-    pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
-        let incarnation = inner.incarnation();
-        let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
-        // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
-        // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
-        // A plan is made once for each shape, and lasts: not for the arrays at hand, which would take longer to plan for than they
-        // take, and by the keys, also of a table that is still small enough to be read whole.
-        let settings = "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'; \
-                        SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
-        client.batch_execute(settings).await?;
-        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Self { client, statements: HashMap::new(), tag: SessionTag { incarnation, pid } })
-    }
-
-    async fn execute<S: Service>(&mut self, batch: &Batch<S>) -> Result<u64, tokio_postgres::Error> {
-        let mut shape = batch.shape();
-        if self.statements.len() >= SHAPES_MAX && !self.statements.contains_key(&shape) {
-            shape = Shape::WHOLE;
-        }
-        let statement = match self.statements.entry(shape) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(self.client.prepare(&statement::<S>(shape)).await?),
-        };
-        batch.execute(&self.client, statement, shape).await
-    }
 }
 
 async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {

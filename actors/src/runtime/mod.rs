@@ -19,6 +19,7 @@ mod memory;
 mod project;
 mod route;
 mod serve;
+mod session;
 mod shard;
 mod shard_actor;
 mod tail;
