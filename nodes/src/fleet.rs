@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use tokio::sync::Mutex;
 
+pub(crate) use self::environment::name;
 pub use self::keeper::{Kept, State};
 use self::{environment::Shared, keeper::Keeper};
 use crate::{

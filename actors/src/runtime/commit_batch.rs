@@ -334,7 +334,9 @@ impl<S: Service> Batch<S> {
     }
 
     fn tables(&self) -> Vec<&dyn Table> {
-        all_tables(&self.inbox, &self.idempotency, &self.dead, &self.replayed, &self.writes)
+        let mut tables: Vec<&dyn Table> = vec![&self.inbox, &self.idempotency, &self.dead, &self.replayed];
+        tables.extend(self.writes.tables());
+        tables
     }
 }
 
@@ -357,28 +359,13 @@ impl Shape {
     }
 }
 
-fn all_tables<'a>(
-    inbox: &'a Inbox,
-    idempotency: &'a Idempotency,
-    dead: &'a DeadLetters,
-    replayed: &'a Replayed,
-    writes: &'a impl Tables,
-) -> Vec<&'a dyn Table> {
-    let mut tables: Vec<&dyn Table> = vec![inbox, idempotency, dead, replayed];
-    tables.extend(writes.tables());
-    tables
-}
-
 /// The statement of a service for this shape; its text depends on nothing else.
 pub(crate) fn statement<S: Service>(shape: Shape) -> String {
-    let (inbox, idempotency, outbox) = (Inbox::default(), Idempotency::default(), Outbox::default());
-    let (dead, replayed) = (DeadLetters::default(), Replayed::default());
-    let writes = S::Writes::default();
-    let tables = shape.select(&all_tables(&inbox, &idempotency, &dead, &replayed, &writes));
-
+    let empty = Batch::<S>::new(Timestamp::default());
+    let tables = shape.select(&empty.tables());
     let outbox_first = 3;
     let types: Vec<String> =
-        outbox.columns().iter().enumerate().map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n)).collect();
+        empty.outbox.columns().iter().enumerate().map(|(n, (_, kind))| format!("${}::{kind}[]", outbox_first + n)).collect();
     let parts = parts(&tables, outbox_first + types.len());
     let with = if parts.is_empty() { String::new() } else { format!("WITH {} ", parts.join(", ")) };
     format!(

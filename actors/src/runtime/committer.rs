@@ -4,7 +4,7 @@
 //! therefore commit alone. A shard is in at most one lane at a time, for the lane counts its positions.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -45,14 +45,13 @@ pub(crate) struct Committer<S: Service> {
     closed: AtomicBool,
     /// A stop waits no longer for outcomes that stay open.
     given_up: watch::Sender<bool>,
-    /// Since when each lane is at the batch that it is at.
-    began: [Mutex<Option<Instant>>; 2],
 }
 
 struct Queue<S: Service> {
     waiting: VecDeque<Queued<S>>,
     claims: VecDeque<Queued<S>>,
-    busy: HashSet<ShardId>,
+    /// Shards of the units that a lane is at, and since when it is.
+    busy: HashMap<ShardId, Instant>,
 }
 
 /// A unit on its way, with whoever waits for it. One that is dropped ends as unknown.
@@ -132,7 +131,7 @@ impl Health {
 
 impl<S: Service> Committer<S> {
     pub(crate) fn new(queue_max: usize) -> Self {
-        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashSet::new() };
+        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashMap::new() };
         Self {
             queue: Mutex::new(queue),
             batches: Notify::new(),
@@ -141,21 +140,17 @@ impl<S: Service> Committer<S> {
             queue_max,
             closed: AtomicBool::new(false),
             given_up: watch::Sender::new(false),
-            began: Default::default(),
         }
     }
 
     /// What those hear whose deadline passes while they wait for a commit: what keeps it is for whoever reads the log.
     pub(crate) fn overdue(&self) -> Failure {
-        let waiting = {
-            let queue = self.queue.lock().expect("no panic under this lock");
-            queue.waiting.len() + queue.claims.len()
-        };
-        let since = |began: &Mutex<Option<Instant>>| began.lock().expect("no panic under this lock").map(|at| at.elapsed());
-        let longest = self.began.iter().filter_map(since).max().unwrap_or_default();
+        let queue = self.queue.lock().expect("no panic under this lock");
+        let longest = queue.busy.values().min().map(Instant::elapsed).unwrap_or_default();
         Failure::Unknown(format!(
-            "the deadline passed while the command was under way; {waiting} wait to be committed, and the database has had the \
-             batch before them for {} ms",
+            "the deadline passed while the command was under way; {} wait to be committed, and the database has had the batch \
+             before them for {} ms",
+            queue.len(),
             longest.as_millis()
         ))
     }
@@ -204,7 +199,7 @@ impl<S: Service> Committer<S> {
             let drained = self.drained.notified();
             tokio::pin!(drained);
             drained.as_mut().enable();
-            if self.queue.lock().expect("no panic under this lock").is_empty() {
+            if self.queue.lock().expect("no panic under this lock").is_idle() {
                 return;
             }
             drained.await;
@@ -283,7 +278,7 @@ fn queue<S: Service>(
         if committer.closed.load(Ordering::Acquire) {
             return Err(CommitError::Unavailable("shutting down".to_owned()).into());
         }
-        if queue.waiting.len() + queue.claims.len() >= committer.queue_max {
+        if queue.len() >= committer.queue_max {
             return Err(CommitError::Overloaded.into());
         }
         let (epoch, ticket) = match inner.shards[shard.index()].begin(decided, &unit.touches) {
@@ -328,21 +323,18 @@ async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
             return;
         };
         let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
-        let began = &inner.committer.began[lane as usize];
-        *began.lock().expect("no panic under this lock") = Some(Instant::now());
         tokio::select! {
             biased;
             () = commit(&inner, &mut session, units) => {}
             // The only way in which a commit is dropped: unresolved, and told so.
             _ = given_up.wait_for(|given_up| *given_up) => {}
         }
-        *began.lock().expect("no panic under this lock") = None;
         {
             let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
             for shard in shards {
                 queue.busy.remove(&shard);
             }
-            if queue.is_empty() {
+            if queue.is_idle() {
                 inner.committer.drained.notify_waiters();
             }
         }
@@ -364,7 +356,7 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>
             if !units.is_empty() {
                 return Some(units);
             }
-            if committer.closed.load(Ordering::Acquire) && queue.waiting.is_empty() && queue.claims.is_empty() {
+            if committer.closed.load(Ordering::Acquire) && queue.len() == 0 {
                 committer.drained.notify_waiters();
                 return None;
             }
@@ -374,8 +366,14 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>
 }
 
 impl<S: Service> Queue<S> {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.claims.is_empty() && self.busy.is_empty()
+    /// Units that wait.
+    fn len(&self) -> usize {
+        self.waiting.len() + self.claims.len()
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    fn is_idle(&self) -> bool {
+        self.len() == 0 && self.busy.is_empty()
     }
 
     fn take(&mut self, units_max: usize, bytes_max: usize) -> Vec<Queued<S>> {
@@ -383,7 +381,7 @@ impl<S: Service> Queue<S> {
         let (mut bytes, mut kept) = (0, Vec::new());
         while let Some(queued) = self.waiting.pop_front() {
             // Order within a shard: whoever follows a unit that must wait, waits as well.
-            if self.busy.contains(&queued.shard) {
+            if self.busy.contains_key(&queued.shard) {
                 kept.push(queued);
                 continue;
             }
@@ -398,16 +396,17 @@ impl<S: Service> Queue<S> {
         for queued in kept.into_iter().rev() {
             self.waiting.push_front(queued);
         }
-        self.busy.extend(taken.iter().map(|queued: &Queued<S>| queued.shard));
+        let now = Instant::now();
+        self.busy.extend(taken.iter().map(|queued: &Queued<S>| (queued.shard, now)));
         taken
     }
 
     fn take_claim(&mut self) -> Vec<Queued<S>> {
-        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else {
+        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains_key(&queued.shard)) else {
             return Vec::new();
         };
         let claim = self.claims.remove(n).expect("the position was just found");
-        self.busy.insert(claim.shard);
+        self.busy.insert(claim.shard, Instant::now());
         vec![claim]
     }
 }

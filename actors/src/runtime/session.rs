@@ -27,11 +27,11 @@ impl Session {
         let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one
         // transaction, so there is nothing idle in between (PITFALLS: a batch is one statement).
+        let limits = "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'";
         // A plan is made once for each shape, and lasts: not for the arrays at hand, which would take longer to plan for than they
         // take, and by the keys, also of a table that is still small enough to be read whole.
-        let settings = "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '1s'; \
-                        SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
-        client.batch_execute(settings).await?;
+        let plans = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+        client.batch_execute(&format!("{limits}; {plans}")).await?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         Ok(Self { client, statements: HashMap::new(), tag: SessionTag { incarnation, pid } })
     }

@@ -42,7 +42,7 @@ impl Twice {
 }
 
 impl Api {
-    /// Reads from a service.
+    /// Reads from a service. In a box: what is at hand is not asked for, and has no need of the room.
     pub(crate) async fn read<T, F>(
         &self,
         service: Service,
@@ -53,7 +53,7 @@ impl Api {
         F: Future<Output = Result<T, Failure>>,
     {
         let ask = || ask(context.deadline.into()).map_err(AskError::<Infallible>::Failed);
-        match self.ask(service, context, Twice::Safe, ask).await? {
+        match Box::pin(self.ask(service, context, Twice::Safe, ask)).await? {
             Ok(value) => Ok(value),
             Err(never) => match never {},
         }

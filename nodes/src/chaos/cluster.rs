@@ -33,6 +33,7 @@ use self::{
 };
 use super::{client::Gateways, proxy::Proxy};
 use crate::{
+    fleet,
     migrate::Database,
     process::{self, Process},
     testing::TestKafka,
@@ -246,14 +247,24 @@ impl Cluster {
     /// # Errors
     /// When it does not come.
     pub async fn until(&self, what: &str, condition: impl AsyncFn(&Self) -> bool) -> anyhow::Result<()> {
+        self.until_some(what, async |cluster| Ok(condition(cluster).await.then_some(()))).await
+    }
+
+    /// Waits until there is something to be seen.
+    ///
+    /// # Errors
+    /// When it does not come, or nobody can look.
+    async fn until_some<T>(&self, what: &str, look: impl AsyncFn(&Self) -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
         let began = Instant::now();
-        while !condition(self).await {
+        loop {
+            if let Some(seen) = look(self).await? {
+                return Ok(seen);
+            }
             if began.elapsed() > PATIENCE {
                 bail!("{what} did not come within {} s", PATIENCE.as_secs());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
     }
 
     /// Stops everything in order.
@@ -281,7 +292,7 @@ impl Cluster {
     async fn launch(&mut self) -> anyhow::Result<()> {
         let count = if self.has_parent() { 1 } else { usize::from(self.options.nodes) };
         for number in 1..=count {
-            let name = format!("n{number}");
+            let name = fleet::name(number);
             match self.running.iter().position(|started| started.name == name) {
                 Some(at) if !self.running[at].has_ended() => continue,
                 Some(at) => drop(self.running.remove(at)),

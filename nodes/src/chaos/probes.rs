@@ -32,11 +32,10 @@ const SHARDS: u16 = 256;
 const POSTS: usize = 12;
 /// Between two questions to a post through one gateway: asked through three, a pause is known to 20 ms (83 in a debug build,
 /// which would be busy with the questions).
-const ASK_EVERY_MS: u16 = if cfg!(debug_assertions) { 250 } else { 60 };
-const ASK_EVERY: Duration = Duration::from_millis(ASK_EVERY_MS as u64);
+const ASK_EVERY: Duration = Duration::from_millis(if cfg!(debug_assertions) { 250 } else { 60 });
 /// Questions of one probe that wait for their answers: as many as are asked in 4 s, longer than a takeover takes. Whoever
 /// waits for all of them to come back from the former owner does not see that the next one answers.
-const WAITING_MAX: usize = 4_000 / ASK_EVERY_MS as usize;
+const WAITING_MAX: usize = 4_000 / ASK_EVERY.as_millis() as usize;
 /// The fastest of so many answers tells how busy the machine is: after a pause the ones that were held back come first, and
 /// late.
 const LATEST: usize = 4;

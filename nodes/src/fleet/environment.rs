@@ -1,6 +1,7 @@
 //! Pure. What the parent tells each node over its environment: what is its own, and what all of them share.
 
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -28,7 +29,7 @@ pub(super) struct Shared {
 }
 
 /// The name of the node with this number; the first is 1.
-pub(super) fn name(number: u16) -> String {
+pub(crate) fn name(number: impl fmt::Display) -> String {
     format!("n{number}")
 }
 

@@ -130,8 +130,7 @@ impl Api {
         // In most cases it is in memory, where no breaker need be asked.
         let post = match self.posts.at_hand(id) {
             Some(post) => post,
-            // In a box, as what else is seldom: most requests need no room for it.
-            None => Box::pin(self.read(Service::Posts, context, |deadline| self.posts.get(id, deadline))).await?,
+            None => self.read(Service::Posts, context, |deadline| self.posts.get(id, deadline)).await?,
         };
         post.ok_or_else(no_such_post)
     }
@@ -150,7 +149,7 @@ impl Api {
             }
             // Whoever has it is asked for both at once.
             None => {
-                let seen = Box::pin(self.read(Service::Posts, context, |deadline| self.posts.see(id, viewer, deadline))).await?;
+                let seen = self.read(Service::Posts, context, |deadline| self.posts.see(id, viewer, deadline)).await?;
                 let (post, liked) = seen.ok_or_else(no_such_post)?;
                 Ok((post, Some(liked)))
             }
@@ -161,7 +160,7 @@ impl Api {
     async fn author_of(&self, context: &Context, post: &Post) -> Result<Option<Arc<Author>>, Problem> {
         match self.posts.runtime().service().authors.known(post.author) {
             Some(author) => Ok(Some(author).filter(|author| !author.deleted)),
-            None => Ok(Box::pin(self.authors(Service::Posts, context, [post.author])).await?.get(post.author).cloned()),
+            None => Ok(self.authors(Service::Posts, context, [post.author]).await?.get(post.author).cloned()),
         }
     }
 
@@ -173,7 +172,7 @@ impl Api {
         }
         let (user, posts) = (UserId(user.sub), [post.id]);
         let liked = self.read(Service::Posts, context, |deadline| self.posts.liked(user, &posts, deadline));
-        Ok(Box::pin(liked).await?.contains(&post.id))
+        Ok(liked.await?.contains(&post.id))
     }
 
     /// A page of posts as JSON; `liked`: those of them that who asks likes, if anybody in particular does.

@@ -3,7 +3,7 @@
 use rookery_actors::ids::ShardId;
 
 use super::Cluster;
-use crate::{placement::Placement, postgres};
+use crate::{fleet, placement::Placement, postgres};
 
 /// The owners of the shards of each service, in the order of the shards; none: nobody who lives.
 type Owners = Vec<Vec<Option<String>>>;
@@ -11,7 +11,7 @@ type Owners = Vec<Vec<Option<String>>>;
 impl Cluster {
     /// Whether every shard is owned by one of these nodes; the first is 1.
     pub async fn is_owned_by(&self, nodes: &[usize]) -> bool {
-        let names: Vec<String> = nodes.iter().map(|node| format!("n{node}")).collect();
+        let names: Vec<String> = nodes.iter().map(fleet::name).collect();
         let owners = self.owners().await.unwrap_or_default();
         !owners.is_empty() && owners.iter().flatten().all(|owner| owner.as_ref().is_some_and(|owner| names.contains(owner)))
     }
@@ -21,7 +21,7 @@ impl Cluster {
         let owners = self.owners().await.unwrap_or_default();
         let placed = |owners: &Vec<Option<String>>| {
             let shards = u16::try_from(owners.len()).expect("shards are numbered by u16");
-            let placement = Placement::new((1..=nodes).map(|node| format!("n{node}")), shards);
+            let placement = Placement::new((1..=nodes).map(fleet::name), shards);
             (0..).map(ShardId).zip(owners).all(|(shard, owner)| owner.as_deref() == placement.owner(shard))
         };
         !owners.is_empty() && owners.iter().all(placed)

@@ -1,18 +1,15 @@
 //! What can be done to a cluster: a fault is one call.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use super::{Cluster, LOOK_EVERY, Node, PATIENCE, Started, disk::Balloon, ended};
-use crate::chaos::proxy::Proxy;
+use super::{Cluster, Node, Started, disk::Balloon, ended};
+use crate::{chaos::proxy::Proxy, fleet};
 
 /// In which directions a wire is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +24,9 @@ impl Cluster {
     /// Sends a signal to a node, once it is seen: where a machine is busy one falls silent for a moment.
     ///
     /// # Errors
-    /// When there is no such node.
+    /// When there is none for long.
     pub async fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<Node> {
-        let began = Instant::now();
-        let node = loop {
-            match self.node(name).await? {
-                Some(node) => break node,
-                None if began.elapsed() > PATIENCE => bail!("there is no node {name}"),
-                None => tokio::time::sleep(LOOK_EVERY).await,
-            }
-        };
+        let node = self.until_some(&format!("node {name}"), async |cluster| cluster.node(name).await).await?;
         kill(Pid::from_raw(node.pid), signal)?;
         Ok(node)
     }
@@ -161,7 +151,7 @@ impl Cluster {
     pub async fn lose(&mut self, node: usize) -> anyhow::Result<()> {
         self.cut(node, &self.others(node), Ways::Both).await?;
         self.cut_postgres(node)?;
-        let name = format!("n{node}");
+        let name = fleet::name(node);
         self.signal(&name, Signal::SIGKILL).await?;
         let found = self.running.iter().find(|started| started.name == name).context("it was there a moment ago")?;
         ended(&found.process).await.map(drop)

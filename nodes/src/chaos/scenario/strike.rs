@@ -9,10 +9,13 @@ use rookery_actors::fail_point::{Action, Point};
 use serde_json::Value;
 
 use super::Scenario;
-use crate::chaos::{
-    cluster::{Cluster, Ways},
-    proxy::{BATCH, Fate},
-    workload::Workload,
+use crate::{
+    chaos::{
+        cluster::{Cluster, Ways},
+        proxy::{BATCH, Fate},
+        workload::Workload,
+    },
+    fleet,
 };
 
 /// How long clients may get nothing done, on a machine that has more to do than this.
@@ -144,7 +147,7 @@ impl Scenario {
 
 /// All of them, also who is silent at the moment.
 fn names(cluster: &Cluster) -> impl Iterator<Item = String> + use<> {
-    (1..=cluster.size()).map(|number| format!("n{number}"))
+    (1..=cluster.size()).map(fleet::name)
 }
 
 /// Waits until the others have everything that the loner had.
