@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     commit_batch::{Batch, CommitError, Committed, Positioned, Unit},
+    commit_queue::{Landed, Queue, Queued, UnderWay},
     copies, describe,
     directory::SessionTag,
     doubt, now,
@@ -45,53 +46,6 @@ pub(crate) struct Committer<S: Service> {
     closed: AtomicBool,
     /// A stop waits no longer for outcomes that stay open.
     given_up: watch::Sender<bool>,
-}
-
-struct Queue<S: Service> {
-    waiting: VecDeque<Queued<S>>,
-    claims: VecDeque<Queued<S>>,
-    /// Shards of the units that a lane is at, and since when it is.
-    busy: HashMap<ShardId, Instant>,
-}
-
-/// A unit on its way, with whoever waits for it. One that is dropped ends as unknown.
-pub(crate) struct Queued<S: Service> {
-    pub(crate) shard: ShardId,
-    pub(crate) epoch: Epoch,
-    /// Boxed: it is some 2 KB of mostly empty columns, and changes hands half a dozen times.
-    pub(crate) unit: Box<Unit<S>>,
-    under_way: UnderWay<S>,
-    done: oneshot::Sender<Landed<S>>,
-}
-
-/// How a unit ended. Until it is dropped the unit counts as under way: whoever folds it into memory holds it meanwhile,
-/// so that nobody loads the entity, or answers from SQL beside it, in between (rule 9).
-pub(crate) struct Landed<S: Service> {
-    pub(crate) result: Result<Committed, CommitError>,
-    under_way: UnderWay<S>,
-}
-
-impl<S: Service> Landed<S> {
-    /// Memory says what was committed.
-    pub(crate) fn folded(mut self) {
-        self.under_way.unfolded = false;
-    }
-}
-
-/// A unit counts as under way while this lives.
-struct UnderWay<S: Service> {
-    inner: Arc<Inner<S>>,
-    shard: ShardId,
-    ticket: u64,
-    touches: Vec<Uuid>,
-    /// It is in the database, and whoever asked for it has not yet made memory follow.
-    unfolded: bool,
-}
-
-impl<S: Service> Drop for UnderWay<S> {
-    fn drop(&mut self) {
-        self.inner.shards[self.shard.index()].end(self.ticket, &self.touches, self.unfolded);
-    }
 }
 
 /// When commits last worked, and since when they have not.
@@ -365,52 +319,6 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>
     }
 }
 
-impl<S: Service> Queue<S> {
-    /// Units that wait.
-    fn len(&self) -> usize {
-        self.waiting.len() + self.claims.len()
-    }
-
-    /// Whether nothing waits and nothing is under way.
-    fn is_idle(&self) -> bool {
-        self.len() == 0 && self.busy.is_empty()
-    }
-
-    fn take(&mut self, units_max: usize, bytes_max: usize) -> Vec<Queued<S>> {
-        let mut taken = Vec::new();
-        let (mut bytes, mut kept) = (0, Vec::new());
-        while let Some(queued) = self.waiting.pop_front() {
-            // Order within a shard: whoever follows a unit that must wait, waits as well.
-            if self.busy.contains_key(&queued.shard) {
-                kept.push(queued);
-                continue;
-            }
-            let weight = queued.unit.weight();
-            if !taken.is_empty() && (taken.len() >= units_max || bytes + weight > bytes_max) {
-                kept.push(queued);
-                break;
-            }
-            bytes += weight;
-            taken.push(queued);
-        }
-        for queued in kept.into_iter().rev() {
-            self.waiting.push_front(queued);
-        }
-        let now = Instant::now();
-        self.busy.extend(taken.iter().map(|queued: &Queued<S>| (queued.shard, now)));
-        taken
-    }
-
-    fn take_claim(&mut self) -> Vec<Queued<S>> {
-        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains_key(&queued.shard)) else {
-            return Vec::new();
-        };
-        let claim = self.claims.remove(n).expect("the position was just found");
-        self.busy.insert(claim.shard, Instant::now());
-        vec![claim]
-    }
-}
-
 /// Commits these units, in as many statements as it takes to keep one's fault from the others.
 async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>, units: Vec<Queued<S>>) {
     let mut groups = vec![units];
@@ -514,15 +422,6 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
         queued.finish(Ok(Committed { seq, epoch }));
     }
     inner.batches.send_modify(|count| *count += 1);
-}
-
-impl<S: Service> Queued<S> {
-    pub(crate) fn finish(mut self, result: Result<Committed, CommitError>) {
-        // What has no effects of its own, its actor folds. Nobody waiting is fine: what was to be folded is dropped with the
-        // entity, which loads anew, and is lent to nobody before.
-        self.under_way.unfolded = result.is_ok() && self.unit.effects.is_empty();
-        let _ = self.done.send(Landed { result, under_way: self.under_way });
-    }
 }
 
 /// What to do about a statement that failed; the groups of units to try again.

@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{
     Inner,
     commit_batch::CommitError,
-    committer::{Placed, Queued, fold},
+    commit_queue::Queued,
+    committer::{Placed, fold},
     describe,
     directory::{Granted, SessionTag, ShardRow},
     transfer::take_over,

@@ -4,6 +4,7 @@ mod activation;
 mod birth;
 mod cell;
 mod commit_batch;
+mod commit_queue;
 mod committer;
 mod copies;
 mod database;
