@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// arrive inside the command. An entity that does not exist (yet, or any more) is `None`.
 pub trait Entity: Sized + Send + Sync + 'static {
     /// What it can be asked to do, from another node too.
-    type Command: Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Command: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What happened; its effect on memory and rows is derived from it.
     type Event: Clone + Send + Sync + 'static;
     /// A business no: a value, not an error.

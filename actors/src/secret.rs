@@ -1,12 +1,16 @@
 //! The secret that all nodes of a cluster share, and the keys derived from it.
 
+mod ring;
+
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use aws_lc_rs::{hkdf, hmac, rand};
+use aws_lc_rs::{hkdf, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
+
+pub use self::ring::{FormerReading, KeyRing, SecretId, Tagger, Unsealed};
 
 /// What a derived key is for; keys for different purposes say nothing about each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +27,8 @@ pub enum Purpose {
     Sealing,
     /// The handshake between nodes.
     Link,
+    /// The name of the secret itself.
+    Name,
 }
 
 /// The cluster's secret. It cannot be shown, only used.
@@ -59,8 +65,7 @@ impl ClusterSecret {
     /// # Errors
     /// [`SecretError::TooShort`], also for hex digits that spell fewer than 32 bytes.
     pub fn parse(text: &SecretString) -> Result<Self, SecretError> {
-        let text = text.expose_secret().trim();
-        Self::from_bytes(decode(text).expose_secret())
+        Self::from_bytes(bytes_of(text).expose_secret())
     }
 
     /// Takes the bytes of a secret as they are.
@@ -95,9 +100,9 @@ impl ClusterSecret {
         key
     }
 
-    /// What signs and checks tags for one purpose. Keep it: making it costs two hashes.
-    pub fn tagger(&self, purpose: Purpose) -> Tagger {
-        Tagger { key: hmac::Key::new(hmac::HMAC_SHA256, &self.derive(purpose)) }
+    /// Its name, which tells nothing of it.
+    fn id(&self) -> SecretId {
+        self.derive(Purpose::Name)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Encrypts bytes for storage (AES-256-GCM, random nonce): one byte of version, nonce, ciphertext, tag.
@@ -140,36 +145,11 @@ impl fmt::Debug for ClusterSecret {
     }
 }
 
-/// Signs bytes that leave the cluster and come back, and recognises its own.
-#[derive(Clone)]
-pub struct Tagger {
-    key: hmac::Key,
-}
-
 /// HMAC-SHA256, truncated to 128 bits as RFC 2104 allows: short in a URL, out of reach for a guess.
 pub type Tag = [u8; TAG_BYTES];
 
 /// The length of a [`Tag`].
 pub const TAG_BYTES: usize = 16;
-
-impl Tagger {
-    /// The tag of these bytes.
-    pub fn tag(&self, bytes: &[u8]) -> Tag {
-        let tag = hmac::sign(&self.key, bytes);
-        *tag.as_ref().first_chunk().expect("HMAC-SHA256 has 32 bytes")
-    }
-
-    /// Whether a tag is that of these bytes, in constant time.
-    pub fn verify(&self, bytes: &[u8], tag: &[u8]) -> bool {
-        aws_lc_rs::constant_time::verify_slices_are_equal(&self.tag(bytes), tag).is_ok()
-    }
-}
-
-impl fmt::Debug for Tagger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tagger([redacted])")
-    }
-}
 
 impl Purpose {
     /// Fixed for ever: another label is another key.
@@ -181,13 +161,16 @@ impl Purpose {
             Self::RequestHash => "rookery/request-hash/v1",
             Self::Sealing => "rookery/sealing/v1",
             Self::Link => "rookery/link/v1",
+            Self::Name => "rookery/name/v1",
         }
     }
 }
 
 const SEALED_V1: u8 = 1;
 
-fn decode(text: &str) -> SecretBox<Vec<u8>> {
+/// The bytes that a text spells.
+fn bytes_of(text: &SecretString) -> SecretBox<Vec<u8>> {
+    let text = text.expose_secret().trim();
     // Hex wins even where it spells too little: 32 digits are 16 bytes, not a text of 32.
     let bytes = decode_hex(text)
         .or_else(|| {
@@ -254,7 +237,15 @@ mod tests {
 
     #[test]
     fn every_purpose_has_its_own_key() {
-        let purposes = [Purpose::Cursor, Purpose::SearchToken, Purpose::RefreshToken, Purpose::Sealing, Purpose::Link];
+        let purposes = [
+            Purpose::Cursor,
+            Purpose::SearchToken,
+            Purpose::RefreshToken,
+            Purpose::RequestHash,
+            Purpose::Sealing,
+            Purpose::Link,
+            Purpose::Name,
+        ];
         let keys: std::collections::HashSet<_> = purposes.map(|purpose| ours().derive(purpose)).into();
         assert_eq!(keys.len(), purposes.len());
     }
@@ -262,7 +253,6 @@ mod tests {
     #[test]
     fn nothing_shows_in_a_debug_line() {
         assert_eq!(format!("{:?}", ours()), "ClusterSecret([redacted])");
-        assert_eq!(format!("{:?}", ours().tagger(Purpose::Cursor)), "Tagger([redacted])");
     }
 
     #[test]
@@ -307,11 +297,12 @@ mod tests {
 
         #[test]
         fn a_tag_fits_its_own_bytes_only(bytes in prop::collection::vec(any::<u8>(), 1..64), at in any::<prop::sample::Index>()) {
-            let tagger = ours().tagger(Purpose::Cursor);
+            let ring = KeyRing::from(ours());
+            let tagger = ring.tagger(Purpose::Cursor);
             let tag = tagger.tag(&bytes);
             prop_assert!(tagger.verify(&bytes, &tag));
             prop_assert!(!tagger.verify(&bytes, &tag[..15]));
-            prop_assert!(!ours().tagger(Purpose::SearchToken).verify(&bytes, &tag));
+            prop_assert!(!ring.tagger(Purpose::SearchToken).verify(&bytes, &tag));
             let mut changed = bytes.clone();
             changed[at.index(bytes.len())] ^= 1;
             prop_assert!(!tagger.verify(&changed, &tag));

@@ -11,7 +11,8 @@ use std::{
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use futures_util::{StreamExt, future::BoxFuture, stream};
-use rookery::links::{Handler, LinkKey, Links, LinksConfig, Meta, PeerAddress, Refusal, Request};
+use rookery::links::{Handler, LinkKeys, Links, LinksConfig, Meta, PeerAddress, Refusal, Request};
+use rookery_actors::secret::ClusterSecret;
 use tokio::runtime::Runtime;
 
 /// Makes this executable the second node.
@@ -29,7 +30,8 @@ fn config(node: &str) -> LinksConfig {
     LinksConfig {
         node: node.to_owned(),
         listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
-        key: LinkKey::new(&[7; 32]),
+        keys: LinkKeys::new(&ClusterSecret::from_bytes(&[7; 32]).expect("32 bytes are enough").into()),
+        cookie: "cookie".to_owned(),
         tls: None,
         dials_all: false,
         heartbeat: Duration::from_millis(500),

@@ -39,7 +39,7 @@ use axum::{
 };
 use rookery_actors::{
     entity::Failure,
-    secret::ClusterSecret,
+    secret::KeyRing,
     users::keys::{KeyError, SigningKeys},
 };
 use rookery_gateway::{Problem, problem};
@@ -57,7 +57,7 @@ pub struct Admin {
     faces: Faces,
     services: Vec<Box<dyn Administered>>,
     bridges: Arc<Vec<NamedBridge>>,
-    secret: ClusterSecret,
+    secrets: KeyRing,
     keys_changed: KeysChanged,
     reindexing: tokio::sync::Mutex<()>,
 }
@@ -82,20 +82,14 @@ impl About {
 
 impl Admin {
     /// What a node has to show and to do.
-    pub fn new(
-        node: About,
-        faces: Faces,
-        bridges: Arc<Vec<NamedBridge>>,
-        secret: ClusterSecret,
-        keys_changed: KeysChanged,
-    ) -> Self {
+    pub fn new(node: About, faces: Faces, bridges: Arc<Vec<NamedBridge>>, secrets: KeyRing, keys_changed: KeysChanged) -> Self {
         let services: Vec<Box<dyn Administered>> = vec![
             Box::new(faces.users.runtime().clone()),
             Box::new(faces.posts.runtime().clone()),
             Box::new(faces.comments.runtime().clone()),
             Box::new(faces.search.runtime().clone()),
         ];
-        Self { node, faces, services, bridges, secret, keys_changed, reindexing: tokio::sync::Mutex::default() }
+        Self { node, faces, services, bridges, secrets, keys_changed, reindexing: tokio::sync::Mutex::default() }
     }
 }
 

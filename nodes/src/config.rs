@@ -47,6 +47,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// What all nodes of the cluster share; none: the embedded default makes one in its data folder.
     pub secret: Option<ClusterSecret>,
+    /// The secret that `secret` replaces: still recognised, and used until every node has the new one.
+    pub secret_previous: Option<ClusterSecret>,
     /// Who this process is.
     pub node: Node,
     /// What all nodes must agree on.
@@ -126,6 +128,7 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("./.rookery"),
             secret: None,
+            secret_previous: None,
             node: Node::default(),
             cluster: Cluster::default(),
             lease: Lease::default(),
@@ -144,6 +147,7 @@ impl Section for Config {
     fn visit(&mut self, visitor: &mut dyn Visitor) {
         visitor.knob("data_dir", &mut knob::path(&mut self.data_dir));
         visitor.knob("secret", &mut knob::secret(&mut self.secret));
+        visitor.knob("secret_previous", &mut knob::secret(&mut self.secret_previous));
         visitor.section("node", &mut self.node);
         visitor.section("cluster", &mut self.cluster);
         visitor.section("lease", &mut self.lease);

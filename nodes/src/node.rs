@@ -24,8 +24,9 @@ use rookery_actors::{
     comments::Comments,
     event::Topic,
     posts::Posts,
+    runtime,
     search::SearchFace,
-    secret::ClusterSecret,
+    secret::KeyRing,
     supervisor::SupervisorRef,
     users::{
         Users,
@@ -35,6 +36,7 @@ use rookery_actors::{
     },
 };
 use rookery_gateway::server::Socket;
+use tokio::task::JoinHandle;
 
 use self::{
     cluster::Cluster,
@@ -48,6 +50,7 @@ use crate::{
     bridge::{Bridge, RunningBridge},
     config::{Config, Role},
     databases::Databases,
+    migrate::Database,
     postgres::DataDir,
     report::Reporter,
     secret,
@@ -82,6 +85,7 @@ pub struct Node {
     admin: AdminPort,
     events: Events,
     reporter: Reporter,
+    settling: JoinHandle<()>,
     ports: health::Serving,
 }
 
@@ -120,7 +124,7 @@ impl Node {
         let started = Instant::now();
         let roles = &config.node.roles;
         let data = DataDir::lock(&config.data_dir)?;
-        let secret = secret::of(&config, data.path())?;
+        let secrets = secret::of(&config, data.path())?;
         // The sockets first: a port in use is found before anything else is started, and nobody is refused later.
         let socket = match roles.has(Role::Gateway) {
             true => Some(named(config.gateway.listen, "gateway", Socket::bind(config.gateway.listen))?),
@@ -133,16 +137,20 @@ impl Node {
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
-        let cluster = Cluster::start(&config, &secret).await?;
+        let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", Default::default()));
+        let name = config.node.name.to_string();
+        let settled = secret::Settled::look(&secrets, &users, &name).await?;
+        let settling = secret::follow(secrets.clone(), users, name.clone());
+        let cluster = Cluster::start(&config, &secrets, settled.cookie).await?;
         let services = services::start(&config, &databases, &tree, cluster.as_ref()).await?;
         let cluster = cluster.map(|cluster| cluster.running(&services));
 
         let events = Events::start(&config.kafka, roles, &services);
         let bridges = Arc::new(bridges(&services, &events));
-        let faces = faces(&config, &secret, &services, data.path()).await?;
+        let faces = faces(&config, &secrets, &services, data.path()).await?;
 
         let front = match socket {
-            Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secret).await?, socket)),
+            Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secrets).await?, socket)),
             None => None,
         };
         let breakers = front.as_ref().map(|(front, _)| Arc::clone(&front.breakers));
@@ -150,11 +158,10 @@ impl Node {
             Some((front, _)) => Box::new(front.keys_changed()),
             None => Box::new(|_| ()),
         };
-        let name = config.node.name.to_string();
-        let look = services.look(roles, gateway, started);
+        let look = services.look(roles, gateway, &secrets, started);
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
-        let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secret, keys_changed));
+        let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secrets, keys_changed));
         janitor::rebuild_search(Arc::clone(&admin), services.search.runtime.clone(), Arc::clone(&bridges));
         let administration = admin::router(admin);
         let routes = cluster.as_ref().map(|cluster| cluster.routes().clone());
@@ -191,6 +198,7 @@ impl Node {
             admin,
             events,
             reporter,
+            settling,
             ports,
         })
     }
@@ -230,6 +238,7 @@ impl Node {
         // First of all, and at once: whoever looks whether we are ready looks elsewhere from now on.
         self.health.leave();
         self.reporter.drain();
+        self.settling.abort();
         self.admin.close();
         let (is_alone, grace) = (self.config.is_alone(), self.config.gateway.drain);
         let services = [self.users, self.posts, self.comments, self.search];
@@ -308,12 +317,12 @@ fn bridges(services: &services::Started, events: &Events) -> Vec<NamedBridge> {
 
 async fn faces(
     config: &Config,
-    secret: &ClusterSecret,
+    secrets: &KeyRing,
     services: &services::Started,
     data: &std::path::Path,
 ) -> anyhow::Result<Faces> {
     let hasher = Hasher::start(HasherConfig::default())?;
-    let tokens = RefreshTokens::new(secret);
+    let tokens = RefreshTokens::new(secrets);
     let idle = jiff::SignedDuration::try_from(config.tokens.refresh_ttl)?;
     let lifetime = Lifetime { idle, ..Lifetime::default() };
     let users = Users::new(services.users.runtime.clone(), hasher, tokens, lifetime);

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use rookery_actors::{
     entity::Failure,
     runtime::{Database, NOT_ON_THE_DISK_YET, Runtime},
+    secret::SecretId,
     service::Service,
 };
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct Report {
     pub uptime_s: u64,
     /// The services whose roles it has.
     pub services: BTreeMap<String, ServiceReport>,
+    /// The names of the secrets that it recognises; empty: it is of a build up to 0.1.0, which names none.
+    #[serde(default)]
+    pub secrets: Vec<SecretId>,
 }
 
 /// A service on one node.

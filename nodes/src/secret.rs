@@ -1,5 +1,7 @@
 //! The cluster's secret: configured, or made once and kept in the data folder.
 
+mod settle;
+
 use std::{
     fs::OpenOptions,
     io::{self, Write},
@@ -8,18 +10,20 @@ use std::{
 };
 
 use anyhow::Context;
-use rookery_actors::secret::ClusterSecret;
+use rookery_actors::secret::{ClusterSecret, FormerReading, KeyRing};
 use secrecy::{ExposeSecret, SecretString};
 
+pub(crate) use self::settle::{Settled, follow};
 use crate::config::Config;
 
 /// The file beside the data, readable by its owner alone.
 pub(crate) const FILE: &str = "secret";
 
-/// The secret of this node, made now if it is the first one in its data folder.
-pub(crate) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> {
+/// The secrets of this node; one is made now if it is the first node in its data folder.
+pub(crate) fn of(config: &Config, data: &Path) -> anyhow::Result<KeyRing> {
+    let previous = config.secret_previous.as_ref().map(crate::config::ClusterSecret::text);
     if let Some(secret) = &config.secret {
-        return Ok(ClusterSecret::from_bytes(secret.expose())?);
+        return KeyRing::read(secret.text(), FormerReading::Literal, previous).context("the configured secret cannot be used");
     }
     let path = data.join(FILE);
     let text = match std::fs::read_to_string(&path) {
@@ -29,7 +33,8 @@ pub(crate) fn of(config: &Config, data: &Path) -> anyhow::Result<ClusterSecret> 
             return Err(error).with_context(|| format!("cannot read the cluster's secret in {}", path.display()));
         }
     };
-    ClusterSecret::parse(&text).with_context(|| format!("{} does not hold a secret of 32 bytes or more", path.display()))
+    KeyRing::read(&text, FormerReading::Decoded, previous)
+        .with_context(|| format!("{} does not hold a secret of 32 bytes or more", path.display()))
 }
 
 fn make(path: &Path) -> anyhow::Result<SecretString> {

@@ -88,6 +88,16 @@ impl TestPostgres {
         self.server.config(&name)
     }
 
+    /// The URL of a new database that holds what a plain dump with INSERT statements says.
+    ///
+    /// # Panics
+    /// If Postgres refuses it.
+    pub async fn restored(&self, name: &str, dump: &str) -> String {
+        self.create(name, "template0").await;
+        self.connect(name).await.batch_execute(dump).await.expect("the dump is complete");
+        self.server.url(name)
+    }
+
     /// The server itself.
     pub fn server(&self) -> &EmbeddedPostgres {
         &self.server

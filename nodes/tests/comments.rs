@@ -315,7 +315,7 @@ async fn a_retry_with_its_idempotency_key_writes_one_comment() {
     let (service, comments) = service(&config).await;
     let post = a_post();
     let keyed = || {
-        let key = IdempotencyKey { key: "ada:/comments:1".into(), request_hash: [1; 32] };
+        let key = IdempotencyKey::new("ada:/comments:1", [1; 32]);
         Context { idempotency: Some(key), ..soon() }
     };
     let (first, second) =

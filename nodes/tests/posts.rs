@@ -205,7 +205,7 @@ async fn a_retry_with_its_idempotency_key_gets_the_first_answer() {
     let config = fresh().await;
     let (service, posts) = service(&config).await;
     let keyed = |hash: u8| {
-        let key = IdempotencyKey { key: "ada:/posts:1".into(), request_hash: [hash; 32] };
+        let key = IdempotencyKey::new("ada:/posts:1", [hash; 32]);
         Context { idempotency: Some(key), ..soon() }
     };
     let (first, second) = tokio::join!(posts.publish(draft("once"), keyed(1)), posts.publish(draft("once"), keyed(1)));

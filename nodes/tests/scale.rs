@@ -223,7 +223,7 @@ async fn a_user_with_a_million_followers_behaves_like_any_other() {
     let (config, client) = database(Database::Users).await;
     let service = TestService::start(UserService::default(), config, "n1", Settings::default()).await;
     let runtime = service.runtime.clone();
-    let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
+    let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into());
     let users = Users::new(runtime.clone(), Hasher::start(HasherConfig::default()).unwrap(), tokens, Lifetime::default());
     let register = async |name: &str| {
         let new = NewUser {

@@ -113,7 +113,7 @@ async fn a_key_is_kept_for_24_hours_and_forgotten_after_them() {
     let service = TestService::start(PostService::default(), config.clone(), "n1", settings).await;
     let posts = Posts::new(service.runtime.clone());
     let publish = async |hash: u8| -> Result<PostId, AskError<_>> {
-        let key = IdempotencyKey { key: "ada:/posts:1".into(), request_hash: [hash; 32] };
+        let key = IdempotencyKey::new("ada:/posts:1", [hash; 32]);
         let asked = posts.publish(draft("once"), Context { idempotency: Some(key), ..soon() }).await?;
         Ok(asked.reply.post.expect("it was published").id)
     };

@@ -15,7 +15,7 @@ use rookery_actors::{
     ids::{SessionId, ShardId, UserId},
     records::{SessionRecord, UserRecord},
     runtime::{Accepted, Context, IdempotencyKey, Settings, Slice, SlicePart},
-    secret::ClusterSecret,
+    secret::{ClusterSecret, KeyRing},
     users::{
         Asked, Changes, LoggedIn, NewUser, Rejection, Role, UserService, Users,
         keys::{KeyError, Overlap, SigningKeys},
@@ -40,11 +40,11 @@ fn deadline() -> Instant {
 }
 
 fn keyed(key: &str) -> Context {
-    Context { idempotency: Some(IdempotencyKey { key: key.into(), request_hash: [1; 32] }), ..soon() }
+    Context { idempotency: Some(IdempotencyKey::new(key, [1; 32])), ..soon() }
 }
 
-fn secret() -> ClusterSecret {
-    ClusterSecret::from_bytes(&[7; 32]).unwrap()
+fn secret() -> KeyRing {
+    ClusterSecret::from_bytes(&[7; 32]).unwrap().into()
 }
 
 fn password(text: &str) -> Password {
@@ -547,7 +547,7 @@ async fn all_nodes_find_the_same_signing_keys_and_a_rotation_overlaps() {
     let rotated = load().await.unwrap();
     assert_eq!((kid(&rotated, at), rotated.published(at).count()), (kid(&one, at), 2));
     assert_ne!(kid(&rotated, at + SignedDuration::from_mins(11)), kid(&one, at));
-    let another = ClusterSecret::from_bytes(&[8; 32]).unwrap();
+    let another = ClusterSecret::from_bytes(&[8; 32]).unwrap().into();
     assert!(matches!(SigningKeys::load_or_create(database, &another).await, Err(KeyError::Sealed { .. })));
     world.service.stop().await;
 }

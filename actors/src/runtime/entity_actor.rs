@@ -262,7 +262,7 @@ pub(crate) fn seal<S: Service>(mut unit: Unit<S>, context: &Context, reply: &S::
     for record in &mut unit.records {
         record.traceparent.clone_from(&context.traceparent);
     }
-    if let Some(IdempotencyKey { key, request_hash }) = &context.idempotency {
+    if let Some(IdempotencyKey { key, request_hash, .. }) = &context.idempotency {
         let reply = serde_json::to_string(reply).expect("a reply is plain data");
         unit.kept = Some(KeptReply { key: Arc::clone(key), request_hash: *request_hash, reply });
     }

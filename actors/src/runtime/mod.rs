@@ -132,9 +132,18 @@ pub struct IdempotencyKey {
     pub key: Arc<str>,
     /// Of the request, so that another request with the same key is refused.
     pub request_hash: [u8; 32],
+    /// The hashes of the same request that other nodes may have kept: with the cluster's former secret, say. They are for
+    /// the asking node alone, which asks again with each of them before it takes a key for reused.
+    #[serde(skip)]
+    pub also_hashed: Arc<[[u8; 32]]>,
 }
 
 impl IdempotencyKey {
+    /// A key of a request that has one hash.
+    pub fn new(key: impl Into<Arc<str>>, request_hash: [u8; 32]) -> Self {
+        Self { key: key.into(), request_hash, also_hashed: Arc::default() }
+    }
+
     /// The shard into which ids minted for this key must fall.
     pub fn shard(&self, shards: u16) -> ShardId {
         ShardId((xxhash_rust::xxh3::xxh3_64(self.key.as_bytes()) % u64::from(shards)) as u16)

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{AskResult, Context, Runtime, activation, wire};
 use crate::{
-    entity::{Entity, Failure},
+    entity::{AskError, Entity, Failure},
     ids::ShardId,
     service::Service,
 };
@@ -116,6 +116,27 @@ impl<S: Service> Runtime<S> {
     /// # Errors
     /// The entity's rejection, or why it could not be asked.
     pub async fn ask(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
+        let alternatives = context.idempotency.as_ref().map(|key| Arc::clone(&key.also_hashed)).unwrap_or_default();
+        if alternatives.is_empty() {
+            return self.ask_hashed(id, command, context).await;
+        }
+        let mut answer = self.ask_hashed(id, command.clone(), context.clone()).await;
+        // A first answer may be kept under a hash that a former secret made. A key that is reused has done nothing, so asking
+        // once more is harmless.
+        for request_hash in alternatives.iter() {
+            if !matches!(answer, Err(AskError::Failed(Failure::KeyReused))) {
+                break;
+            }
+            let mut context = context.clone();
+            if let Some(key) = &mut context.idempotency {
+                key.request_hash = *request_hash;
+            }
+            answer = self.ask_hashed(id, command.clone(), context).await;
+        }
+        answer
+    }
+
+    async fn ask_hashed(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
         let mut pending = (command, context);
         let mut way = Way::to(self, self.shard_of(id), pending.1.deadline);
         loop {
@@ -151,7 +172,7 @@ impl<S: Service> Runtime<S> {
         let question = wire::Ask::<S> { id, command, context };
         match self.send(node, &wire::Question::Ask(question), context.deadline).await {
             Ok(wire::Answer::Asked(answer)) => match answer {
-                Err(crate::entity::AskError::Failed(failure @ Failure::Moved(_))) => Err(Missed { failure, repeatable: true }),
+                Err(AskError::Failed(failure @ Failure::Moved(_))) => Err(Missed { failure, repeatable: true }),
                 answer => Ok(answer),
             },
             Ok(_) => Err(Missed { failure: strange_answer(), repeatable: false }),

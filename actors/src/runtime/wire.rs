@@ -1,7 +1,8 @@
 //! What travels between the runtimes of one service: questions, and the answers to them, as postcard.
 //!
-//! Both ends run the same version of these types, or of an older one that is a prefix of them: `nodes` refuses links to
-//! versions that speak otherwise.
+//! The two ends may run different builds. So nothing here is ever changed but at its end: a body may gain fields after its
+//! last one, and an enum variants after its last one. A reader passes over fields that it does not know, and reads zeros
+//! (none, empty, false, 0) for those that the other end does not send.
 
 use std::{sync::Arc, time::Duration};
 
@@ -118,9 +119,19 @@ pub(crate) fn encode<S: Service>(question: &Question<'_, S>, deadline: Instant) 
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, postcard::Error> {
-    postcard::from_bytes(bytes)
+    match postcard::from_bytes(bytes) {
+        // Bodies arrive whole or not at all, so one that ends early is of a build that has fewer fields.
+        Err(postcard::Error::DeserializeUnexpectedEnd) => postcard::from_bytes(&[bytes, &[0; ADDED_MAX]].concat()),
+        read => read,
+    }
 }
+
+/// How many bytes the fields may take that were added since the oldest build that this one links to, each of them zero.
+const ADDED_MAX: usize = 64;
 
 pub(crate) fn answer<S: Service>(answer: &Answer<S>) -> Bytes {
     postcard::to_allocvec(answer).expect("an answer is plain data").into()
 }
+
+#[cfg(test)]
+mod tests;

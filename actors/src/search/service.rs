@@ -30,7 +30,7 @@ pub struct SearchService {
 }
 
 /// What there is none of.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Never {}
 
 /// There is no entity behind a document: its rules are those of whoever published it.

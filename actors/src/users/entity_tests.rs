@@ -19,7 +19,7 @@ fn hash(of: &str) -> PasswordHash {
 
 /// A genuine token of a session of Ada's.
 fn token(session: u128, generation: u32) -> Presented {
-    let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
+    let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into());
     let (token, _) = tokens.mint(ADA.0, Uuid::from_u128(session), generation).unwrap();
     tokens.parse(token.expose()).unwrap()
 }

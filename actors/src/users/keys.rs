@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     entity::Failure,
     runtime::{Database, now},
-    secret::{ClusterSecret, SecretError},
+    secret::{KeyRing, SecretError},
 };
 
 /// How keys follow one another.
@@ -66,7 +66,11 @@ pub enum KeyError {
     #[error(transparent)]
     Failed(#[from] Failure),
     /// A stored key does not open: it was sealed with another cluster secret.
-    #[error("the signing key {kid} does not open with this cluster's secret")]
+    #[error(
+        "the signing key {kid} in the users database was sealed with another secret than this node has. Give all nodes the \
+         secret that made it; if that one is being replaced, give it as `secret_previous` (ROOKERY__SECRET_PREVIOUS_FILE) beside \
+         the new one"
+    )]
     Sealed {
         /// Which key.
         kid: String,
@@ -89,14 +93,18 @@ impl SigningKeys {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub async fn load_or_create(database: &Database, secret: &ClusterSecret) -> Result<Self, KeyError> {
+    pub async fn load_or_create(database: &Database, secrets: &KeyRing) -> Result<Self, KeyError> {
         let mut client = database.get().await?;
         let transaction = lock(&mut client).await?;
-        let mut keys = load(&transaction, secret).await?;
+        let (mut keys, foreign) = load(&transaction, secrets).await?;
+        if secrets.is_settled() {
+            // Every node can open them then; and only then can the secret before be taken away.
+            reseal(&transaction, secrets, &keys, &foreign).await?;
+        }
         let at = now();
         if keys.signing(at).is_none() {
             let first = SigningKey::generate(at, at)?;
-            store(&transaction, secret, &first).await?;
+            store(&transaction, secrets, &first).await?;
             keys.keys.push(first);
         }
         transaction.commit().await?;
@@ -107,12 +115,12 @@ impl SigningKeys {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub async fn rotate(database: &Database, secret: &ClusterSecret, overlap: Overlap) -> Result<Self, KeyError> {
+    pub async fn rotate(database: &Database, secrets: &KeyRing, overlap: Overlap) -> Result<Self, KeyError> {
         let mut client = database.get().await?;
         let transaction = lock(&mut client).await?;
-        let mut keys = load(&transaction, secret).await?;
+        let (mut keys, _) = load(&transaction, secrets).await?;
         if let Some(next) = keys.follow(now(), overlap)? {
-            store(&transaction, secret, &next).await?;
+            store(&transaction, secrets, &next).await?;
             for key in &keys.keys {
                 transaction
                     .execute("UPDATE signing_key SET retired_at = $2 WHERE kid = $1", &[&key.kid, &key.retired_at])
@@ -183,23 +191,38 @@ async fn lock(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, Ke
     Ok(transaction)
 }
 
-async fn load(transaction: &Transaction<'_>, secret: &ClusterSecret) -> Result<SigningKeys, KeyError> {
+/// The stored keys, and the names of those that another secret than the configured one sealed.
+async fn load(transaction: &Transaction<'_>, secrets: &KeyRing) -> Result<(SigningKeys, Vec<String>), KeyError> {
     let rows = transaction
         .query("SELECT kid, sealed, public, created_at, not_before, retired_at FROM signing_key ORDER BY not_before, kid", &[])
         .await?;
-    let mut keys = Vec::with_capacity(rows.len());
+    let (mut keys, mut foreign) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in &rows {
         let kid: String = row.get(0);
-        let pkcs8 = secret.unseal(row.get(1), &place(&kid)).map_err(|source| KeyError::Sealed { kid: kid.clone(), source })?;
+        let opened = secrets.unseal(row.get(1), &place(&kid)).map_err(|source| KeyError::Sealed { kid: kid.clone(), source })?;
+        if !opened.by_first {
+            foreign.push(kid.clone());
+        }
         let public = <&[u8; 32]>::try_from(row.get::<_, &[u8]>(2));
         let public = *public.map_err(|_| Failure::Unavailable(format!("the public key {kid} has another length")))?;
-        keys.push(SigningKey { kid, public, pkcs8, created_at: row.get(3), not_before: row.get(4), retired_at: row.get(5) });
+        let (created_at, not_before, retired_at) = (row.get(3), row.get(4), row.get(5));
+        keys.push(SigningKey { kid, public, pkcs8: opened.plain, created_at, not_before, retired_at });
     }
-    Ok(SigningKeys { keys })
+    Ok((SigningKeys { keys }, foreign))
 }
 
-async fn store(transaction: &Transaction<'_>, secret: &ClusterSecret, key: &SigningKey) -> Result<(), KeyError> {
-    let sealed = secret.seal(key.pkcs8.expose_secret(), &place(&key.kid)).map_err(|_| KeyError::NotMade)?;
+/// Seals the keys of these names with the secret that makes now.
+async fn reseal(transaction: &Transaction<'_>, secrets: &KeyRing, keys: &SigningKeys, kids: &[String]) -> Result<(), KeyError> {
+    for key in keys.keys.iter().filter(|key| kids.contains(&key.kid)) {
+        let sealed = seal(secrets, key)?;
+        transaction.execute("UPDATE signing_key SET sealed = $2 WHERE kid = $1", &[&key.kid, &sealed]).await?;
+        tracing::info!(key.id = %key.kid, "sealed the signing key {} with the configured secret", key.kid);
+    }
+    Ok(())
+}
+
+async fn store(transaction: &Transaction<'_>, secrets: &KeyRing, key: &SigningKey) -> Result<(), KeyError> {
+    let sealed = seal(secrets, key)?;
     transaction
         .execute(
             "INSERT INTO signing_key (kid, sealed, public, created_at, not_before) VALUES ($1, $2, $3, $4, $5)",
@@ -207,6 +230,10 @@ async fn store(transaction: &Transaction<'_>, secret: &ClusterSecret, key: &Sign
         )
         .await?;
     Ok(())
+}
+
+fn seal(secrets: &KeyRing, key: &SigningKey) -> Result<Vec<u8>, KeyError> {
+    secrets.seal(key.pkcs8.expose_secret(), &place(&key.kid)).map_err(|_| KeyError::NotMade)
 }
 
 /// A sealed key opens under its own name only.

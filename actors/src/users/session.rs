@@ -153,7 +153,7 @@ mod tests {
 
     /// A genuine token of this generation, as the session sees it.
     fn token(session: Uuid, generation: u32) -> Presented {
-        let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap());
+        let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into());
         let (token, _) = tokens.mint(ADA, session, generation).unwrap();
         tokens.parse(token.expose()).unwrap()
     }

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::secret::{ClusterSecret, Purpose, TAG_BYTES, Tagger};
+use crate::secret::{KeyRing, Purpose, TAG_BYTES, Tagger};
 
 /// A refresh token as a client holds it: `rt_` and base64url. Never logged, never stored.
 #[derive(Debug, Clone)]
@@ -56,9 +56,9 @@ pub struct RefreshTokens {
 }
 
 impl RefreshTokens {
-    /// Every node with the same secret recognises the same tokens; a new secret ends all of them.
-    pub fn new(secret: &ClusterSecret) -> Self {
-        Self { tagger: secret.tagger(Purpose::RefreshToken) }
+    /// Every node with the same secret recognises the same tokens; a secret that nobody has any more takes its tokens along.
+    pub fn new(secrets: &KeyRing) -> Self {
+        Self { tagger: secrets.tagger(Purpose::RefreshToken) }
     }
 
     /// Makes the token of one generation of a session (0 at login, one more at each refresh), and its hash to keep.
@@ -169,9 +169,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::secret::ClusterSecret;
 
     fn tokens() -> RefreshTokens {
-        RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap())
+        RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into())
     }
 
     const ADA: Uuid = Uuid::from_u128(1);
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_token_of_another_cluster_is_invalid() {
-        let theirs = RefreshTokens::new(&ClusterSecret::from_bytes(&[8; 32]).unwrap());
+        let theirs = RefreshTokens::new(&ClusterSecret::from_bytes(&[8; 32]).unwrap().into());
         let (token, _) = theirs.mint(ADA, PHONE, 0).unwrap();
         assert_eq!(tokens().parse(token.expose()), Err(InvalidToken));
     }

@@ -1,12 +1,12 @@
 //! A body that begins something, with the key under which it may be sent again.
 
-use aws_lc_rs::hmac;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath};
 use axum::http::Request;
 use axum::http::request::Parts;
 use garde::Validate;
 use rookery_actors::runtime;
+use rookery_actors::secret::Tagger;
 use serde::de::DeserializeOwned;
 
 use super::SharedApi;
@@ -36,17 +36,18 @@ where
     }
 }
 
-fn scoped(hash: &hmac::Key, parts: &Parts, body: &[u8], sent: &str) -> Result<runtime::IdempotencyKey, Problem> {
+fn scoped(hash: &Tagger, parts: &Parts, body: &[u8], sent: &str) -> Result<runtime::IdempotencyKey, Problem> {
     let user = match &context::of(parts)?.identity {
         Identity::Known(claims) => claims.sub.to_string(),
         _ => String::new(),
     };
     let (method, path) = (&parts.method, parts.uri.path());
     let route = parts.extensions.get::<MatchedPath>().map_or(path, MatchedPath::as_str);
-    let mut digest = hmac::Context::with_key(hash);
     // Neither method nor path holds a line end, so the three cannot run into each other.
-    digest.update(format!("{method}\n{path}\n").as_bytes());
-    digest.update(body);
-    let request_hash = digest.sign().as_ref().try_into().expect("HMAC-SHA256 has 32 bytes");
-    Ok(runtime::IdempotencyKey { key: format!("{user} {method} {route} {sent}").into(), request_hash })
+    let head = format!("{method}\n{path}\n");
+    let parts = [head.as_bytes(), body];
+    let mut hashes = hash.hashes(&parts);
+    let request_hash = hashes.next().expect("there is a secret that makes");
+    let key = format!("{user} {method} {route} {sent}").into();
+    Ok(runtime::IdempotencyKey { key, request_hash, also_hashed: hashes.collect() })
 }

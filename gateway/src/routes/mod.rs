@@ -16,7 +16,6 @@ mod users;
 
 use std::sync::Arc;
 
-use aws_lc_rs::hmac;
 use axum::http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use moka::sync::Cache;
@@ -24,7 +23,7 @@ use rookery_actors::comments::{Comments, Stamp as ThreadStamp};
 use rookery_actors::ids::{CommentId, PostId, UserId};
 use rookery_actors::posts::{Posts, Stamp as ListStamp};
 use rookery_actors::search::{SearchFace, SearchToken};
-use rookery_actors::secret::{ClusterSecret, Purpose};
+use rookery_actors::secret::{KeyRing, Purpose, Tagger};
 use rookery_actors::users::names::Username;
 use rookery_actors::users::{Role, Users};
 use utoipa_axum::router::OpenApiRouter;
@@ -47,7 +46,7 @@ pub struct Api {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) cursors: Cursors,
     pub(crate) search_tokens: Cursors,
-    pub(crate) request_hash: hmac::Key,
+    pub(crate) request_hash: Tagger,
     pub(crate) post_items: Items<PostId>,
     pub(crate) post_wholes: Cache<PostId, Arc<Whole>>,
     pub(crate) comment_items: Items<CommentId>,
@@ -76,7 +75,7 @@ const RENDERED_BYTES_MAX: u64 = 32 << 20;
 impl Api {
     /// Routes over these faces. `services` and `issuer` are shared with the node, which reports the breakers' positions and
     /// replaces the signing key.
-    pub fn new(faces: Faces, services: Arc<Services>, issuer: Arc<Issuer>, secret: &ClusterSecret) -> Self {
+    pub fn new(faces: Faces, services: Arc<Services>, issuer: Arc<Issuer>, secrets: &KeyRing) -> Self {
         let Faces { users, posts, comments, search } = faces;
         let weigh = |_: &PostId, whole: &Arc<Whole>| whole.weight();
         Self {
@@ -86,9 +85,9 @@ impl Api {
             search,
             services,
             issuer,
-            cursors: Cursors::new(&secret.derive(Purpose::Cursor)),
-            search_tokens: Cursors::new(&secret.derive(Purpose::SearchToken)),
-            request_hash: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive(Purpose::RequestHash)),
+            cursors: Cursors::new(secrets.tagger(Purpose::Cursor)),
+            search_tokens: Cursors::new(secrets.tagger(Purpose::SearchToken)),
+            request_hash: secrets.tagger(Purpose::RequestHash),
             post_items: Items::new(RENDERED_BYTES_MAX),
             post_wholes: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build(),
             comment_items: Items::new(RENDERED_BYTES_MAX),

@@ -65,12 +65,12 @@ fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<
 }
 
 pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
-    let keys = SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secret).await?;
+    let keys = SigningKeys::load_or_create(admin.faces.users.runtime().database(), &admin.secrets).await?;
     Ok(Json(shown(&keys)))
 }
 
 pub(super) async fn rotate(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
-    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secret, Overlap::default()).await?;
+    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secrets, Overlap::default()).await?;
     (admin.keys_changed)(&keys);
     Ok(Json(shown(&keys)))
 }

@@ -182,6 +182,7 @@ mod tests {
             pid: 4_194_304,
             uptime_s: 170_000,
             services: roles.iter().map(|role| (role.clone(), of)).collect(),
+            secrets: Vec::new(),
             roles,
         };
         NodeStatus { name: name.to_owned(), state: "draining".to_owned(), report, incarnations: Default::default() }

@@ -323,6 +323,8 @@ mod places {
 }
 
 mod secrets {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     const SECRET: &str = "correct-horse-battery-staple-correct-horse";
@@ -373,7 +375,7 @@ mod secrets {
         let file = folder.path().join("secret");
         fs::write(&file, format!("{SECRET}\n")).unwrap();
         let config = accepted("", &[("ROOKERY__SECRET_FILE", file.to_str().unwrap())]);
-        assert_eq!(config.secret.expect("set").expose(), SECRET.as_bytes());
+        assert_eq!(config.secret.expect("set").text().expose_secret(), SECRET);
     }
 
     #[test]
@@ -423,7 +425,7 @@ mod secrets {
     #[test]
     fn a_secret_in_the_environment_replaces_the_file_of_one() {
         let config = accepted("secret = \"0123456789abcdef0123456789abcdef\"", &[("ROOKERY__SECRET", SECRET)]);
-        assert_eq!(config.secret.expect("set").expose(), SECRET.as_bytes());
+        assert_eq!(config.secret.expect("set").text().expose_secret(), SECRET);
     }
 
     #[test]

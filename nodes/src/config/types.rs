@@ -210,10 +210,10 @@ impl fmt::Debug for DatabaseUrl {
 pub struct ClusterSecret(SecretString);
 
 impl ClusterSecret {
-    /// The secret itself.
+    /// The text of the secret: hex digits, base64, or a pass phrase.
     #[must_use]
-    pub fn expose(&self) -> &[u8] {
-        self.0.expose_secret().as_bytes()
+    pub fn text(&self) -> &SecretString {
+        &self.0
     }
 }
 

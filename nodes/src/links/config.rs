@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use rookery_actors::secret::{ClusterSecret, Purpose};
+use rookery_actors::secret::KeyRing;
 
-use super::{LinkKey, TlsFiles};
+use super::{LinkKeys, TlsFiles};
 use crate::config::{Config, Role};
 
 /// What takes longer has no network worth the name, or is an attack.
@@ -21,7 +21,9 @@ pub struct LinksConfig {
     /// Where other nodes reach it; none: it only dials.
     pub listen: Option<SocketAddr>,
     /// By what the nodes know each other.
-    pub key: LinkKey,
+    pub keys: LinkKeys,
+    /// What the sessions of ractor_cluster show each other, once the links have proven more: the same on all nodes.
+    pub cookie: String,
     /// Certificates; none: plain TCP.
     pub tls: Option<TlsFiles>,
     /// Whether to dial every peer, since they do not know of us; otherwise the lower name dials.
@@ -43,7 +45,7 @@ impl LinksConfig {
     ///
     /// A node without a service is in no member table, so nobody dials it: it dials everybody.
     #[must_use]
-    pub fn of(config: &Config, secret: &ClusterSecret) -> Option<Self> {
+    pub fn of(config: &Config, secrets: &KeyRing, cookie: String) -> Option<Self> {
         let cluster = &config.cluster;
         let listen = cluster.listen?;
         let files = |tls: &crate::config::ClusterTls| TlsFiles {
@@ -54,7 +56,8 @@ impl LinksConfig {
         Some(Self {
             node: config.node.name.to_string(),
             listen: Some(listen),
-            key: LinkKey::new(&secret.derive(Purpose::Link)),
+            keys: LinkKeys::new(secrets),
+            cookie,
             tls: cluster.tls.as_ref().map(files),
             dials_all: config.node.roles.iter().all(|role| role == Role::Gateway),
             heartbeat: cluster.heartbeat,
@@ -68,11 +71,13 @@ impl LinksConfig {
 
 #[cfg(test)]
 mod tests {
+    use rookery_actors::secret::ClusterSecret;
+
     use super::*;
 
     fn of(toml: &str) -> Option<LinksConfig> {
         let config = Config::read(Some((std::path::Path::new("cluster.toml"), toml)), []).unwrap();
-        LinksConfig::of(&config, &ClusterSecret::from_bytes(&[7; 32]).unwrap())
+        LinksConfig::of(&config, &ClusterSecret::from_bytes(&[7; 32]).unwrap().into(), "cookie".to_owned())
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    greeting::{self, GreetingError, Instance, LinkKey, Met},
+    greeting::{self, GreetingError, Instance, LinkKeys, Met, OLDEST, VERSION},
     socket::{self, ConnectError, Socket},
     switchboard::Event,
     tls::Tls,
@@ -19,7 +19,7 @@ use super::{
 #[derive(Clone)]
 pub(super) struct Door {
     pub(super) me: Instance,
-    pub(super) key: LinkKey,
+    pub(super) keys: LinkKeys,
     pub(super) tls: Option<Tls>,
     /// For everything from the connection to the end of the greeting.
     pub(super) patience: Duration,
@@ -47,13 +47,24 @@ pub(super) enum DoorError {
 
 impl Door {
     /// Dials a node, proves itself and waits to be welcomed.
+    ///
+    /// A node that speaks an older version of the links is dialled once more in that one.
     pub(super) async fn dial(&self, peer: &str, address: &str) -> Result<Connection, DoorError> {
         self.in_time(async {
-            let mut socket = socket::dial(address, self.tls.as_ref(), self.silence_max).await?;
-            let met = greeting::dial(&mut socket.stream(), &self.key, &self.me, peer).await?;
-            Ok(Connection { met, socket, permit: None })
+            match self.greet(peer, address, VERSION).await {
+                Err(DoorError::Greeting(GreetingError::Version { theirs })) if (OLDEST..VERSION).contains(&theirs) => {
+                    self.greet(peer, address, theirs).await
+                }
+                greeted => greeted,
+            }
         })
         .await
+    }
+
+    async fn greet(&self, peer: &str, address: &str, version: u8) -> Result<Connection, DoorError> {
+        let mut socket = socket::dial(address, self.tls.as_ref(), self.silence_max).await?;
+        let met = greeting::dial(&mut socket.stream(), &self.keys, &self.me, peer, version).await?;
+        Ok(Connection { met, socket, permit: None })
     }
 
     /// Accepts for ever. Whoever proves to be a node is announced with [`Event::Knock`]; the others are gone in time.
@@ -75,7 +86,7 @@ impl Door {
             tokio::spawn(async move {
                 let greeted = door.in_time(async {
                     let mut socket = socket::accepted(stream, door.tls.as_ref(), door.silence_max).await?;
-                    let met = greeting::receive(&mut socket.stream(), &door.key, &door.me).await?;
+                    let met = greeting::receive(&mut socket.stream(), &door.keys, &door.me).await?;
                     Ok((met, socket))
                 });
                 match greeted.await {

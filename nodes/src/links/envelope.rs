@@ -3,12 +3,15 @@
 //! A batch is a header and entries, all integers little-endian. Fixed layouts rather than a general format: bodies are
 //! opaque and already encoded, so all there is to gain is not to touch them twice. Both ends have agreed on the version
 //! of this layout in their greeting.
+//!
+//! An entry is its kind, its length (u32) and its fields. So a later build may add fields after those of today, and kinds:
+//! a reader passes over what it does not know. Version 2 of the links had no lengths.
 
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 
-use super::error::Refusal;
+use super::{error::Refusal, greeting::OLDEST};
 
 /// The largest body that a link carries, in bytes: a page of a log or a list is a few megabytes.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
@@ -18,6 +21,22 @@ pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Bodies beyond this travel in chunks of this size, in bytes, so that small ones need not wait for them.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
+
+/// How entries are laid out on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Kind and fields, as links of version 2 have it.
+    Bare,
+    /// Kind, length and fields.
+    Framed,
+}
+
+impl Layout {
+    /// That of a version of the links.
+    pub(super) fn of(version: u8) -> Self {
+        if version > OLDEST { Self::Framed } else { Self::Bare }
+    }
+}
 
 /// What every batch begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +126,7 @@ pub(super) struct Malformed(pub(super) &'static str);
 pub(super) struct Writer {
     bytes: Vec<u8>,
     envelopes: usize,
+    layout: Layout,
 }
 
 const REQUEST: u8 = 1;
@@ -119,11 +139,11 @@ const PONG: u8 = 5;
 const SPLIT: u32 = 1 << 31;
 
 impl Writer {
-    pub(super) fn new(Header { link, received }: Header) -> Self {
+    pub(super) fn new(Header { link, received }: Header, layout: Layout) -> Self {
         let mut bytes = Vec::with_capacity(1024);
         bytes.put_u64_le(link);
         bytes.put_u64_le(received);
-        Self { bytes, envelopes: 0 }
+        Self { bytes, envelopes: 0, layout }
     }
 
     /// Bytes so far.
@@ -143,21 +163,61 @@ impl Writer {
 
     pub(super) fn request(&mut self, id: u64, head: &RequestHead, body: &Body) {
         self.envelopes += 1;
-        self.bytes.put_u8(REQUEST);
-        self.bytes.put_u64_le(id);
-        self.bytes.put_u8(head.service);
-        self.bytes.put_u8(head.hops);
-        self.bytes.put_u64_le(head.remaining_us);
-        self.bytes.put_u64_le(head.epoch);
-        self.word(&head.request_id);
-        self.word(&head.traceparent);
-        self.body(body);
+        self.entry(REQUEST, |writer| {
+            writer.bytes.put_u64_le(id);
+            writer.bytes.put_u8(head.service);
+            writer.bytes.put_u8(head.hops);
+            writer.bytes.put_u64_le(head.remaining_us);
+            writer.bytes.put_u64_le(head.epoch);
+            writer.word(&head.request_id);
+            writer.word(&head.traceparent);
+            writer.body(body);
+        });
     }
 
     pub(super) fn reply(&mut self, id: u64, outcome: &Outcome) {
         self.envelopes += 1;
-        self.bytes.put_u8(REPLY);
-        self.bytes.put_u64_le(id);
+        self.entry(REPLY, |writer| {
+            writer.bytes.put_u64_le(id);
+            writer.outcome(outcome);
+        });
+    }
+
+    pub(super) fn chunk(&mut self, of: Part, id: u64, bytes: &[u8]) {
+        self.envelopes += 1;
+        self.entry(CHUNK, |writer| {
+            writer.bytes.put_u8(match of {
+                Part::Request => REQUEST,
+                Part::Reply => REPLY,
+            });
+            writer.bytes.put_u64_le(id);
+            writer.blob(bytes);
+        });
+    }
+
+    pub(super) fn ping(&mut self, number: u64) {
+        self.entry(PING, |writer| writer.bytes.put_u64_le(number));
+    }
+
+    pub(super) fn pong(&mut self, number: u64) {
+        self.entry(PONG, |writer| writer.bytes.put_u64_le(number));
+    }
+
+    fn entry(&mut self, kind: u8, fields: impl FnOnce(&mut Self)) {
+        self.bytes.put_u8(kind);
+        match self.layout {
+            Layout::Bare => fields(self),
+            Layout::Framed => {
+                let at = self.bytes.len();
+                self.bytes.put_u32_le(0);
+                fields(self);
+                let length = u32::try_from(self.bytes.len() - at - 4).expect("a batch is far below 4 GiB");
+                self.bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+    }
+
+    fn outcome(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Done(body) => {
                 self.bytes.put_u8(0);
@@ -179,27 +239,6 @@ impl Writer {
                 self.bytes.put_u64_le(*length);
             }
         }
-    }
-
-    pub(super) fn chunk(&mut self, of: Part, id: u64, bytes: &[u8]) {
-        self.envelopes += 1;
-        self.bytes.put_u8(CHUNK);
-        self.bytes.put_u8(match of {
-            Part::Request => REQUEST,
-            Part::Reply => REPLY,
-        });
-        self.bytes.put_u64_le(id);
-        self.blob(bytes);
-    }
-
-    pub(super) fn ping(&mut self, number: u64) {
-        self.bytes.put_u8(PING);
-        self.bytes.put_u64_le(number);
-    }
-
-    pub(super) fn pong(&mut self, number: u64) {
-        self.bytes.put_u8(PONG);
-        self.bytes.put_u64_le(number);
     }
 
     /// At most 255 bytes; what is longer is cut, since it only labels.
@@ -234,55 +273,92 @@ impl Reader {
         Ok((header, Self { rest: batch }))
     }
 
-    fn entry(&mut self) -> Result<Entry, Malformed> {
-        let rest = &mut self.rest;
-        match byte(rest)? {
-            REQUEST => {
-                let id = number(rest)?;
-                let head = RequestHead {
-                    service: byte(rest)?,
-                    hops: byte(rest)?,
-                    remaining_us: number(rest)?,
-                    epoch: number(rest)?,
-                    request_id: word(rest)?,
-                    traceparent: word(rest)?,
-                };
-                Ok(Entry::Request { id, head, body: body(rest)? })
+    /// The entries, laid out as the link of the header has it.
+    pub(super) fn in_layout(self, layout: Layout) -> Entries {
+        Entries { rest: self.rest, layout }
+    }
+}
+
+/// The entries of a batch.
+pub(super) struct Entries {
+    rest: Bytes,
+    layout: Layout,
+}
+
+impl Entries {
+    /// The next entry; none: it is of a kind that a later build has added.
+    fn entry(&mut self) -> Result<Option<Entry>, Malformed> {
+        let kind = byte(&mut self.rest)?;
+        match self.layout {
+            Layout::Bare => {
+                let entry = entry(kind, &mut self.rest, Err(Malformed("an outcome of no kind we know")))?;
+                entry.map(Some).ok_or(Malformed("an entry of no kind we know"))
             }
-            REPLY => Ok(Entry::Reply { id: number(rest)?, outcome: outcome(rest)? }),
-            CHUNK => {
-                let of = match byte(rest)? {
-                    REQUEST => Part::Request,
-                    REPLY => Part::Reply,
-                    _ => return Err(Malformed("a chunk of nothing we know")),
-                };
-                Ok(Entry::Chunk { of, id: number(rest)?, bytes: blob(rest)? })
+            // What follows the fields that we know is a later build's.
+            Layout::Framed => {
+                let mut fields = blob(&mut self.rest)?;
+                // That the other node did something, and that we cannot tell what came of it.
+                entry(kind, &mut fields, Ok(Outcome::Crashed))
             }
-            PING => Ok(Entry::Ping(number(rest)?)),
-            PONG => Ok(Entry::Pong(number(rest)?)),
-            _ => Err(Malformed("an entry of no kind we know")),
         }
     }
 }
 
-impl Iterator for Reader {
+impl Iterator for Entries {
     type Item = Result<Entry, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
-            return None;
+        while !self.rest.is_empty() {
+            match self.entry() {
+                Ok(Some(entry)) => return Some(Ok(entry)),
+                Ok(None) => {}
+                Err(error) => {
+                    // What follows a broken entry has no beginning.
+                    self.rest.clear();
+                    return Some(Err(error));
+                }
+            }
         }
-        let entry = self.entry();
-        if entry.is_err() {
-            // What follows a broken entry has no beginning.
-            self.rest.clear();
-        }
-        Some(entry)
+        None
     }
 }
 
-fn outcome(rest: &mut Bytes) -> Result<Outcome, Malformed> {
-    Ok(match byte(rest)? {
+/// The fields of an entry; none: of a kind that is not known. `unknown` stands for an outcome that is not known.
+fn entry(kind: u8, rest: &mut Bytes, unknown: Result<Outcome, Malformed>) -> Result<Option<Entry>, Malformed> {
+    Ok(Some(match kind {
+        REQUEST => {
+            let id = number(rest)?;
+            let head = RequestHead {
+                service: byte(rest)?,
+                hops: byte(rest)?,
+                remaining_us: number(rest)?,
+                epoch: number(rest)?,
+                request_id: word(rest)?,
+                traceparent: word(rest)?,
+            };
+            Entry::Request { id, head, body: body(rest)? }
+        }
+        REPLY => {
+            let id = number(rest)?;
+            Entry::Reply { id, outcome: outcome(rest)?.map_or(unknown, Ok)? }
+        }
+        CHUNK => {
+            let of = match byte(rest)? {
+                REQUEST => Part::Request,
+                REPLY => Part::Reply,
+                _ => return Err(Malformed("a chunk of nothing we know")),
+            };
+            Entry::Chunk { of, id: number(rest)?, bytes: blob(rest)? }
+        }
+        PING => Entry::Ping(number(rest)?),
+        PONG => Entry::Pong(number(rest)?),
+        _ => return Ok(None),
+    }))
+}
+
+/// None: of a kind that is not known.
+fn outcome(rest: &mut Bytes) -> Result<Option<Outcome>, Malformed> {
+    Ok(Some(match byte(rest)? {
         0 => Outcome::Done(body(rest)?),
         1 => Outcome::Refused(Refusal::UnknownService),
         2 => Outcome::Overloaded,
@@ -292,8 +368,8 @@ fn outcome(rest: &mut Bytes) -> Result<Outcome, Malformed> {
         6 => Outcome::TimedOut,
         7 => Outcome::Crashed,
         8 => Outcome::TooLarge(number(rest)?),
-        _ => return Err(Malformed("an outcome of no kind we know")),
-    })
+        _ => return Ok(None),
+    }))
 }
 
 fn body(rest: &mut Bytes) -> Result<Body, Malformed> {

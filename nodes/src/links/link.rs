@@ -20,7 +20,7 @@ use super::{
     assembly::Assembly,
     calls::{Answer, Calls},
     desk::Desk,
-    envelope::{BODY_BYTES_MAX, Body, Entry, Header, Malformed, Outcome, Part, Reader, RequestHead},
+    envelope::{BODY_BYTES_MAX, Body, Entry, Header, Layout, Malformed, Outcome, Part, Reader, RequestHead},
     error::{LinkError, Lost, Undelivered},
     greeting::Instance,
     meters::Meters,
@@ -33,6 +33,7 @@ pub(super) struct Link {
     /// Who is at the other end.
     pub(super) peer: Instance,
     pub(super) meters: Meters,
+    layout: Layout,
     desk: Arc<Desk>,
     state: Mutex<State>,
     /// There is something to send, or the link has ended.
@@ -72,13 +73,14 @@ pub(super) enum Fault {
 }
 
 impl Link {
-    pub(super) fn new(peer: Instance, token: u64, desk: Arc<Desk>, credits: usize) -> Self {
+    pub(super) fn new(peer: Instance, token: u64, layout: Layout, desk: Arc<Desk>, credits: usize) -> Self {
         Self {
+            layout,
             meters: Meters::of(&peer.name),
             desk,
             state: Mutex::new(State {
                 calls: Calls::new(credits),
-                outbox: Outbox::new(token),
+                outbox: Outbox::new(token, layout),
                 requests: Assembly::default(),
                 replies: Assembly::default(),
                 pulse: Pulse::default(),
@@ -139,7 +141,7 @@ impl Link {
                 // The window may have opened.
                 self.wake.notify_one();
             }
-            for entry in entries {
+            for entry in entries.in_layout(self.layout) {
                 let entry = entry?;
                 envelopes += u64::from(!matches!(entry, Entry::Ping(_) | Entry::Pong(_)));
                 if let Some(request) = self.take(&mut state, entry)? {

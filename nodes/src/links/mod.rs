@@ -53,7 +53,7 @@ use uuid::Uuid;
 pub use config::LinksConfig;
 pub use envelope::BODY_BYTES_MAX;
 pub use error::{LinkError, Lost, Refusal, StartError, Undelivered};
-pub use greeting::LinkKey;
+pub use greeting::LinkKeys;
 pub use tls::{TlsError, TlsFiles};
 
 use board::Board;
@@ -198,10 +198,10 @@ impl Links {
         let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let (events, inbox) = unbounded_channel();
         let table = Arc::new(Table::default());
-        let sessions = Sessions::start(&me, &config.key, Arc::clone(&table), events.clone()).await?;
+        let sessions = Sessions::start(&me, config.cookie, Arc::clone(&table), events.clone()).await?;
         let door = Door {
             me: me.clone(),
-            key: config.key,
+            keys: config.keys,
             tls,
             patience: config.handshake_timeout,
             // The heartbeats should be the first to notice.

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     calls::Calls,
-    envelope::{Body, CHUNK_BYTES, Header, Outcome, Part, RequestHead, Writer},
+    envelope::{Body, CHUNK_BYTES, Header, Layout, Outcome, Part, RequestHead, Writer},
     error::LinkError,
 };
 
@@ -50,6 +50,7 @@ pub(super) enum Parcel {
 /// The queues of one link.
 pub(super) struct Outbox {
     link: u64,
+    layout: Layout,
     small: VecDeque<Parcel>,
     /// Bodies that travel in chunks, one after the other; the first may be on its way.
     large: VecDeque<Transfer>,
@@ -72,9 +73,10 @@ struct Transfer {
 }
 
 impl Outbox {
-    pub(super) fn new(link: u64) -> Self {
+    pub(super) fn new(link: u64, layout: Layout) -> Self {
         Self {
             link,
+            layout,
             small: VecDeque::new(),
             large: VecDeque::new(),
             queued_bytes: 0,
@@ -142,7 +144,7 @@ impl Outbox {
         if !(urgent || waiting && window_open) {
             return None;
         }
-        let mut writer = Writer::new(Header { link: self.link, received: self.received });
+        let mut writer = Writer::new(Header { link: self.link, received: self.received }, self.layout);
         if let Some(number) = self.ping.take() {
             writer.ping(number);
         }

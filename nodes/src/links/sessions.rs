@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     StartError,
     envelope::BATCH_BYTES_MAX,
-    greeting::{Instance, LinkKey},
+    greeting::Instance,
     region::{self, Batch, Entrance, Region},
     switchboard::Event,
     table::Table,
@@ -40,7 +40,7 @@ impl Sessions {
     /// Starts them. There is one `NodeServer` in a process: it numbers sessions from 0, and registries are global.
     pub(super) async fn start(
         me: &Instance,
-        key: &LinkKey,
+        cookie: String,
         table: Arc<Table>,
         events: UnboundedSender<Event>,
     ) -> Result<Self, StartError> {
@@ -55,7 +55,7 @@ impl Sessions {
         // host and port it takes for one; the incarnation is a host that nobody else has.
         let server = NodeServer::new(
             0,
-            key.cookie(),
+            cookie,
             me.to_string(),
             me.incarnation.to_string(),
             Some(IncomingEncryptionMode::Tls(tls::closed_door())),

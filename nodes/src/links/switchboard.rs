@@ -23,7 +23,8 @@ use super::{
     board::{Action, Board},
     desk::Desk,
     door::{Connection, Door, DoorError, chain},
-    greeting::{self, Rejection},
+    envelope::Layout,
+    greeting::{self, Met, Rejection},
     link::{Fault, Link},
     sessions::{Opener, Session, Sessions, label},
     table::Table,
@@ -283,11 +284,11 @@ impl Switchboard {
 
     /// Makes a link of a connection; its label, and what ends it.
     fn line(&mut self, connection: &Connection) -> (String, Cut) {
-        let (peer, token) = (connection.met.peer.clone(), connection.met.token);
+        let Met { peer, token, version } = connection.met.clone();
         let label = label(&peer, token);
         let cut = Cut::default();
         let desk = self.desk(&peer.name);
-        let link = Arc::new(Link::new(peer, token, desk, self.habits.in_flight_max));
+        let link = Arc::new(Link::new(peer, token, Layout::of(version), desk, self.habits.in_flight_max));
         self.table.announce(token, &link);
         self.lines.insert(token, Line { link, cut: cut.clone(), session: None, since: None });
         (label, cut)

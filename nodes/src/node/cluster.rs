@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use rookery_actors::secret::ClusterSecret;
+use rookery_actors::secret::KeyRing;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::services::Started;
@@ -34,8 +34,8 @@ pub(super) struct Running {
 
 impl Cluster {
     /// Begins to listen for other nodes; none: the configuration says that there are none.
-    pub(super) async fn start(config: &Config, secret: &ClusterSecret) -> anyhow::Result<Option<Self>> {
-        let Some(links) = LinksConfig::of(config, secret) else { return Ok(None) };
+    pub(super) async fn start(config: &Config, secrets: &KeyRing, cookie: String) -> anyhow::Result<Option<Self>> {
+        let Some(links) = LinksConfig::of(config, secrets, cookie) else { return Ok(None) };
         let routes = Routes::new(config.node.name.as_str());
         let links = Links::start(links, routes.handler()).await.context("the links to other nodes do not start")?;
         let address = config.cluster.advertised(links.address().context("the links listen nowhere")?);

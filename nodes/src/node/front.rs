@@ -6,7 +6,7 @@ use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::Actor;
 use rookery_actors::{
-    secret::ClusterSecret,
+    secret::KeyRing,
     supervisor::{ChildSpec, SupervisorRef},
     users::keys::{self, SigningKeys},
 };
@@ -53,10 +53,10 @@ impl Front {
         faces: &Faces,
         services: &Started,
         events: &Events,
-        secret: &ClusterSecret,
+        secrets: &KeyRing,
     ) -> anyhow::Result<Self> {
         let users = &services.users.runtime;
-        let keys = SigningKeys::load_or_create(users.database(), secret).await?;
+        let keys = SigningKeys::load_or_create(users.database(), secrets).await?;
         let revoked = Arc::new(RevokedSessions::default());
         let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, Arc::clone(&revoked)));
         let (posts, comments) = (services.posts.runtime.clone(), services.comments.runtime.clone());
@@ -73,9 +73,9 @@ impl Front {
             comments: faces.comments.clone(),
             search: faces.search.clone(),
         };
-        let api = Api::new(faces, Arc::clone(&breakers), Arc::clone(&issuer), secret);
+        let api = Api::new(faces, Arc::clone(&breakers), Arc::clone(&issuer), secrets);
         let front = Self { breakers, edge, api, verifier, issuer, user_news };
-        janitor::follow_keys(users.clone(), secret.clone(), front.keys_changed());
+        janitor::follow_keys(users.clone(), secrets.clone(), front.keys_changed());
         Ok(front)
     }
 

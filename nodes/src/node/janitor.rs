@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use rookery_actors::{
     runtime::{Retention, Runtime},
     search::SearchService,
-    secret::ClusterSecret,
+    secret::KeyRing,
     service::Service,
     users::{UserService, Users, keys::SigningKeys},
 };
@@ -58,13 +58,13 @@ pub(super) fn sweep(users: Users) -> JoinHandle<()> {
 /// Signs and verifies with the keys that are due: a rotated key is published before it signs, and longer than it did.
 pub(super) fn follow_keys(
     users: Runtime<UserService>,
-    secret: ClusterSecret,
+    secrets: KeyRing,
     install: impl Fn(&SigningKeys) + Send + 'static,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         while !users.is_stopped() {
             tokio::time::sleep(EVERY).await;
-            match SigningKeys::load_or_create(users.database(), &secret).await {
+            match SigningKeys::load_or_create(users.database(), &secrets).await {
                 Ok(keys) => install(&keys),
                 Err(error) => tracing::warn!(%error, "the signing keys could not be read"),
             }

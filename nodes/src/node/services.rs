@@ -16,6 +16,7 @@ use rookery_actors::{
     posts::PostService,
     runtime::{PoolSize, Runtime, Settings},
     search::SearchService,
+    secret::KeyRing,
     service::Service,
     supervisor::{ChildSpec, SupervisorRef},
     users::UserService,
@@ -136,10 +137,12 @@ impl Started {
         &self,
         roles: &Roles,
         gateway: Option<SocketAddr>,
+        secrets: &KeyRing,
         started: Instant,
     ) -> impl Fn() -> Report + Clone + Send + Sync + 'static {
         let roles: Vec<String> = roles.iter().map(|role| role.to_string()).collect();
         let gateway = gateway.map(|gateway| gateway.to_string());
+        let secrets = secrets.ids();
         let (users, posts) = (self.users.runtime.clone(), self.posts.runtime.clone());
         let (comments, search) = (self.comments.runtime.clone(), self.search.runtime.clone());
         move || {
@@ -156,6 +159,7 @@ impl Started {
                 pid: std::process::id(),
                 uptime_s: started.elapsed().as_secs(),
                 services: ours.map(|(name, report)| (name.to_owned(), report)).collect(),
+                secrets: secrets.clone(),
             }
         }
     }

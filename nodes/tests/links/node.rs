@@ -17,9 +17,10 @@ use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use rookery::{
     config::Log,
-    links::{Handler, LinkError, LinkKey, Links, LinksConfig, Meta, PeerAddress, Refusal, Request, TlsFiles},
+    links::{Handler, LinkError, LinkKeys, Links, LinksConfig, Meta, PeerAddress, Refusal, Request, TlsFiles},
     telemetry,
 };
+use rookery_actors::secret::ClusterSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
@@ -105,7 +106,8 @@ fn config(spec: &Spec) -> LinksConfig {
     LinksConfig {
         node: spec.name.clone(),
         listen: spec.listen,
-        key: LinkKey::new(&[spec.secret; 32]),
+        keys: LinkKeys::new(&ClusterSecret::from_bytes(&[spec.secret; 32]).unwrap().into()),
+        cookie: "cookie".to_owned(),
         tls: spec.tls.clone().map(|[certificate, key, authority]| TlsFiles { certificate, key, authority: Some(authority) }),
         dials_all: spec.dials_all,
         heartbeat: Duration::from_millis(spec.heartbeat_ms),

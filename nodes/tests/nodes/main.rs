@@ -3,4 +3,5 @@
 mod fleet;
 mod process;
 mod roles;
+mod secrets;
 mod stop;

@@ -68,7 +68,7 @@ async fn a_key_in_flight_waits_for_the_first_answer() {
     let (service, posts) = still_node(&proxy.config()).await;
     let publish = |key: &'static str| {
         let posts = posts.clone();
-        let key = IdempotencyKey { key: key.into(), request_hash: [1; 32] };
+        let key = IdempotencyKey::new(key, [1; 32]);
         tokio::spawn(async move { posts.publish(draft(&key.key), Context { idempotency: Some(key.clone()), ..soon() }).await })
     };
     let held = proxy.hold(BATCH);

@@ -82,7 +82,7 @@ async fn a_retry_with_its_key_at_the_next_owner_finds_what_the_first_one_committ
     let config = database().await;
     let proxy = Proxy::start(&config);
     let (service, posts) = still_node(&proxy.config()).await;
-    let key = || IdempotencyKey { key: "ada:/posts:7".into(), request_hash: [7; 32] };
+    let key = || IdempotencyKey::new("ada:/posts:7", [7; 32]);
     let context = || Context { idempotency: Some(key()), ..soon() };
     let lost = proxy.hold(BATCH);
     let write = tokio::spawn({

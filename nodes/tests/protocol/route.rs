@@ -52,7 +52,7 @@ impl Node {
 }
 
 fn keyed(key: &str) -> Context {
-    Context { idempotency: Some(IdempotencyKey { key: key.into(), request_hash: [7; 32] }), ..soon() }
+    Context { idempotency: Some(IdempotencyKey::new(key, [7; 32])), ..soon() }
 }
 
 #[tokio::test]

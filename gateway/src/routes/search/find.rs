@@ -206,11 +206,12 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cursor::tests::cursors;
 
     fn asked(query: &str) -> Result<Search, Problem> {
         let uri = format!("/search?{query}").parse().unwrap();
         let axum::extract::Query(asked) = axum::extract::Query::<SearchQuery>::try_from_uri(&uri).unwrap();
-        asked.search(&Cursors::new(&[7; 32]), &asked.scope())
+        asked.search(&cursors(), &asked.scope())
     }
 
     #[test]
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_cursor_of_another_search_is_a_400() {
-        let cursors = Cursors::new(&[7; 32]);
+        let cursors = cursors();
         let of = |q: &str| SearchQuery {
             q: q.into(),
             kinds: None,

@@ -16,7 +16,7 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
-        Self { outbox: Outbox::new(1), calls: Calls::new(1_000), now: Instant::now() }
+        Self { outbox: Outbox::new(1, Layout::Framed), calls: Calls::new(1_000), now: Instant::now() }
     }
 
     fn ask(&mut self, bytes: usize) -> (u64, tokio::sync::oneshot::Receiver<Answer>) {
@@ -37,7 +37,7 @@ impl Desk {
         assert!(batch.len() <= BATCH_BYTES_MAX);
         let (header, entries) = Reader::new(batch.into()).unwrap();
         assert_eq!(header.link, 1);
-        Some(entries.map(Result::unwrap).collect())
+        Some(entries.in_layout(Layout::Framed).map(Result::unwrap).collect())
     }
 
     /// All batches until the window is full or nothing is left.
