@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use ractor::{ActorRef, ActorRuntime};
-use tokio::{sync::oneshot, time::Instant};
+use ractor::{ActorRef, ActorRuntime, ActorStatus};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
     AskResult, Context, Inner, birth,
     cell::{Cell, Readiness},
-    entity_actor::{EntityActor, EntityMessage, Envelope, Outcome},
+    entity_actor::{EntityActor, EntityMessage, Envelope, Outcome, Silence},
     memory::coarse_now,
     shard::{Entities, Shard},
 };
@@ -59,23 +59,23 @@ pub(crate) async fn ask<S: Service>(
             Ok(Err(failure)) => return failed(failure),
             Err(_) => return failed(Failure::Expired),
         };
-        let (reply, outcome) = oneshot::channel();
-        let envelope = Envelope::new(pending.0, pending.1, reply);
+        let (envelope, sent) = Envelope::seal(pending.0, pending.1);
         // A refused message hands its command back through the envelope's drop, as a stop does.
         drop(actor.send_message(EntityMessage::Command(envelope)));
-        match tokio::time::timeout_at(deadline, outcome).await {
-            Ok(Ok(Outcome::Answered(answer))) => return Asked::Answered(answer),
-            Ok(Ok(Outcome::Undelivered(command, context))) => {
+        match sent.outcome(deadline, || actor.get_status() >= ActorStatus::Stopping).await {
+            Ok(Outcome::Answered(answer)) => return Asked::Answered(answer),
+            Ok(Outcome::Undelivered(command, context)) => {
                 // It stopped before it came to this one: passivated, moved or restarted. Ask its successor.
                 pending = (command, context);
                 tokio::task::yield_now().await;
             }
             // Ended with its shard, in the middle of this: nobody can say how far it came.
-            Ok(Err(_)) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
+            Err(Silence::Ended) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
                 return failed(Failure::Unknown("the shard moved while the command was under way".to_owned()));
             }
-            Ok(Err(_)) => return failed(Failure::Crashed),
-            Err(_) => return failed(inner.committer.overdue()),
+            Err(Silence::Ended) => return failed(Failure::Crashed),
+            Err(Silence::Overdue) => return failed(inner.committer.overdue()),
+            Err(Silence::Expired) => return failed(Failure::Expired),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The actor around every entity, written once: decide, commit, publish the committed view, reply.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::oneshot, time::Instant};
@@ -26,7 +29,16 @@ pub(crate) enum EntityMessage<S: Service> {
 impl<S: Service> ractor::Message for EntityMessage<S> {}
 
 /// A command with its way back. One that is dropped unopened, because the actor stopped, returns to the sender.
-pub(crate) struct Envelope<S: Service>(Option<Sealed<S>>);
+pub(crate) struct Envelope<S: Service>(Arc<Slot<S>>);
+
+/// The sender's end of an [`Envelope`].
+pub(crate) struct Sent<S: Service> {
+    slot: Arc<Slot<S>>,
+    outcome: oneshot::Receiver<Outcome<S>>,
+}
+
+/// The command until somebody takes it out: the actor to execute it, or its sender to ask another one.
+struct Slot<S: Service>(Mutex<Option<Sealed<S>>>);
 
 type Sealed<S> = (<<S as Service>::Entity as Entity>::Command, Context, oneshot::Sender<Outcome<S>>);
 
@@ -36,13 +48,39 @@ pub(crate) enum Outcome<S: Service> {
     Undelivered(<S::Entity as Entity>::Command, Context),
 }
 
+/// Why a sender heard nothing.
+pub(crate) enum Silence {
+    /// The actor ended in the middle of the command.
+    Ended,
+    /// The deadline passed in the middle of the command.
+    Overdue,
+    /// The deadline passed before the actor came to the command, and now it never will.
+    Expired,
+}
+
+/// How often a sender looks whether the actor still lives.
+///
+/// A channel's receiver that is dropped drops what was sent, but for a message whose sender has counted it and not yet
+/// linked it in: that one stays in the channel for as long as anybody holds a sender, as whoever waits for its answer
+/// does. It takes a thread that loses its processor between two instructions, which happens on a busy machine.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+impl<S: Service> Slot<S> {
+    fn take(&self) -> Option<Sealed<S>> {
+        self.0.lock().expect("no panic under this lock").take()
+    }
+}
+
 impl<S: Service> Envelope<S> {
-    pub(crate) fn new(command: <S::Entity as Entity>::Command, context: Context, reply: oneshot::Sender<Outcome<S>>) -> Self {
-        Self(Some((command, context, reply)))
+    pub(crate) fn seal(command: <S::Entity as Entity>::Command, context: Context) -> (Self, Sent<S>) {
+        let (reply, outcome) = oneshot::channel();
+        let slot = Arc::new(Slot(Mutex::new(Some((command, context, reply)))));
+        (Self(Arc::clone(&slot)), Sent { slot, outcome })
     }
 
-    fn open(mut self) -> Sealed<S> {
-        self.0.take().expect("an envelope is opened once")
+    /// None: its sender has taken it back.
+    fn open(self) -> Option<Sealed<S>> {
+        self.0.take()
     }
 }
 
@@ -50,6 +88,27 @@ impl<S: Service> Drop for Envelope<S> {
     fn drop(&mut self) {
         if let Some((command, context, reply)) = self.0.take() {
             let _ = reply.send(Outcome::Undelivered(command, context));
+        }
+    }
+}
+
+impl<S: Service> Sent<S> {
+    /// How the command ended; `has_ended` tells whether the actor has.
+    pub(crate) async fn outcome(mut self, deadline: Instant, has_ended: impl Fn() -> bool) -> Result<Outcome<S>, Silence> {
+        loop {
+            let look_at = deadline.min(Instant::now() + LOOK_EVERY);
+            if let Ok(outcome) = tokio::time::timeout_at(look_at, &mut self.outcome).await {
+                return outcome.map_err(|_| Silence::Ended);
+            }
+            let is_over = Instant::now() >= deadline;
+            if (is_over || has_ended())
+                && let Some((command, context, _)) = self.slot.take()
+            {
+                return if is_over { Err(Silence::Expired) } else { Ok(Outcome::Undelivered(command, context)) };
+            }
+            if is_over {
+                return Err(Silence::Overdue);
+            }
         }
     }
 }
@@ -101,12 +160,11 @@ impl<S: Service> Actor for EntityActor<S> {
     async fn handle(&self, myself: ActorRef<Self::Msg>, message: Self::Msg, (): &mut ()) -> Result<(), ActorProcessingErr> {
         match message {
             EntityMessage::Command(envelope) => {
+                let Some((command, context, reply)) = envelope.open() else { return Ok(()) };
                 if let Readiness::Failed(failure) = &*self.cell.ready.borrow() {
-                    let (_, _, reply) = envelope.open();
                     let _ = reply.send(Outcome::Answered(Err(failure.clone().into())));
                     return Ok(());
                 }
-                let (command, context, reply) = envelope.open();
                 let executed = self.execute(&command, &context).await;
                 let reload = matches!(executed, Err(Fault { reload: true, .. }));
                 let outcome = match executed.map_err(|fault| fault.error) {
@@ -280,4 +338,53 @@ pub(crate) fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
         tracing::error!(service.name = S::NAME, error = message, "the database refused a write");
     }
     Fault { error: Failure::from(error).into(), reload: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::posts::{Command, PostService};
+
+    fn sealed() -> (Envelope<PostService>, Sent<PostService>) {
+        let command = Command::Delete { by: crate::ids::UserId(uuid::Uuid::nil()), moderator: false, if_version: None };
+        Envelope::seal(command, Context::within(Duration::from_secs(20)))
+    }
+
+    fn after(time: Duration) -> Instant {
+        Instant::now() + time
+    }
+
+    /// What was broken: its sender waited until the deadline.
+    #[tokio::test]
+    async fn a_command_that_the_mailbox_of_an_actor_that_ended_has_swallowed_returns_to_its_sender() {
+        let (swallowed, sent) = sealed();
+        let (ends, deadline) = (after(LOOK_EVERY * 2), after(Duration::from_secs(60)));
+        let outcome = sent.outcome(deadline, || Instant::now() >= ends).await;
+        assert!(matches!(outcome, Ok(Outcome::Undelivered(Command::Delete { .. }, _))));
+        assert!(Instant::now() < deadline, "not at the deadline");
+        assert!(swallowed.open().is_none(), "and nobody executes it");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_an_actor_has_opened_does_not_return() {
+        let (envelope, sent) = sealed();
+        let opened = envelope.open();
+        assert!(matches!(sent.outcome(after(LOOK_EVERY * 2), || true).await, Err(Silence::Overdue)));
+        drop(opened);
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_deadline_passes_in_the_mailbox_is_never_executed() {
+        let (waiting, sent) = sealed();
+        assert!(matches!(sent.outcome(after(LOOK_EVERY * 2), || false).await, Err(Silence::Expired)));
+        assert!(waiting.open().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_dropped_unopened_returns_at_once() {
+        let (envelope, sent) = sealed();
+        drop(envelope);
+        let outcome = futures_util::FutureExt::now_or_never(sent.outcome(after(Duration::from_secs(60)), || false));
+        assert!(matches!(outcome, Some(Ok(Outcome::Undelivered(..)))));
+    }
 }
