@@ -2,33 +2,37 @@
 
 mod kafka;
 mod node;
+mod patience;
 mod router;
 mod service;
+mod turns;
 
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
 pub use self::kafka::{TestKafka, TestKafkaError};
 pub use self::node::TestNode;
+pub use self::patience::Patience;
 pub use self::router::TestNetwork;
 pub use self::service::{LEASE, TestService};
+pub use self::turns::Turn;
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};
 
 /// Waits for a condition that others bring about; there is no sleeping for luck.
 ///
 /// # Panics
-/// When it does not come about within this time.
+/// When it does not come about within this time, as a busy machine has it ([`Patience`]).
 pub async fn eventually(within: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + within;
+    let mut patience = Patience::of(within);
     while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(!patience.is_over(), "waited in vain for {} s until {what}", patience.spent().as_secs());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill as kill_process};
 use nix::unistd::{Pid, Uid};
 use rookery::migrate::{self, Database};
 use rookery::postgres::{BinariesError, DataDir, DataDirError, EmbeddedPostgres, Major, PostgresError, Search};
-use rookery::testing::{self, TestPostgres};
+use rookery::testing::{self, Patience, TestPostgres};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
@@ -47,9 +47,9 @@ fn runs(pid: u32) -> bool {
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut patience = Patience::of(Duration::from_secs(30));
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        assert!(!patience.is_over(), "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -6,6 +6,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use rookery::testing::Turn;
 use serde_json::{Value, json};
 
 const ROOKERY: &str = env!("CARGO_BIN_EXE_rookery");
@@ -66,6 +67,7 @@ fn write(path: &Path, lines: impl IntoIterator<Item = String>) {
 
 #[test]
 fn an_import_whose_node_is_killed_goes_on_where_it_was() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().expect("a folder can be made");
     let data = folder.path();
     let file = data.join("posts.jsonl");
@@ -92,6 +94,7 @@ fn an_import_whose_node_is_killed_goes_on_where_it_was() {
 
 #[test]
 fn users_posts_and_comments_are_imported_and_bad_lines_are_reported() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().expect("a folder can be made");
     let data = folder.path();
     let _node = Node::start(data);
@@ -124,6 +127,7 @@ fn users_posts_and_comments_are_imported_and_bad_lines_are_reported() {
 
 #[test]
 fn without_a_node_a_command_says_how_to_get_one() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().expect("a folder can be made");
     let output = rookery(folder.path(), &["status"]);
     assert_eq!(output.status.code(), Some(1));

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rookery::{
     config::Config,
     node::{Faces, Node},
+    testing::Patience,
 };
 use rookery_actors::{
     comments::{self, CommentBody},
@@ -52,12 +53,12 @@ async fn start(data: &Path) -> Node {
 }
 
 async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let began = Instant::now();
+    let mut patience = Patience::of(Duration::from_secs(20));
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come");
+        assert!(!patience.is_over(), "{what} did not come");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -15,7 +15,7 @@ use rookery::{
     bridge::Bridge,
     event_log::EmbeddedLog,
     migrate::Database,
-    testing::{TestPostgres, TestService},
+    testing::{TestPostgres, TestService, Turn},
 };
 use rookery_actors::{
     comments::{CommentBody, Comments, Draft, Order, Place, Scope, service::CommentService, texts::Texts},
@@ -43,10 +43,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const ADA: UserId = UserId(Uuid::from_u128(1));
 const BOB: UserId = UserId(Uuid::from_u128(2));
 
-/// The memory of the process is one: a story at a time.
-async fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::const_new(());
-    TURN.lock().await
+/// The memory of the process is one: a story at a time, and nothing heavy beside it, for it measures.
+async fn alone() -> (MutexGuard<'static, ()>, Turn) {
+    static ONE: Mutex<()> = Mutex::const_new(());
+    (ONE.lock().await, Turn::alone())
 }
 
 /// So many, or in CI so many.

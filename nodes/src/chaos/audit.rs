@@ -5,7 +5,7 @@ mod rows;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio_postgres::Client;
@@ -17,7 +17,7 @@ use super::{
     history::History,
     inspector::{Found, Inspector, Listed},
 };
-use crate::{migrate::Database, postgres};
+use crate::{migrate::Database, postgres, testing::Patience};
 
 /// How long projections and the index may need to catch up with what was broken.
 const CATCH_UP: Duration = Duration::from_secs(45);
@@ -66,10 +66,10 @@ pub async fn audit(
         acknowledged(history, &inspector.posts().await?),
         logs(&clients).await?,
     ];
-    let began = Instant::now();
+    let mut patience = Patience::of(CATCH_UP);
     loop {
         let copies = copies(&inspector, &clients).await?;
-        if copies.iter().all(Check::is_kept) || began.elapsed() > CATCH_UP {
+        if copies.iter().all(Check::is_kept) || patience.is_over() {
             checks.extend(copies);
             return Ok(checks);
         }

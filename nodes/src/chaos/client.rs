@@ -13,6 +13,8 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::testing::Patience;
+
 /// Longest time to wait for a connection: a gateway that is there takes it at once.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
@@ -258,13 +260,13 @@ impl Client {
         let name = &self.user.name;
         let body = json!({"username": name, "email": format!("{name}@example.org"), "password": PASSWORD});
         let register = Request::new(Method::POST, "/api/v1/auth/register").json(body);
-        let began = Instant::now();
+        let mut left = Patience::of(patience);
         loop {
             match self.deliver(&register).await {
                 Answer::Refused(StatusCode::CONFLICT) if self.log_in().await => return Ok(()),
                 answer => match self.take_token(answer) {
                     Ok(()) => return Ok(()),
-                    Err(answer) if began.elapsed() > patience => bail!("{name} cannot register: {answer:?}"),
+                    Err(answer) if left.is_over() => bail!("{name} cannot register: {answer:?}"),
                     Err(_) => tokio::time::sleep(RETRY_EVERY).await,
                 },
             }

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -36,7 +36,7 @@ use crate::{
     fleet,
     migrate::Database,
     process::{self, Process},
-    testing::TestKafka,
+    testing::{Patience, TestKafka},
 };
 
 /// Longer than a start or a takeover takes on a busy machine.
@@ -255,13 +255,13 @@ impl Cluster {
     /// # Errors
     /// When it does not come, or nobody can look.
     async fn until_some<T>(&self, what: &str, look: impl AsyncFn(&Self) -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         loop {
             if let Some(seen) = look(self).await? {
                 return Ok(seen);
             }
-            if began.elapsed() > PATIENCE {
-                bail!("{what} did not come within {} s", PATIENCE.as_secs());
+            if patience.is_over() {
+                bail!("{what} did not come within {} s", patience.spent().as_secs());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

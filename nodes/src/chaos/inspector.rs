@@ -1,10 +1,6 @@
 //! Who looks at a cluster through the REST API when nobody works on it any more.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use serde_json::Value;
@@ -14,6 +10,7 @@ use super::{
     client::{Answer, Client, Counters, Gateways, Request, User},
     workload::{TAG, WORD},
 };
+use crate::testing::Patience;
 
 /// How long everything is asked for again when there is no answer.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -70,11 +67,11 @@ impl Inspector {
 
     /// Asks until there is an answer.
     async fn ask(&self, path: &str) -> anyhow::Result<Value> {
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         loop {
             match self.client.send(&Request::get(path)).await {
                 Answer::Done(body) => return Ok(body),
-                answer if began.elapsed() > PATIENCE => bail!("{path}: {answer:?}, although nothing is broken any more"),
+                answer if patience.is_over() => bail!("{path}: {answer:?}, although nothing is broken any more"),
                 _ => tokio::time::sleep(RETRY_EVERY).await,
             }
         }

@@ -25,6 +25,7 @@ use super::{
     client::{Answer, Client, Counters, Gateways, Request, User},
     workload::WORD,
 };
+use crate::testing::Patience;
 
 /// Of each service but search, as long as nothing else is configured.
 const SHARDS: u16 = 256;
@@ -137,7 +138,7 @@ impl Probes {
 async fn publish(author: &Client, n: usize) -> anyhow::Result<Uuid> {
     let body = json!({"title": format!("probe {n}"), "body": WORD, "tags": ["probe"]});
     let request = Request::new(Method::POST, "/api/v1/posts").json(body).header("idempotency-key", format!("probe-{n}"));
-    let began = Instant::now();
+    let mut patience = Patience::of(PATIENCE);
     loop {
         match author.send(&request).await {
             Answer::Done(post) => {
@@ -145,7 +146,7 @@ async fn publish(author: &Client, n: usize) -> anyhow::Result<Uuid> {
                     return Ok(id);
                 }
             }
-            answer if began.elapsed() > PATIENCE => bail!("the posts that are to be asked cannot be published: {answer:?}"),
+            answer if patience.is_over() => bail!("the posts that are to be asked cannot be published: {answer:?}"),
             _ => tokio::time::sleep(ASK_EVERY).await,
         }
     }

@@ -22,6 +22,7 @@ use super::{
     models::{End, PostOp, Seen, ThreadOp},
     plan::{self, Checked, Shape, Under, Wish},
 };
+use crate::testing::Patience;
 
 /// In every post and comment of a run: what finds all of them.
 pub const WORD: &str = "rookchaos";
@@ -140,10 +141,15 @@ impl Workload {
     /// # Errors
     /// When they are not in time.
     pub async fn progress(&self, writes: u64, patience: Duration) -> anyhow::Result<()> {
-        let (wanted, began) = (self.writes() + writes, Instant::now());
-        while self.writes() < wanted {
-            if began.elapsed() > patience {
-                bail!("the clients get nothing done: {} of {wanted} writes after {} s", self.writes(), patience.as_secs());
+        let mut seen = self.writes();
+        let (wanted, mut left) = (seen + writes, Patience::of(patience));
+        while seen < wanted {
+            let now = self.writes();
+            if now > seen {
+                (seen, left) = (now, Patience::of(patience));
+            }
+            if left.is_over() {
+                bail!("the clients get nothing done: {seen} of {wanted} writes, and none for {} s", left.spent().as_secs());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -180,12 +186,12 @@ pub struct Finished {
 }
 
 async fn insist<T>(what: &str, mut read: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
-    let began = Instant::now();
+    let mut patience = Patience::of(LOOK_FOR);
     loop {
         if let Some(value) = read().await {
             return Ok(value);
         }
-        if began.elapsed() > LOOK_FOR {
+        if patience.is_over() {
             bail!("{what} cannot be read, although nothing is broken any more");
         }
         tokio::time::sleep(RECOVER).await;

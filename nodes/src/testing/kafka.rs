@@ -11,12 +11,21 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::Turn;
 use crate::config;
+
+/// A broker, and what tests do with it, beside other stories ([`Turn`]).
+const WEIGHT: usize = 3;
 
 /// The broker's jars as Maven reads them.
 const POM: &str = include_str!("kafka.pom.xml");
-/// A slow machine takes this long to start a broker while other tests run.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// A broker that does not say that it has started is waited for as long as it shows signs of life, which are new lines in its
+/// log, or so much time on a processor (a start takes three or four seconds of it, a broker that hangs a hundredth of the time).
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// The longest without one: a machine with thirty busy processes gives it so much in half a minute.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// And the longest of all.
+const START_MAX: Duration = Duration::from_secs(600);
 
 /// A broker with a data folder of its own. It ends with the value, or with the test process, however that ends.
 #[derive(Debug)]
@@ -27,6 +36,8 @@ pub struct TestKafka {
     broker: Option<Child>,
     // Held: the pipe that tells it of our end.
     _cleaner: Child,
+    // Held: a story with a broker is a heavy one.
+    _turn: Option<Turn>,
 }
 
 /// Why there is no broker.
@@ -53,8 +64,12 @@ impl TestKafka {
     /// With `CI` set, if there is no broker: CI must not pass by skipping. If a broker that could start did not.
     pub fn start_or_skip(test: &str) -> Option<TestKafka> {
         let required = env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
+        let turn = Turn::wait(WEIGHT);
         match Self::start() {
-            Ok(kafka) => Some(kafka),
+            Ok(mut kafka) => {
+                kafka._turn = Some(turn);
+                Some(kafka)
+            }
             Err(error @ (TestKafkaError::Missing(_) | TestKafkaError::Jars(_))) if !required => {
                 eprintln!("SKIPPED {test}: no Kafka broker: {error}");
                 None
@@ -82,7 +97,7 @@ impl TestKafka {
         drop((broker, controller));
         fs::write(folder.path().join("server.properties"), properties(folder.path(), port, controller_port))?;
         fs::write(folder.path().join("log4j2.properties"), LOG4J)?;
-        let mut kafka = TestKafka { folder, jars, port, broker: None, _cleaner: cleaner };
+        let mut kafka = TestKafka { folder, jars, port, broker: None, _cleaner: cleaner, _turn: None };
         kafka.format()?;
         kafka.launch()?;
         Ok(kafka)
@@ -162,14 +177,15 @@ impl TestKafka {
             .process_group(0)
             .spawn()?;
         fs::write(self.folder.path().join("pid"), broker.id().to_string())?;
-        let began = Instant::now();
+        let (began, mut life) = (Instant::now(), Life::new());
         loop {
             let said = fs::read_to_string(&log).unwrap_or_default();
             if said.contains("Kafka Server started") {
                 self.broker = Some(broker);
                 return Ok(());
             }
-            if broker.try_wait()?.is_some() || began.elapsed() > START_PATIENCE {
+            let silence = life.silence(said.len(), processor_time(broker.id()));
+            if broker.try_wait()?.is_some() || silence > SILENCE_MAX || began.elapsed() > START_MAX {
                 let _ = broker.kill();
                 broker.wait()?;
                 let last: Vec<&str> = said.lines().rev().take(20).collect();
@@ -187,6 +203,37 @@ impl TestKafka {
         command.args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(self.jars.join("*")).arg(log4j);
         command
     }
+}
+
+/// What a broker that starts has shown of itself.
+struct Life {
+    said: usize,
+    worked: Duration,
+    shown: Instant,
+}
+
+impl Life {
+    fn new() -> Self {
+        Self { said: 0, worked: Duration::ZERO, shown: Instant::now() }
+    }
+
+    /// How long it has shown nothing, with a log of so many bytes and so much time on a processor by now.
+    fn silence(&mut self, said: usize, worked: Duration) -> Duration {
+        if said > self.said || worked >= self.worked + SIGN_OF_LIFE {
+            *self = Self { said, worked, shown: Instant::now() };
+        }
+        self.shown.elapsed()
+    }
+}
+
+/// What a process has had of the processors so far.
+fn processor_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which may hold anything, come the state and ten numbers, then the ticks for itself and in the kernel.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    // A hundred a second, wherever Linux tells.
+    Duration::from_millis(ticks * 10)
 }
 
 impl Drop for TestKafka {
@@ -305,3 +352,27 @@ appender.out.name = out
 appender.out.layout.type = PatternLayout
 appender.out.layout.pattern = %d %p %c{1}: %m%n
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_says_something_or_works_is_alive() {
+        let long_ago = Instant::now() - SILENCE_MAX;
+        let silent = || Life { said: 10, worked: SIGN_OF_LIFE, shown: long_ago };
+        assert!(silent().silence(10, SIGN_OF_LIFE) >= SILENCE_MAX);
+        assert!(silent().silence(10, SIGN_OF_LIFE + Duration::from_millis(600)) >= SILENCE_MAX, "as one does that hangs");
+        assert!(silent().silence(11, SIGN_OF_LIFE) < SILENCE_MAX);
+        assert!(silent().silence(10, SIGN_OF_LIFE * 2) < SILENCE_MAX);
+    }
+
+    #[test]
+    fn what_a_process_has_had_of_the_processors_is_read_from_the_kernel() {
+        let before = processor_time(std::process::id());
+        let began = Instant::now();
+        while processor_time(std::process::id()) < before + Duration::from_millis(30) {
+            assert!(began.elapsed() < Duration::from_secs(60), "{before:?}");
+        }
+    }
+}

@@ -1,9 +1,9 @@
 //! A client that says little and keeps its token.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::{Method, header::HeaderMap};
-use rookery::testing::TestNode;
+use rookery::testing::{Patience, TestNode};
 use serde_json::{Value, json};
 
 pub(crate) const PASSWORD: &str = "correct horse battery";
@@ -146,12 +146,12 @@ impl Client {
 
 /// Asks until the answer is right.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let began = Instant::now();
+    let mut patience = Patience::of(Duration::from_secs(20));
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come");
+        assert!(!patience.is_over(), "{what} did not come");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

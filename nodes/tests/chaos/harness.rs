@@ -1,8 +1,11 @@
 //! A cluster in one line, and people who use it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rookery::chaos::cluster::{self, Cluster as Processes};
+use rookery::{
+    chaos::cluster::{self, Cluster as Processes},
+    testing::{Patience, Turn},
+};
 use rookery_actors::fail_point::{Action, Point};
 use serde_json::{Value, json};
 
@@ -11,6 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// On how many nodes a scenario runs, if nobody says otherwise.
 pub(crate) fn nodes_or(usual: u16) -> u16 {
     std::env::var("ROOKERY_CHAOS_NODES").map_or(usual, |nodes| nodes.parse().expect("a number of nodes"))
+}
+
+/// The turn of so many nodes with their Postgres and clients.
+pub(crate) fn turn(nodes: u16) -> Turn {
+    Turn::wait(usize::from(nodes) + 1)
 }
 
 /// Whether a test must not be skipped.
@@ -22,6 +30,8 @@ pub(crate) fn is_ci() -> bool {
 pub(crate) struct Cluster {
     processes: Processes,
     http: reqwest::Client,
+    // Held: as long as the processes.
+    _turn: Turn,
 }
 
 /// Somebody with an account, who asks one gateway.
@@ -33,9 +43,10 @@ pub(crate) struct Person<'a> {
 impl Cluster {
     /// So many nodes.
     pub(crate) async fn of(nodes: u16) -> Self {
+        let turn = turn(nodes);
         let options = cluster::Options::new(env!("CARGO_BIN_EXE_rookery"), nodes);
         let processes = Processes::start(options).await.unwrap_or_else(|error| panic!("{error:#}"));
-        Self { processes, http: reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap() }
+        Self { processes, http: reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap(), _turn: turn }
     }
 
     /// Whoever passes this point next dies there, once.
@@ -80,9 +91,9 @@ impl Cluster {
 
     /// Waits for a condition.
     pub(crate) async fn eventually(&self, condition: impl AsyncFn(&Self) -> bool) {
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         while !condition(self).await {
-            assert!(began.elapsed() < PATIENCE, "it does not come; the nodes said:\n{}", self.processes.log());
+            assert!(!patience.is_over(), "it does not come; the nodes said:\n{}", self.processes.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -7,7 +7,7 @@ mod stories;
 
 use rookery::chaos::{
     run::{Options, run},
-    scenario::Scenario,
+    scenario::{Need, Scenario},
 };
 
 /// Runs a scenario on so many nodes; what it needs and this machine does not have skips it by name, but not in CI.
@@ -20,6 +20,9 @@ async fn keeps_every_promise(scenario: Scenario, nodes: u16) {
     }
     let seed = std::env::var("ROOKERY_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("ROOKERY_TEST_SEED={seed}");
+    // A broker takes as much as two nodes.
+    let broker = if scenario.needs().contains(&Need::Kafka) { 2 } else { 0 };
+    let _turn = harness::turn(nodes + broker);
     let options = Options::new(scenario, env!("CARGO_BIN_EXE_rookery"), nodes, seed);
     let report = run(&options).await.unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_good(), "{report}");

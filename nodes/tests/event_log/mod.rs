@@ -19,7 +19,7 @@ use rookery::{
     event_log::LogSource,
     kafka::{KafkaLog, Relay, relay::RunningRelay, topics},
     migrate::Database,
-    testing::{TestKafka, TestPostgres, TestService},
+    testing::{Patience, TestKafka, TestPostgres, TestService},
 };
 use rookery_actors::{
     event::{EventLog, Fetched, LogError, Topic},
@@ -107,14 +107,14 @@ impl Publisher {
     /// Waits until Kafka is noted to have everything.
     pub async fn relayed(&self) {
         let client = self.service.runtime.database().get().await.unwrap();
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         loop {
             let rows = client.query("SELECT shard, seq FROM relayed", &[]).await.unwrap();
             let noted = rows.iter().map(|row| (ShardId(row.get::<_, i16>(0) as u16), row.get(1))).collect::<BTreeMap<_, Seq>>();
             if noted == self.heads() {
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "relayed {noted:?} of {:?}", self.heads());
+            assert!(!patience.is_over(), "relayed {noted:?} of {:?}", self.heads());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -141,14 +141,14 @@ async fn delete_topics(config: &config::Kafka) {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     admin.delete_topics(&names, &options).await.unwrap();
-    let began = Instant::now();
+    let mut patience = Patience::of(PATIENCE);
     // A deletion is acknowledged before every trace of it is gone.
     loop {
         let metadata = admin.inner().fetch_metadata(None, PATIENCE).unwrap();
         if !metadata.topics().iter().any(|topic| names.contains(&topic.name())) {
             return;
         }
-        assert!(began.elapsed() < PATIENCE, "topics are deleted");
+        assert!(!patience.is_over(), "topics are deleted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -208,9 +208,9 @@ impl Follower {
     /// Reads until it has what the publisher has committed by now.
     pub async fn catch_up(&mut self, publisher: &Publisher) {
         let heads = publisher.heads();
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         while self.positions.iter().any(|(shard, position)| heads.get(shard).is_some_and(|head| position < head)) {
-            assert!(began.elapsed() < PATIENCE, "read {:?} of {heads:?}", self.positions);
+            assert!(!patience.is_over(), "read {:?} of {heads:?}", self.positions);
             self.step().await;
         }
     }

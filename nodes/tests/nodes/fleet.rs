@@ -1,15 +1,12 @@
 //! `rookery up --nodes`: the parent, its children, and what a kill of either leaves.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rookery::testing::{Patience, Turn};
 use serde_json::Value;
 
 use crate::process::{Running, rookery, run, status, try_status};
@@ -37,12 +34,12 @@ fn pid(node: &Value) -> Pid {
 
 /// Waits until the status is as it should be.
 async fn eventually(what: &str, data: &Path, is_so: impl Fn(&Value) -> bool) -> Value {
-    let began = Instant::now();
+    let mut patience = Patience::of(PATIENCE);
     loop {
         let status = try_status(data);
         match status {
             Ok(status) if is_so(&status) => return status,
-            status => assert!(began.elapsed() < PATIENCE, "{what} did not come: {status:?}"),
+            status => assert!(!patience.is_over(), "{what} did not come: {status:?}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -55,10 +52,10 @@ fn is_served(status: &Value) -> bool {
 
 /// Waits until a process is gone; a zombie of somebody else's counts as gone.
 async fn gone(pid: Pid) {
-    let began = Instant::now();
+    let mut patience = Patience::of(PATIENCE);
     let lives = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
     while lives() {
-        assert!(began.elapsed() < PATIENCE, "process {pid} is still there");
+        assert!(!patience.is_over(), "process {pid} is still there");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -70,6 +67,7 @@ fn postgres(data: &Path) -> Pid {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_answer_and_share_the_shards_and_stop_together() {
+    let _turn = Turn::wait(4);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let fleet = up("3", &data).await;
@@ -105,6 +103,7 @@ async fn three_nodes_answer_and_share_the_shards_and_stop_together() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_is_declared_dead_at_once_and_comes_back() {
+    let _turn = Turn::wait(4);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     // A lease that would outlast the test, if anybody had to wait for its end.
@@ -127,6 +126,7 @@ async fn a_killed_node_is_declared_dead_at_once_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_9_of_the_parent_leaves_nothing_behind_and_a_restart_finds_everything() {
+    let _turn = Turn::wait(4);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut fleet = up("2", &data).await;
@@ -144,6 +144,7 @@ async fn kill_9_of_the_parent_leaves_nothing_behind_and_a_restart_finds_everythi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_come_and_go_while_it_runs() {
+    let _turn = Turn::wait(4);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let fleet = up("2", &data).await;
@@ -163,6 +164,7 @@ async fn nodes_come_and_go_while_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_cannot_start_is_said_so_and_nothing_stays() {
+    let _turn = Turn::wait(4);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     // The second node's port is taken, and the first one's is free.

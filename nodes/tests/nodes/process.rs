@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -11,6 +11,7 @@ use nix::{
     unistd::Pid,
 };
 use reqwest::Client;
+use rookery::testing::Patience;
 use serde_json::Value;
 
 /// Longer than anything here takes on a busy machine.
@@ -66,7 +67,7 @@ impl Running {
         let said = std::fs::File::create(&out).unwrap();
         command.env("ROOKERY__DATA_DIR", data).stdout(said).stderr(std::fs::File::create(&log).unwrap());
         let mut running = Self { child: command.spawn().unwrap(), greeting: String::new(), log, http: Client::new() };
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         loop {
             running.greeting = std::fs::read_to_string(&out).unwrap();
             if running.greeting.contains("\nhealth") {
@@ -74,7 +75,7 @@ impl Running {
             }
             let ended = running.child.try_wait().unwrap();
             assert!(ended.is_none(), "it ended with {ended:?}: {}", running.log());
-            assert!(began.elapsed() < PATIENCE, "it does not greet: {}", running.log());
+            assert!(!patience.is_over(), "it does not greet: {}", running.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -96,9 +97,9 @@ impl Running {
 
     /// Waits for a condition.
     pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn(&Self) -> bool) {
-        let began = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         while !condition(self).await {
-            assert!(began.elapsed() < PATIENCE, "{what} did not come: {}", self.log());
+            assert!(!patience.is_over(), "{what} did not come: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -109,12 +110,12 @@ impl Running {
 
     /// Waits for its end, for so long.
     pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {
-        let began = Instant::now();
+        let mut patience = Patience::of(within);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(began.elapsed() < within, "it does not end: {}", self.log());
+            assert!(!patience.is_over(), "it does not end: {}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

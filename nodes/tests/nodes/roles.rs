@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, time::Duration};
 
 use rookery::{
     migrate::Database,
-    testing::{self, TestPostgres},
+    testing::{self, TestPostgres, Turn},
 };
 use serde_json::{Value, json};
 
@@ -47,6 +47,7 @@ impl Shared {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
+    let _turn = Turn::wait(3);
     let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
     let owner = Running::start(shared.node("n1", "users,posts,comments,search"), &folder.path().join("n1")).await;
     let gateway = Running::start(shared.node("n2", "gateway"), &folder.path().join("n2")).await;
@@ -94,6 +95,7 @@ async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_reaches_nobody_is_not_ready() {
+    let _turn = Turn::wait(3);
     let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
     let owner = Running::start(shared.node("n1", "users,posts,comments,search"), &folder.path().join("n1")).await;
     let gateway = Running::start(shared.node("n2", "gateway"), &folder.path().join("n2")).await;

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rookery::testing::Turn;
 
 use crate::{process::Running, roles::Shared};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_is_not_ready_at_once_and_serves_until_balancers_have_noticed() {
+    let _turn = Turn::wait(3);
     let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
     let mut first = shared.node("n1", "gateway,users,posts,comments,search");
     // Long enough for a busy machine to look around in.

@@ -4,7 +4,7 @@ mod process;
 
 use std::{collections::HashSet, process::Command, time::Duration};
 
-use rookery::testing::TestKafka;
+use rookery::testing::{TestKafka, Turn};
 use serde_json::{Value, json};
 
 use self::process::NodeProcess;
@@ -12,6 +12,7 @@ use self::process::NodeProcess;
 /// What is read in the README can be typed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tour_of_the_readme_works() {
+    let _turn = Turn::wait(2);
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
     let script = tour(&readme);
     assert!(script.lines().count() > 15, "the README has a tour");
@@ -44,6 +45,7 @@ fn tour(readme: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_kill_9() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().unwrap();
     let node = NodeProcess::start(folder.path()).await;
     let token = node.register("ada").await;
@@ -94,6 +96,7 @@ async fn what_was_acknowledged_survives_kill_9() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_node_on_the_same_folder_is_refused_and_the_first_goes_on() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().unwrap();
     let node = NodeProcess::start(folder.path()).await;
     let second = process::command(folder.path()).output().unwrap();
@@ -106,6 +109,7 @@ async fn a_second_node_on_the_same_folder_is_refused_and_the_first_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_refused_clearly_and_nothing_is_lost() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().unwrap();
     let node = NodeProcess::start(folder.path()).await;
     let token = node.register("ada").await;
@@ -148,6 +152,7 @@ async fn bad_input_is_refused_clearly_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_session_ends_its_access_token() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().unwrap();
     let node = NodeProcess::start(folder.path()).await;
     let token = node.register("ada").await;
@@ -165,6 +170,7 @@ async fn a_closed_session_ends_its_access_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_private_postgres_may_die_and_comes_back() {
+    let _turn = Turn::wait(2);
     let folder = tempfile::tempdir().unwrap();
     let node = NodeProcess::start(folder.path()).await;
     let token = node.register("ada").await;

@@ -3,10 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use reqwest::Client;
+use rookery::testing::Patience;
 use serde_json::{Value, json};
 
 /// A running `rookery up`.
@@ -45,7 +46,7 @@ impl NodeProcess {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let began = Instant::now();
+        let mut patience = Patience::of(Duration::from_secs(60));
         let address = loop {
             let said = std::fs::read_to_string(&out).unwrap();
             if let Some(address) = said.split("listens on http://").nth(1).and_then(|rest| rest.split_whitespace().next()) {
@@ -54,7 +55,7 @@ impl NodeProcess {
             let ended = child.try_wait().unwrap();
             let told = || format!("{said}\n{}", std::fs::read_to_string(&log).unwrap_or_default());
             assert!(ended.is_none(), "the node ended with {ended:?}: {}", told());
-            assert!(began.elapsed() < Duration::from_secs(60), "the node does not listen: {}", told());
+            assert!(!patience.is_over(), "the node does not listen: {}", told());
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         Self { child, address, log, client: Client::new() }
@@ -95,10 +96,10 @@ impl NodeProcess {
 
     /// Waits for a condition.
     pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn(&Self) -> bool) {
-        let began = Instant::now();
+        let mut patience = Patience::of(Duration::from_secs(60));
         while !condition(self).await {
             let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
-            assert!(began.elapsed() < Duration::from_secs(60), "{what} did not come; the node said:\n{}", log());
+            assert!(!patience.is_over(), "{what} did not come; the node said:\n{}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -113,12 +114,12 @@ impl NodeProcess {
     pub(crate) async fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let began = Instant::now();
+        let mut patience = Patience::of(Duration::from_secs(20));
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(began.elapsed() < Duration::from_secs(20), "the node does not stop");
+            assert!(!patience.is_over(), "the node does not stop");
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert!(status.success(), "a clean stop: {status}\n{}", std::fs::read_to_string(&self.log).unwrap_or_default());
