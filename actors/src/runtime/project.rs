@@ -1,13 +1,13 @@
 //! Foreign records become writes of our shards: in order, with the position, once (rule 16).
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
     CommitError, DeadLetter, Inner, Runtime, Unit, activation, committer, dead_letters,
-    route::{NodeName, Place, strange_answer},
+    route::{Place, strange_answer},
     shard::Shard,
     wire::{Answer, Question},
 };
@@ -68,7 +68,7 @@ impl<S: Service> Runtime<S> {
     /// [`ProjectError`]: an outage is to be repeated, a poison record comes back for its three tries.
     pub async fn apply(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {
         match self.place(shard) {
-            Some(Place::There(node)) => match self.tell(node, &Question::Apply(shard, slice)).await? {
+            Some(place @ Place::There(_)) => match self.tell(shard, &place, &Question::Apply(shard, slice)).await? {
                 Answer::Applied(answer) => answer,
                 _ => Err(strange_answer().into()),
             },
@@ -82,7 +82,7 @@ impl<S: Service> Runtime<S> {
     /// [`ProjectError::Failed`] when it could not be committed.
     pub async fn bury(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
         match self.place(shard) {
-            Some(Place::There(node)) => match self.tell(node, &Question::Bury(shard, &letter)).await? {
+            Some(place @ Place::There(_)) => match self.tell(shard, &place, &Question::Bury(shard, &letter)).await? {
                 Answer::Applied(answer) => answer,
                 _ => Err(strange_answer().into()),
             },
@@ -96,7 +96,7 @@ impl<S: Service> Runtime<S> {
     /// As [`Runtime::apply`]; the letter stays.
     pub async fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
         match self.place(shard) {
-            Some(Place::There(node)) => match self.tell(node, &Question::Replay(shard, source, seq)).await? {
+            Some(place @ Place::There(_)) => match self.tell(shard, &place, &Question::Replay(shard, source, seq)).await? {
                 Answer::Replayed(answer) => answer,
                 _ => Err(strange_answer().into()),
             },
@@ -104,8 +104,11 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    async fn tell(&self, node: NodeName, question: &Question<'_, S>) -> Result<Answer<S>, Failure> {
-        Ok(self.send(node, question, Instant::now() + APPLY_WITHIN).await?)
+    async fn tell(&self, shard: ShardId, place: &Place, question: &Question<'_, S>) -> Result<Answer<S>, Failure> {
+        let Place::There(node) = place else { unreachable!("what is served here is told here") };
+        // What was applied is known by its position, so it may be told twice.
+        let told = pin!(self.send(Arc::clone(node), question, Instant::now() + APPLY_WITHIN));
+        Ok(self.unless_moved(shard, place, told).await.flatten()?)
     }
 
     pub(crate) async fn apply_here(&self, shard: ShardId, slice: &Slice) -> Result<(), ProjectError> {

@@ -3,7 +3,12 @@
 //! While a shard is on its way from one node to another nobody serves it. Whoever asks then waits, within bounds, and
 //! asks again: a move is a pause, not a failure.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join, join_all};
@@ -29,6 +34,12 @@ const OWNER_WITHIN: Duration = Duration::from_secs(8);
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// The longest of these pauses.
 const RETRY_AFTER_MAX: Duration = Duration::from_millis(160);
+
+/// How long whoever serves a shard is given before anybody looks whether it still does. An answer takes less, and an owner
+/// that hands a shard over in order gives its answers before it does.
+const ANSWER_WITHIN: Duration = Duration::from_millis(250);
+
+type Command<S> = <<S as Service>::Entity as Entity>::Command;
 
 /// The name of a node, unique in the cluster.
 pub type NodeName = Arc<str>;
@@ -115,7 +126,7 @@ impl<S: Service> Runtime<S> {
     ///
     /// # Errors
     /// The entity's rejection, or why it could not be asked.
-    pub async fn ask(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
+    pub async fn ask(&self, id: Uuid, command: Command<S>, context: Context) -> AskResult<S> {
         let alternatives = context.idempotency.as_ref().map(|key| Arc::clone(&key.also_hashed)).unwrap_or_default();
         if alternatives.is_empty() {
             return self.ask_hashed(id, command, context).await;
@@ -136,21 +147,21 @@ impl<S: Service> Runtime<S> {
         answer
     }
 
-    async fn ask_hashed(&self, id: Uuid, command: <S::Entity as Entity>::Command, context: Context) -> AskResult<S> {
+    async fn ask_hashed(&self, id: Uuid, command: Command<S>, context: Context) -> AskResult<S> {
         let mut pending = (command, context);
         let mut way = Way::to(self, self.shard_of(id), pending.1.deadline);
         loop {
             match way.next().await? {
-                Place::Here => match activation::ask(&self.inner, id, pending.0, pending.1).await {
+                Place::Here => match self.ask_here(id, pending.0, pending.1).await {
                     activation::Asked::Answered(answer) => return answer,
                     activation::Asked::NotHere(failure, command, context) => {
                         way.missed(failure)?;
                         pending = (command, context);
                     }
                 },
-                Place::There(node) => {
+                place => {
                     let (command, context) = &pending;
-                    match self.send_command(node, id, command, context).await {
+                    match self.send_command(&place, id, command, context).await {
                         Ok(answer) => return answer,
                         Err(Missed { failure, repeatable: true }) => way.missed(failure)?,
                         Err(Missed { failure, .. }) => return Err(failure.into()),
@@ -160,17 +171,34 @@ impl<S: Service> Runtime<S> {
         }
     }
 
+    /// Asks an entity that lives here. Under its key a command may be asked again wherever it lives by then: it is carried
+    /// out once, and answered as it was the first time (rule 15).
+    async fn ask_here(&self, id: Uuid, command: Command<S>, context: Context) -> activation::Asked<S> {
+        let is_keyed = context.idempotency.is_some() && self.router().is_some();
+        let again = is_keyed.then(|| (command.clone(), context.clone()));
+        let asked = pin!(activation::ask(&self.inner, id, command, context));
+        let Some((command, context)) = again else { return asked.await };
+        let asked = self.unless_moved(self.shard_of(id), &Place::Here, asked).await;
+        asked.unwrap_or_else(|lost| activation::Asked::NotHere(lost.into(), command, context))
+    }
+
     async fn send_command(
         &self,
-        node: NodeName,
+        place: &Place,
         id: Uuid,
-        command: &<S::Entity as Entity>::Command,
+        command: &Command<S>,
         context: &Context,
     ) -> Result<AskResult<S>, Missed> {
+        let Place::There(node) = place else { unreachable!("what lives here is asked here") };
         // Under its key a command that was heard is answered as it was the first time (rule 15).
         let once_more = context.idempotency.is_some();
-        let question = wire::Ask::<S> { id, command, context };
-        match self.send(node, &wire::Question::Ask(question), context.deadline).await {
+        let question = wire::Question::Ask(wire::Ask::<S> { id, command, context });
+        let sent = pin!(self.send(Arc::clone(node), &question, context.deadline));
+        let answer = match once_more {
+            true => self.unless_moved(self.shard_of(id), place, sent).await.flatten(),
+            false => sent.await,
+        };
+        match answer {
             Ok(wire::Answer::Asked(answer)) => match answer {
                 Err(AskError::Failed(failure @ Failure::Moved(_))) => Err(Missed { failure, repeatable: true }),
                 answer => Ok(answer),
@@ -191,7 +219,8 @@ impl<S: Service> Runtime<S> {
         let mut way = Way::to(self, shard, deadline);
         loop {
             let place = way.next().await?;
-            let answer = self.query_at(&place, query, deadline).await;
+            let asked = pin!(self.query_at(&place, query, deadline));
+            let answer = self.unless_moved(shard, &place, asked).await.unwrap_or_else(|lost| Err(lost.into()));
             if let Some(answer) = way.arrived(&place, answer)? {
                 return Ok(answer);
             }
@@ -222,7 +251,12 @@ impl<S: Service> Runtime<S> {
             }
             let asked = groups.into_iter().map(async |(place, things)| {
                 let query = query(things.clone());
-                (self.query_at(&place, &query, deadline).await, place, things)
+                let one_of_them = self.shard_of(id(things.first().expect("a group has a member")));
+                let answer = {
+                    let asked = pin!(self.query_at(&place, &query, deadline));
+                    self.unless_moved(one_of_them, &place, asked).await.unwrap_or_else(|lost| Err(lost.into()))
+                };
+                (answer, place, things)
             });
             let mut missed = Failure::Moved(format!("nobody serves some shards of {}", S::NAME));
             for (answer, place, things) in join_all(asked).await {
@@ -310,10 +344,45 @@ impl<S: Service> Runtime<S> {
 
     /// Where a shard is served, as far as is known.
     pub(crate) fn place(&self, shard: ShardId) -> Option<Place> {
-        if self.inner.shards[shard.index()].tenure().is_some() {
-            return Some(Place::Here);
+        let here = self.inner.shards[shard.index()].tenure().map(|_| Place::Here);
+        let Some(router) = self.router() else { return here };
+        if here.is_some() && self.inner.lease.is_valid() {
+            return here;
         }
-        self.router()?.owner(S::NAME, shard).map(Place::There)
+        // Without a lease somebody else may serve it, and we be the last to hear of that from the directory.
+        router.owner(S::NAME, shard).map(Place::There).or(here)
+    }
+
+    /// Waits for what was asked of a shard that was served at this place; no longer once it is served elsewhere.
+    ///
+    /// Only for what may be asked twice. A node that is cut off from its database keeps what it was asked until it reaches
+    /// it again, while another has taken its shards over and could answer.
+    ///
+    /// # Errors
+    /// [`SendError::Lost`], when it is served elsewhere.
+    pub(crate) async fn unless_moved<T>(
+        &self,
+        shard: ShardId,
+        place: &Place,
+        mut asked: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, SendError> {
+        let Some(router) = self.router() else { return Ok(asked.await) };
+        if let Ok(answer) = tokio::time::timeout(ANSWER_WITHIN, asked.as_mut()).await {
+            return Ok(answer);
+        }
+        let mut changes = router.changes();
+        loop {
+            if self.place(shard).is_some_and(|now| now != *place) {
+                return Err(SendError::Lost(format!("{} shard {shard} is served elsewhere by now", S::NAME)));
+            }
+            tokio::select! {
+                biased;
+                answer = asked.as_mut() => return Ok(answer),
+                changed = changes.changed() => if changed.is_err() {
+                    return Ok(asked.await);
+                }
+            }
+        }
     }
 }
 

@@ -9,7 +9,10 @@ use rookery_actors::{
     runtime::{Context, Database, Directory, IdempotencyKey},
 };
 
-use super::support::*;
+use super::{
+    proxy::{BATCH, Fate, Proxy},
+    support::*,
+};
 
 const SHARD: ShardId = ShardId(3);
 
@@ -41,9 +44,15 @@ impl Node {
     async fn take(&self, shard: ShardId, from: &Node, config: &tokio_postgres::Config) {
         let database = Database::new(config.clone(), "mover", Default::default());
         let directory = Directory::open(&database, "posts", self.me()).await.unwrap();
-        let row = directory.shards().await.unwrap()[shard.index()];
-        let granted = directory.take_over(&[row], Some(from.me()), self.me()).await.unwrap();
-        self.service.runtime.open(granted[0], Vec::new()).await.unwrap();
+        loop {
+            let row = directory.shards().await.unwrap()[shard.index()];
+            let granted = directory.take_over(&[row], Some(from.me()), self.me()).await.unwrap();
+            if let Some(granted) = granted.first() {
+                return self.service.runtime.open(*granted, Vec::new()).await.unwrap();
+            }
+            // On a busy machine its membership may look just now, and has found it closed.
+            from.service.runtime.close(shard);
+        }
     }
 
     async fn stop(self) {
@@ -171,4 +180,116 @@ async fn a_create_that_is_sent_again_to_the_next_owner_begins_with_what_the_firs
     assert_gap_free(&sql(&config).await).await;
     first.stop().await;
     second.stop().await;
+}
+
+/// A node that has every shard and whose way to the database is in our hands, another that takes one of them over meanwhile,
+/// and a third.
+struct CutOff {
+    network: TestNetwork,
+    proxy: Proxy,
+    config: tokio_postgres::Config,
+    /// Last by its name: of two that think they serve a shard the test's network names the first.
+    owner: Node,
+    successor: Node,
+    other: Node,
+}
+
+impl CutOff {
+    async fn start() -> Self {
+        let config = database().await;
+        let proxy = Proxy::start(&config);
+        let network = TestNetwork::default();
+        let start = async |config: tokio_postgres::Config, name| {
+            let (service, posts) = node(&config, name, LONG_LEASE).await;
+            network.join(name, &service.runtime);
+            Node { service, posts }
+        };
+        let owner = start(proxy.config(), "n9").await;
+        let (successor, other) = (start(config.clone(), "n2").await, start(config.clone(), "n3").await);
+        Self { network, proxy, config, owner, successor, other }
+    }
+
+    /// The owner's lease ends without anybody there having noticed, and the successor takes the shard over.
+    async fn take_over(&self) {
+        self.owner.service.runtime.lease().revoke();
+        self.successor.take(SHARD, &self.owner, &self.config).await;
+        self.network.changed();
+    }
+
+    async fn stop(self) {
+        let client = sql(&self.config).await;
+        assert_gap_free(&client).await;
+        for node in [self.owner, self.successor, self.other] {
+            node.stop().await;
+        }
+    }
+}
+
+/// What was broken: the answer came when the former owner reached the database again, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyed_command_that_waits_at_a_node_without_its_database_is_asked_again_where_the_shard_is_by_then() {
+    let world = CutOff::start().await;
+    for (asks, title) in [(&world.other, "from afar"), (&world.owner, "from the same node")] {
+        let falls_into_it = |key: &String| keyed(key).idempotency.unwrap().shard(SHARDS) == SHARD;
+        let key = (0..).map(|n| format!("{title} {n}")).find(falls_into_it).unwrap();
+        let held = world.proxy.hold(BATCH);
+        let asking = {
+            let (posts, context) = (asks.posts.clone(), keyed(&key));
+            tokio::spawn(async move { posts.publish(draft(title), context).await })
+        };
+        let held = held.await;
+        world.take_over().await;
+        let first = asking.await.unwrap().expect("the successor answers, while the former owner still waits").reply.post.unwrap();
+        held.release(Fate::Passes);
+        let again = world.successor.posts.publish(draft(title), keyed(&key)).await.unwrap();
+        assert_eq!(again.reply.post.unwrap().id, first.id, "once");
+        // Back, for the next one.
+        eventually("the former owner has found out", async || !world.owner.service.runtime.is_held(SHARD)).await;
+        world.successor.service.runtime.close(SHARD);
+        world.owner.service.runtime.lease().renewed(rookery_actors::runtime::BootTime::now(), LONG_LEASE.ttl);
+        world.owner.take(SHARD, &world.successor, &world.config).await;
+        world.network.changed();
+    }
+    assert_eq!(titles(&sql(&world.config).await).await, ["from afar", "from the same node"]);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_without_a_key_waits_for_the_node_that_has_heard_it() {
+    let world = CutOff::start().await;
+    let held = world.proxy.hold(BATCH);
+    let asking = publishing(&world.other.posts, SHARD, "heard once");
+    let held = held.await;
+    world.take_over().await;
+    published(&world.other.posts, SHARD, "after it").await;
+    assert!(!asking.is_finished());
+    held.release(Fate::NeverArrives);
+    let answer = asking.await.unwrap();
+    assert!(matches!(answer, Err(AskError::Failed(Failure::Unknown(_)))), "{answer:?}");
+    assert_eq!(titles(&sql(&world.config).await).await, ["after it"], "nobody has repeated it");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_waits_at_a_node_without_its_database_is_asked_again_where_the_shard_is_by_then() {
+    let world = CutOff::start().await;
+    // Written by somebody before, so that its owner has to load it.
+    let id = published(&world.owner.posts, SHARD, "to be loaded").await.id;
+    world.owner.service.runtime.close(SHARD);
+    world.successor.take(SHARD, &world.owner, &world.config).await;
+    world.successor.service.runtime.close(SHARD);
+    world.owner.take(SHARD, &world.successor, &world.config).await;
+    world.network.changed();
+    world.proxy.silence();
+    let before = world.network.sent_to("n9");
+    let asking = {
+        let posts = world.other.posts.clone();
+        tokio::spawn(async move { posts.get_many([id], deadline()).await })
+    };
+    eventually("the owner was asked", async || world.network.sent_to("n9") > before).await;
+    world.take_over().await;
+    let read = asking.await.unwrap().unwrap();
+    assert_eq!(read[0].id, id);
+    world.proxy.heal();
+    world.stop().await;
 }

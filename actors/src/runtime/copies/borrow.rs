@@ -1,6 +1,7 @@
 //! The reader's side: what was asked for is kept, and shown as long as it may be.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -127,10 +128,13 @@ impl<S: Service> Runtime<S> {
         let mut way = Way::to(self, self.shard_of(id), deadline);
         loop {
             let place = way.next().await?;
-            let answer = match &place {
-                Place::Here => S::answer(self, query, deadline).await.map(Arc::new),
-                Place::There(node) => self.borrow(node, id, query, deadline).await,
-            };
+            let asked = pin!(async {
+                match &place {
+                    Place::Here => S::answer(self, query, deadline).await.map(Arc::new),
+                    Place::There(node) => self.borrow(node, id, query, deadline).await,
+                }
+            });
+            let answer = self.unless_moved(self.shard_of(id), &place, asked).await.unwrap_or_else(|lost| Err(lost.into()));
             if let Some(answer) = way.arrived(&place, answer)? {
                 return Ok(view(&answer));
             }
