@@ -214,7 +214,7 @@ impl Node {
     }
 
     /// Ends when the node cannot go on, with what to say of it: a private Postgres that died and could not be brought back,
-    /// links whose actors are gone, a service whose shards fail again and again.
+    /// links whose actors are gone, a service that gave up because it failed again and again.
     pub async fn failed(&self) -> String {
         let Faces { users, posts, comments, search } = &self.faces;
         let service = tokio::select! {
@@ -229,7 +229,7 @@ impl Node {
             () = comments.runtime().failed() => "comments",
             () = search.runtime().failed() => "search",
         };
-        format!("the shards of {service} failed too often; the log says why")
+        format!("{service} gave up on this node; the log says why")
     }
 
     /// Stops in order; what was acknowledged is in the database. Takes less than 15 s, and what was not done by then, the

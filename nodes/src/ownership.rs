@@ -102,9 +102,9 @@ impl Ownership {
     /// When the directory does not answer, or belongs to another number of shards.
     pub async fn start<S: Service>(runtime: Runtime<S>, membership: Membership) -> Result<Self, DirectoryError> {
         let board = Board::new();
-        let member = Member::join(runtime, membership, Arc::clone(&board)).await?;
+        let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await?;
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(member.run(stopped));
+        let task = runtime.spawn_vital("the membership", member.run(stopped));
         Ok(Self { stop, task, board })
     }
 

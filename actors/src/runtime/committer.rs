@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,9 +19,9 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::{
-    Inner,
+    BootTime, Inner,
     commit_batch::{Batch, CommitError, Committed, Positioned, Unit},
-    commit_queue::{Landed, Queue, Queued, UnderWay},
+    commit_queue::{AtWork, Landed, Queue, Queued, UnderWay},
     copies, describe,
     directory::SessionTag,
     doubt, now,
@@ -33,15 +34,16 @@ use crate::{
     fail_point::{self, Point},
     ids::{Epoch, Seq, ShardId},
     service::Service,
+    supervisor::{self, Cause, Lifetime, RestartPolicy, Restarts},
 };
 
 pub(crate) struct Committer<S: Service> {
-    queue: Mutex<Queue<S>>,
+    pub(super) queue: Mutex<Queue<S>>,
     /// Work for the lane of batches.
     batches: Notify,
     /// Work for the lane of claims.
     claims: Notify,
-    drained: Notify,
+    pub(super) drained: Notify,
     queue_max: usize,
     closed: AtomicBool,
     /// A stop waits no longer for outcomes that stay open.
@@ -116,7 +118,8 @@ impl<S: Service> Committer<S> {
         }
     }
 
-    fn wake(&self) {
+    /// Has both lanes look for work.
+    pub(super) fn wake(&self) {
         self.batches.notify_one();
         self.claims.notify_one();
     }
@@ -241,8 +244,8 @@ fn queue<S: Service>(
             Begun::Lent => return Err(NotQueued::Lent(Box::new(unit))),
         };
         let touches = std::mem::take(&mut unit.touches);
-        let under_way = UnderWay { inner: Arc::clone(inner), shard, ticket, touches, unfolded: false };
-        let queued = Queued { shard, epoch, unit: Box::new(unit), under_way, done };
+        let under_way = UnderWay::new(inner, shard, epoch, ticket, touches);
+        let queued = Queued { shard, epoch, under_way, unit: Box::new(unit), done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),
             Lane::Claims => queue.claims.push_back(queued),
@@ -259,7 +262,7 @@ pub(crate) async fn landed<S: Service>(submitted: oneshot::Receiver<Landed<S>>) 
 
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     for lane in [Lane::Batches, Lane::Claims] {
-        tokio::spawn(run(Arc::clone(inner), lane));
+        tokio::spawn(supervise(Arc::clone(inner), lane));
     }
 }
 
@@ -269,31 +272,52 @@ enum Lane {
     Claims,
 }
 
-async fn run<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
+/// Runs a lane until the committer is closed. One that panics begins anew, after a back-off; beyond its restart intensity
+/// the service gives up on this node.
+///
+/// What it was at has closed its shards by then (`UnderWay`, `AtWork`): its callers hear that the outcome is unknown, and the
+/// membership takes the shards over from ourselves, behind a statement that may still be under way.
+async fn supervise<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
+    let policy = RestartPolicy::default();
+    let mut restarts = Restarts::new(policy, Lifetime::Permanent);
+    while AssertUnwindSafe(run(&inner, lane)).catch_unwind().await.is_err() {
+        metrics::counter!("rookery_committer_failures_total", "service" => S::NAME).increment(1);
+        let pause = match restarts.decide(BootTime::now().since_boot(), Cause::Failed, rand::random()) {
+            supervisor::Verdict::Restart { after } => {
+                tracing::warn!(
+                    service.name = S::NAME,
+                    ?lane,
+                    "a lane of the committer failed, it begins anew and its shards open anew"
+                );
+                inner.restarts.fetch_add(1, Ordering::Relaxed);
+                after
+            }
+            supervisor::Verdict::GiveUp | supervisor::Verdict::Leave => {
+                tracing::error!(
+                    service.name = S::NAME,
+                    ?lane,
+                    "the committer failed too often, the service gives up on this node"
+                );
+                inner.failed.send_replace(true);
+                policy.backoff_max
+            }
+        };
+        inner.batches.send_modify(|count| *count += 1);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn run<S: Service>(inner: &Arc<Inner<S>>, lane: Lane) {
     let mut session = None;
     let mut given_up = inner.committer.given_up.subscribe();
-    loop {
-        let Some(units) = next(&inner, lane).await else {
-            return;
-        };
-        let shards: Vec<ShardId> = units.iter().map(|queued| queued.shard).collect();
+    while let Some(units) = next(inner, lane).await {
+        let _at_work = AtWork::on(inner, &units);
         tokio::select! {
             biased;
-            () = commit(&inner, &mut session, units) => {}
+            () = commit(inner, &mut session, units) => {}
             // The only way in which a commit is dropped: unresolved, and told so.
             _ = given_up.wait_for(|given_up| *given_up) => {}
         }
-        {
-            let mut queue = inner.committer.queue.lock().expect("no panic under this lock");
-            for shard in shards {
-                queue.busy.remove(&shard);
-            }
-            if queue.is_idle() {
-                inner.committer.drained.notify_waiters();
-            }
-        }
-        // The other lane may have passed over units of these shards.
-        inner.committer.wake();
     }
 }
 
@@ -340,7 +364,7 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
         let (batch, placed) = build(inner, units);
         match open.execute(&batch).await {
             Ok(_) => {
-                // Here a crash of the process means something; nothing is there to be refused.
+                // Here a crash means something, of the process or of the lane; nothing is there to be refused.
                 let _ = fail_point::pass(Point::BeforeFold, Uuid::nil()).await;
                 fold(inner, placed);
             }

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::{Notify, Semaphore, oneshot};
 use uuid::Uuid;
 
-use super::Inner;
+use super::{Inner, vital};
 use crate::{entity::Failure, service::Service};
 
 pub(crate) struct Loader<E> {
@@ -38,7 +38,7 @@ impl<E> Loader<E> {
 
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     let weak = Arc::downgrade(inner);
-    tokio::spawn(async move {
+    vital::spawn(inner, "the loader of entities", async move {
         while let Some(inner) = weak.upgrade() {
             let slot = Arc::clone(&inner.loader.slots).acquire_owned().await.expect("the semaphore is never closed");
             let batch: Vec<Waiting<S::Entity>> = {

@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use uuid::Uuid;
 
-use super::{BootTime, Inner, activation, cell::Cell, copies};
+use super::{BootTime, Inner, activation, cell::Cell, copies, vital};
 use crate::service::Service;
 
 /// A cell with its places in the maps of its shard, in bytes, besides the entity's state.
@@ -74,11 +74,11 @@ const LOOKS: usize = 1_000;
 
 /// Passivates what is idle, and what is least used while there is too much.
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
-    let inner = Arc::downgrade(inner);
-    tokio::spawn(async move {
+    let weak = Arc::downgrade(inner);
+    vital::spawn(inner, "the sweep of idle entities", async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while let Some(inner) = inner.upgrade() {
+        while let Some(inner) = weak.upgrade() {
             sweep(&inner).await;
             copies::tidy(&inner);
             tokio::time::sleep(PAUSE).await;

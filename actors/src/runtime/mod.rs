@@ -26,6 +26,7 @@ mod shard_actor;
 mod tail;
 mod transfer;
 mod trim;
+mod vital;
 mod wire;
 
 use std::{
@@ -258,7 +259,8 @@ impl<S: Service> Runtime<S> {
         self.inner.committer.close(STOP_PATIENCE).await;
     }
 
-    /// Ends when shards have failed beyond their restart intensity: whoever runs the service decides.
+    /// Ends when the service gives up here: shards or the committer have failed beyond their restart intensity, or a task
+    /// that has none. Whoever runs it decides.
     pub async fn failed(&self) {
         // The sender lives as long as we do.
         let _ = self.inner.failed.subscribe().wait_for(|failed| *failed).await;

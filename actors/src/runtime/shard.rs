@@ -202,10 +202,15 @@ impl<S: Service> Shard<S> {
         stands
     }
 
+    /// Whether a doubt keeps it from answering.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
     /// Whether it is ours as far as we know: open, suspended by a doubt, or being handed off.
     pub(crate) fn is_held(&self) -> bool {
         let _transition = self.entities.read().expect("no panic under this lock");
-        self.writing.load(Ordering::Acquire) != 0 || self.suspended.load(Ordering::Acquire)
+        self.writing.load(Ordering::Acquire) != 0 || self.is_suspended()
     }
 
     /// Goes on after a doubt: same owner, new epoch. The cells stay, for the caller has proved them right.
@@ -237,7 +242,7 @@ impl<S: Service> Shard<S> {
     /// Waits until nothing of a shard whose admission is closed is on its way any more, nor in doubt; the epoch under which
     /// it may be granted. `None`: it was lost meanwhile.
     pub(crate) async fn drained(&self) -> Option<Epoch> {
-        self.until(|flight| flight.tickets.is_empty() && !self.suspended.load(Ordering::Acquire)).await;
+        self.until(|flight| flight.tickets.is_empty() && !self.is_suspended()).await;
         let _transition = self.entities.read().expect("no panic under this lock");
         let closing = self.closing.load(Ordering::Acquire);
         Some(self.writing.load(Ordering::Acquire)).filter(|epoch| closing && *epoch != 0)
@@ -269,7 +274,15 @@ impl<S: Service> Shard<S> {
     /// Gives it up if the doubt that suspended it still does; otherwise it was closed, and perhaps opened anew.
     pub(crate) fn close_suspended(&self) -> (usize, usize) {
         let mut entities = self.entities.write().expect("no panic under this lock");
-        if self.suspended.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
+        if self.is_suspended() { self.end_tenure(&mut entities) } else { (0, 0) }
+    }
+
+    /// Gives it up if what was decided under `epoch` still stands here: a write of it was left half done, and memory may be
+    /// behind the database.
+    pub(crate) fn close_abandoned(&self, epoch: Epoch) -> (usize, usize) {
+        let mut entities = self.entities.write().expect("no panic under this lock");
+        let is_held = self.writing.load(Ordering::Acquire) != 0 || self.is_suspended();
+        if is_held && self.remembers(epoch) { self.end_tenure(&mut entities) } else { (0, 0) }
     }
 
     /// The same for a hand-off.

@@ -45,7 +45,7 @@ macro_rules! scenarios {
 scenarios! {
     /// Nothing goes wrong: what the others are measured by.
     Calm = "calm" needs [];
-    /// Entities panic before and after a commit, a few times.
+    /// Entities panic before and after a commit, a few times, and then the committer.
     ActorPanic = "actor-panic" needs [Need::FailPoints];
     /// Forty panics as fast as commands come; entities that panic too often are isolated.
     PanicStorm = "panic-storm" needs [Need::FailPoints];

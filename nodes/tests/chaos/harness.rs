@@ -59,6 +59,11 @@ impl Cluster {
         self.processes.fail_points().once(point, Action::Panic).unwrap();
     }
 
+    /// Whether somebody has passed a point that was armed once.
+    pub(crate) fn is_passed(&self, point: Point) -> bool {
+        self.processes.fail_points().is_passed(point)
+    }
+
     /// Starts what has died.
     pub(crate) async fn revive(&mut self) {
         self.processes.revive().await.unwrap_or_else(|error| panic!("{error:#}"));

@@ -33,3 +33,27 @@ async fn a_panic_after_the_commit_is_an_open_outcome_and_the_node_goes_on() {
     assert_eq!(listed["items"][0]["id"], post);
     cluster.stop().await;
 }
+
+/// The committer panics with a batch committed, and nothing of it in memory: the same, and whoever asks next is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_committer_is_an_open_outcome_and_the_node_goes_on() {
+    let cluster = Cluster::of(1).await;
+    let ada = cluster.sign_up("ada").await;
+    cluster.panic_once(Point::BeforeFold);
+    // The next batch may be a projection's.
+    let mut posts = Vec::new();
+    for n in 0..20 {
+        let key = format!("k{n}");
+        let first = cluster.person(&ada).publish(&key, &key).await;
+        cluster.eventually(async |cluster| cluster.person(&ada).publish(&key, &key).await.is_some()).await;
+        let post = cluster.person(&ada).publish(&key, &key).await.expect("the node goes on");
+        assert!(first.is_none_or(|first| first == post), "the key stands for one post");
+        posts.push(post);
+    }
+    assert!(cluster.is_passed(Point::BeforeFold), "it has panicked");
+    let listed = cluster.get("/api/v1/posts?limit=100").await.expect("the node goes on");
+    let mut ids: Vec<&str> = listed["items"].as_array().unwrap().iter().map(|post| post["id"].as_str().unwrap()).collect();
+    ids.reverse();
+    assert_eq!(ids, posts, "each once");
+    cluster.stop().await;
+}

@@ -8,6 +8,7 @@ mod entities;
 mod events;
 mod fence;
 mod grants;
+mod lanes;
 mod membership;
 mod moves;
 mod random;

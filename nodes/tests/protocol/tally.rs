@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use rookery_actors::{
@@ -65,6 +68,8 @@ pub(crate) struct TallyService {
     /// Kinds of records that are poison by now, and how often one was tried.
     pub(crate) tried: Arc<Mutex<HashMap<i64, usize>>>,
     pub(crate) cured: Arc<Mutex<HashSet<i64>>>,
+    /// So many of the next notes fall over when they are told: in the middle of the committer's work, after the commit.
+    pub(crate) falls: Arc<AtomicUsize>,
 }
 
 impl Service for TallyService {
@@ -113,6 +118,8 @@ impl Service for TallyService {
     }
 
     fn noted(&self, seq: i64) {
+        let falls = self.falls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |falls| falls.checked_sub(1));
+        assert!(falls.is_err(), "it was told to, after the commit and before memory follows");
         self.applied.lock().unwrap().push(seq);
     }
 

@@ -66,6 +66,14 @@ impl PartialEq for Session {
 }
 
 impl Session {
+    /// A session that is live, with nobody.
+    #[cfg(test)]
+    pub(super) fn of_a_test() -> Arc<Self> {
+        let lease = BootTime::now().plus(Duration::from_secs(60));
+        let term = Term::begin(BootTime::now(), SESSION, lease).expect("the lease is valid").into();
+        Arc::new(Self { id: 1, reader: Reader { node: "a reader".into(), life: 1 }, term })
+    }
+
     fn term(&self) -> MutexGuard<'_, Term> {
         self.term.lock().expect("no panic under this lock")
     }

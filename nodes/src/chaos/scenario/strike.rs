@@ -179,7 +179,8 @@ async fn once(cluster: &Cluster, point: Point, action: Action) -> anyhow::Result
 }
 
 async fn panics(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
-    for point in [Point::BeforeCommit, Point::AfterCommit, Point::AfterCommit] {
+    // The last is in the committer, in the middle of a batch.
+    for point in [Point::BeforeCommit, Point::AfterCommit, Point::AfterCommit, Point::BeforeFold] {
         once(cluster, point, Action::Panic).await?;
         work.progress(SOME, PATIENCE).await?;
     }
