@@ -30,6 +30,9 @@ pub enum Invalid {
     /// Holds a control character.
     #[error("must not contain control characters")]
     ControlCharacter,
+    /// Shows nothing.
+    #[error("must have a character that can be seen")]
+    Blank,
     /// Holds U+0000, which Postgres cannot store in a text.
     #[error("must not contain the NUL character")]
     Nul,
@@ -60,6 +63,7 @@ impl Invalid {
             Self::TooLong { .. } => "too_long",
             Self::Alphabet { .. } => "invalid_characters",
             Self::ControlCharacter => "control_characters",
+            Self::Blank => "blank",
             Self::Nul => "nul",
             Self::Format { .. } => "invalid_format",
         }

@@ -2,6 +2,11 @@
 
 use std::ops::RangeInclusive;
 
+use icu_properties::{
+    CodePointMapData, CodePointSetData,
+    props::{DefaultIgnorableCodePoint, GeneralCategory, GeneralCategoryGroup},
+};
+
 use crate::invalid::{Invalid, Unit};
 
 /// Declares a text that only its `parse` can make.
@@ -78,6 +83,36 @@ pub(crate) fn one_line(text: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Refuses a text that shows nothing: a reader would see an empty place, or take one name for another.
+pub(crate) fn not_blank(text: &str) -> Result<(), Invalid> {
+    if text.chars().any(is_visible) { Ok(()) } else { Err(Invalid::Blank) }
+}
+
+/// Whether a character shows something by itself. Marks and joiners do so only beside another, and none is ever taken away:
+/// emoji and many scripts need them.
+fn is_visible(c: char) -> bool {
+    /// Looks like a space, and is none to Unicode.
+    const BRAILLE_PATTERN_BLANK: char = '\u{2800}';
+    const UNSEEN: GeneralCategoryGroup =
+        GeneralCategoryGroup::Mark.union(GeneralCategoryGroup::Control).union(GeneralCategoryGroup::Format);
+    if c.is_ascii() {
+        return c.is_ascii_graphic();
+    }
+    !c.is_whitespace()
+        && c != BRAILLE_PATTERN_BLANK
+        && !CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
+        && !UNSEEN.contains(CodePointMapData::<GeneralCategory>::new().get(c))
+}
+
+/// Refuses the marks that change the direction of what follows: in a name they let one person pass for another. Texts in
+/// which people write several scripts keep them.
+pub(crate) fn no_direction_marks(text: &str) -> Result<(), Invalid> {
+    match text.contains(['\u{200E}', '\u{200F}', '\u{061C}']) {
+        true => Err(Invalid::ControlCharacter),
+        false => Ok(()),
+    }
+}
+
 fn length(count: usize, allowed: RangeInclusive<usize>, unit: Unit) -> Result<(), Invalid> {
     if count < *allowed.start() {
         Err(Invalid::TooShort { minimum: *allowed.start(), unit })
@@ -85,5 +120,61 @@ fn length(count: usize, allowed: RangeInclusive<usize>, unit: Unit) -> Result<()
         Err(Invalid::TooLong { maximum: *allowed.end(), unit })
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Texts that show nothing, each of another kind.
+    pub(crate) const BLANK: [&str; 18] = [
+        " ",
+        "\u{A0}",
+        "\u{3000}",
+        "\u{200B}",
+        "\u{FEFF}",
+        "\u{200D}",
+        "\u{200C}",
+        "\u{2060}",
+        "\u{3164}",
+        "\u{FFA0}",
+        "\u{115F}",
+        "\u{2800}",
+        "\u{AD}",
+        "\u{34F}",
+        "\u{FE0F}",
+        "\u{301}",
+        "\u{E0041}",
+        "\u{200B} \u{2800}\u{FEFF}\t\u{301}",
+    ];
+
+    /// Texts that need what shows nothing by itself.
+    pub(crate) const SEEN: [&str; 10] = [
+        "👩\u{200D}👩\u{200D}👧",
+        "👁\u{FE0F}",
+        "1\u{FE0F}\u{20E3}",
+        "🏴\u{E0067}\u{E0062}\u{E0065}\u{E006E}\u{E0067}\u{E007F}",
+        "क\u{94D}\u{200D}ष",
+        "می\u{200C}خواهم",
+        "e\u{301}",
+        "한",
+        "\u{200B}x",
+        "⠁",
+    ];
+
+    #[test]
+    fn a_text_that_shows_nothing_is_blank() {
+        for text in BLANK {
+            assert_eq!(not_blank(text), Err(Invalid::Blank), "{text:?}");
+        }
+        assert_eq!(not_blank(""), Err(Invalid::Blank));
+    }
+
+    #[test]
+    fn a_text_may_hold_what_shows_nothing_beside_what_does() {
+        for text in SEEN {
+            assert_eq!(not_blank(text), Ok(()), "{text:?}");
+        }
     }
 }

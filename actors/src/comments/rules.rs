@@ -4,12 +4,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// The longest body, in characters.
 pub const BODY_CHARS_MAX: usize = 10_000;
 
-/// The text of a comment: 1 to [`BODY_CHARS_MAX`] characters, none of them NUL. Cheap to clone.
+/// The text of a comment: 1 to [`BODY_CHARS_MAX`] characters, none of them NUL, one of them visible. Cheap to clone.
+///
+/// Deserialising trusts what was stored, or parsed by another node: a rule made stricter later must neither lock out old
+/// comments nor make their events poison.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(transparent)]
 pub struct CommentBody(Arc<str>);
 
 /// Why a text is no comment.
@@ -18,6 +23,9 @@ pub enum BodyRejection {
     /// There is no text.
     #[error("a comment needs a body")]
     Empty,
+    /// There is a text, and nothing of it can be seen.
+    #[error("a comment needs a character that can be seen")]
+    Blank,
     /// Longer than [`BODY_CHARS_MAX`].
     #[error("a comment has at most {BODY_CHARS_MAX} characters, not {chars}")]
     TooLong {
@@ -33,7 +41,7 @@ impl CommentBody {
     /// Takes the text as it is, white space included.
     ///
     /// # Errors
-    /// When it is empty, too long or contains NUL.
+    /// When it is empty or blank, too long or contains NUL.
     pub fn parse(text: impl Into<Arc<str>>) -> Result<Self, BodyRejection> {
         let text = text.into();
         if text.is_empty() {
@@ -49,6 +57,7 @@ impl CommentBody {
         if text.contains('\0') {
             return Err(BodyRejection::Nul);
         }
+        text::not_blank(&text).map_err(|_| BodyRejection::Blank)?;
         Ok(Self(text))
     }
 
@@ -60,14 +69,6 @@ impl CommentBody {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl TryFrom<String> for CommentBody {
-    type Error = BodyRejection;
-
-    fn try_from(text: String) -> Result<Self, BodyRejection> {
-        Self::parse(text)
     }
 }
 
@@ -98,7 +99,26 @@ mod tests {
     }
 
     #[test]
-    fn reading_json_checks_as_parsing_does() {
-        assert!(serde_json::from_str::<CommentBody>("\"\"").is_err());
+    fn a_body_shows_something() {
+        for blank in text::tests::BLANK {
+            assert_eq!(CommentBody::parse(blank), Err(BodyRejection::Blank), "{blank:?}");
+        }
+        for seen in text::tests::SEEN {
+            assert_eq!(CommentBody::parse(seen).as_ref().map(CommentBody::as_str), Ok(seen), "nothing is taken away");
+        }
+    }
+
+    /// An event of a comment that was accepted before a rule must not be poison, nor the command of an older gateway.
+    #[test]
+    fn what_was_accepted_once_is_read_for_ever_in_the_same_bytes() {
+        for accepted in ["\u{200B}", " ", ""] {
+            let body = CommentBody::stored(accepted);
+            let json = serde_json::to_string(accepted).unwrap();
+            assert_eq!(serde_json::to_string(&body).unwrap(), json);
+            assert_eq!(serde_json::from_str::<CommentBody>(&json).unwrap(), body);
+            let wire = postcard::to_allocvec(accepted).unwrap();
+            assert_eq!(postcard::to_allocvec(&body).unwrap(), wire);
+            assert_eq!(postcard::from_bytes::<CommentBody>(&wire).unwrap(), body);
+        }
     }
 }

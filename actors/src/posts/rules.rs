@@ -40,6 +40,7 @@ impl Title {
         let text = text.trim();
         text::characters(text, 1..=200)?;
         text::one_line(text)?;
+        text::not_blank(text)?;
         Ok(Self(text.into()))
     }
 }
@@ -133,6 +134,19 @@ mod tests {
         assert_eq!(Title::parse(" \t ").unwrap_err().code(), "too_short");
         assert!(Title::parse(&"ß".repeat(200)).is_ok());
         assert_eq!(Title::parse(&"ß".repeat(201)).unwrap_err().code(), "too_long");
+    }
+
+    #[test]
+    fn a_title_shows_something() {
+        for blank in text::tests::BLANK {
+            assert!(Title::parse(blank).is_err(), "{blank:?}");
+        }
+        assert_eq!(Title::parse("\u{200B}").unwrap_err().code(), "blank");
+        for seen in text::tests::SEEN {
+            assert_eq!(Title::parse(seen).unwrap().as_str(), seen, "nothing is taken away");
+        }
+        // What was stored before that rule is still a title.
+        assert!(serde_json::from_str::<Title>("\"\u{200B}\"").is_ok());
     }
 
     #[test]

@@ -19,7 +19,7 @@ checked_text! {
 }
 
 checked_text! {
-    /// The name shown beside what a user wrote: up to 50 characters on one line, possibly none.
+    /// The name shown beside what a user wrote: up to 50 characters on one line, possibly none, but never blank ones alone.
     DisplayName
 }
 show_text!(DisplayName);
@@ -87,6 +87,10 @@ impl DisplayName {
         let text = text.trim();
         text::characters(text, 0..=50)?;
         text::one_line(text)?;
+        text::no_direction_marks(text)?;
+        if !text.is_empty() {
+            text::not_blank(text)?;
+        }
         Ok(Self(text.into()))
     }
 }
@@ -236,6 +240,26 @@ mod tests {
         assert_eq!(DisplayName::parse(&"é".repeat(51)).unwrap_err().code(), "too_long");
         assert_eq!(DisplayName::parse("Ada\nLovelace").unwrap_err(), Invalid::ControlCharacter);
         assert_eq!(DisplayName::parse("Ada\u{202E}ecalevoL").unwrap_err(), Invalid::ControlCharacter);
+    }
+
+    #[test]
+    fn a_display_name_shows_something_or_is_none() {
+        for blank in text::tests::BLANK.iter().filter(|blank| !blank.trim().is_empty()) {
+            assert!(DisplayName::parse(blank).is_err(), "{blank:?}");
+        }
+        for seen in text::tests::SEEN {
+            assert_eq!(DisplayName::parse(seen).unwrap().as_str(), seen, "nothing is taken away");
+        }
+        assert_eq!(DisplayName::parse(" \u{3000} ").unwrap(), DisplayName::default());
+        assert!(serde_json::from_str::<DisplayName>("\"\u{200B}\"").is_ok(), "what was stored is trusted");
+    }
+
+    #[test]
+    fn a_display_name_has_no_mark_that_turns_the_direction() {
+        for mark in ['\u{200E}', '\u{200F}', '\u{61C}'] {
+            assert_eq!(DisplayName::parse(&format!("Ada{mark}L")), Err(Invalid::ControlCharacter), "{mark:?}");
+        }
+        assert!(DisplayName::parse("עדה").is_ok());
     }
 
     #[test]

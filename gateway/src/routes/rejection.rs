@@ -59,6 +59,7 @@ impl From<BodyRejection> for Problem {
     fn from(rejection: BodyRejection) -> Self {
         let code = match rejection {
             BodyRejection::Empty => "too_short",
+            BodyRejection::Blank => "blank",
             BodyRejection::TooLong { .. } => "too_long",
             BodyRejection::Nul => "nul",
         };
