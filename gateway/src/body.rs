@@ -1,5 +1,6 @@
 //! JSON bodies: read within limits, parsed, validated, or refused with what is wrong and where.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use crate::context;
 use crate::problem::{self, FieldError, Problem};
+use crate::wording::{self, Wording};
 
 /// Deepest nesting of a body.
 const DEPTH_MAX: usize = 16;
@@ -64,7 +66,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
 /// Parses and validates a body.
 pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u8]) -> Result<T, Problem> {
     let text = str::from_utf8(bytes)
-        .map_err(|error| Problem::new(&problem::MALFORMED_JSON, format!("the body is not UTF-8: {error}")))?;
+        .map_err(|error| malformed(format!("the body is not UTF-8 from byte {} on", error.valid_up_to())))?;
     let shape = Shape::of(bytes);
     if shape.depth > DEPTH_MAX {
         return Err(Problem::new(&problem::TOO_DEEP, format!("the body is nested {} levels deep", shape.depth)));
@@ -96,8 +98,12 @@ pub(crate) fn parse<T: DeserializeOwned + Validate<Context: Default>>(bytes: &[u
 fn no_object(text: &str) -> Problem {
     match serde_json::from_str::<IgnoredAny>(text) {
         Ok(_) => Problem::field("", "invalid_type", "the body has to be a JSON object"),
-        Err(error) => Problem::new(&problem::MALFORMED_JSON, error.to_string()),
+        Err(error) => malformed(wording::of_syntax(&error)),
     }
+}
+
+fn malformed(detail: impl Into<Cow<'static, str>>) -> Problem {
+    Problem::new(&problem::MALFORMED_JSON, detail)
 }
 
 /// Names the fields that hold a NUL: like [`explain`], at the cost of who erred.
@@ -129,16 +135,15 @@ fn find_nuls(value: &Value, path: String, errors: &mut Vec<FieldError>) {
 fn explain<T: DeserializeOwned>(text: &str) -> Problem {
     let mut parser = serde_json::Deserializer::from_str(text);
     let result: Result<T, _> = serde_path_to_error::deserialize(&mut parser);
-    let Err(error) = result else {
-        return Problem::new(&problem::MALFORMED_JSON, "there is more after the end of the JSON document");
+    let error = match result {
+        Err(error) if error.inner().is_data() => error,
+        Err(error) => return malformed(wording::of_syntax(error.inner())),
+        // What is wrong stands behind it.
+        Ok(_) => return parser.end().map_or_else(|error| malformed(wording::of_syntax(&error)), |()| malformed("")),
     };
     let path = error.path().to_string();
-    let inner = error.into_inner();
-    if !inner.is_data() {
-        return Problem::new(&problem::MALFORMED_JSON, inner.to_string());
-    }
-    let message = inner.to_string();
-    let (code, named) = classify(&message);
+    let said = error.into_inner().to_string();
+    let Wording { code, named, message } = wording::of_value(&said, "fields");
     let field = match (path.as_str(), named) {
         (".", named) => named.unwrap_or_default().to_owned(),
         // For an unknown field serde's path already ends with it.
@@ -147,22 +152,6 @@ fn explain<T: DeserializeOwned>(text: &str) -> Problem {
         (path, None) => path.to_owned(),
     };
     Problem::field(field, code, message)
-}
-
-/// The code of a serde message, and the field that it names.
-fn classify(message: &str) -> (&'static str, Option<&str>) {
-    let named = message.split('`').nth(1);
-    if message.starts_with("unknown field") {
-        ("unknown_field", named)
-    } else if message.starts_with("missing field") {
-        ("missing_field", named)
-    } else if message.starts_with("duplicate field") {
-        ("duplicate_field", named)
-    } else if message.starts_with("invalid type") {
-        ("invalid_type", None)
-    } else {
-        ("invalid_value", None)
-    }
 }
 
 /// What one pass over the bytes tells before anything is parsed.

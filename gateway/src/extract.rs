@@ -16,6 +16,7 @@ use crate::auth::Claims;
 pub use crate::body::Json;
 use crate::context::{self, Identity};
 use crate::problem::{self, Problem};
+use crate::wording::{self, Wording};
 
 /// Longest list page.
 const LIMIT_MAX: u32 = 100;
@@ -45,8 +46,13 @@ fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
     if percent_decode_str(uri.query().unwrap_or_default()).decode_utf8().is_err() {
         return Err(bad_query("the query string is not UTF-8"));
     }
-    let axum::extract::Query(value) = axum::extract::Query::try_from_uri(uri).map_err(|error| bad_query(error.body_text()))?;
-    Ok(value)
+    let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs)).map_err(|error| {
+        let path = error.path().to_string();
+        let said = error.into_inner().to_string();
+        let Wording { named, message, .. } = wording::of_value(&said, "parameters");
+        bad_query(format!("{} {message}", named.unwrap_or(&path)))
+    })
 }
 
 fn bad_query(detail: impl Into<Cow<'static, str>>) -> Problem {

@@ -4,6 +4,8 @@
 //! headers, metrics, log), perhaps CORS and compression, then its route. [`build()`] puts these together, [`Gateway`] runs
 //! them as a supervised actor.
 
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic when nobody reads: log it")]
+
 pub mod actor;
 mod admission;
 pub mod auth;
@@ -27,6 +29,7 @@ pub mod problem;
 pub mod routes;
 pub mod server;
 mod stream;
+mod wording;
 
 pub use actor::Gateway;
 pub use build::{Parts, build};

@@ -1,10 +1,14 @@
 //! The fields of a body, read into types that cannot be wrong; all that is wrong is told at once.
 
 use rookery_actors::invalid::Invalid;
+use rookery_actors::posts::rules::{Tag, Tags};
 
 use serde::Deserialize;
 
 use crate::problem::{FieldError, Problem};
+
+/// Wrong tags that are named: a body may hold a hundred thousand.
+const TAGS_NAMED_MAX: usize = 10;
 
 /// Collects what is wrong with the fields of one body.
 #[derive(Debug, Default)]
@@ -21,6 +25,17 @@ impl Fields {
     /// Takes note of a field that may be absent.
     pub(crate) fn take_if<T>(&mut self, field: &str, parsed: Option<Result<T, Invalid>>) -> Option<T> {
         parsed.and_then(|parsed| self.take(field, parsed))
+    }
+
+    /// Takes note of the tags of a post; a wrong one is named by its place.
+    pub(crate) fn take_tags(&mut self, tags: &[String]) -> Option<Tags> {
+        let wrong = tags.iter().enumerate().filter_map(|(place, tag)| Some((place, Tag::parse(tag).err()?)));
+        let mut all_right = true;
+        for (place, invalid) in wrong.take(TAGS_NAMED_MAX) {
+            all_right = false;
+            self.refuse(&format!("tags[{place}]"), invalid.code(), invalid.message());
+        }
+        if all_right { self.take("tags", Tags::parse(tags)) } else { None }
     }
 
     /// Takes note of what is wrong with a field.
@@ -55,7 +70,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use rookery_actors::posts::rules::{Tags, Title};
+    use rookery_actors::posts::rules::Title;
 
     use super::*;
 
@@ -63,9 +78,24 @@ mod tests {
     fn all_that_is_wrong_is_told_at_once() {
         let mut fields = Fields::default();
         fields.take("title", Title::parse(""));
-        fields.take("tags", Tags::parse(&["NO"]));
+        fields.take_tags(&["NO".to_owned()]);
+        assert_eq!(named(fields), ["title: too_short", "tags[0]: invalid_characters"]);
+    }
+
+    fn named(fields: Fields) -> Vec<String> {
         let problem = fields.check().unwrap_err();
-        let named: Vec<_> = problem.errors.iter().map(|error| (error.field.as_str(), &*error.code)).collect();
-        assert_eq!(named, [("title", "too_short"), ("tags", "invalid_characters")]);
+        problem.errors.iter().map(|error| format!("{}: {}", error.field, error.code)).collect()
+    }
+
+    #[test]
+    fn a_wrong_tag_is_named_by_its_place_and_a_wrong_number_of_tags_by_the_list() {
+        let tags = |tags: &[&str]| {
+            let mut fields = Fields::default();
+            fields.take_tags(&tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>());
+            named(fields)
+        };
+        assert_eq!(tags(&["a", "B", "c", ""]), ["tags[1]: invalid_characters", "tags[3]: too_short"]);
+        assert_eq!(tags(&["a", "b", "c", "d", "e", "f"]), ["tags: too_long"]);
+        assert_eq!(tags(&["A"; 1_000]).len(), TAGS_NAMED_MAX);
     }
 }

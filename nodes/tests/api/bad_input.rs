@@ -24,11 +24,40 @@ async fn a_body_that_is_no_json_is_a_400_and_one_that_is_wrong_a_422() {
         (r#"{"title": "a\u0000b"}"#, ("title", "nul_byte")),
         (r#"["arr", "body", []]"#, ("", "invalid_type")),
         (r#"{"title": ""}"#, ("title", "too_short")),
-        (r#"{"title": "a", "tags": ["A"]}"#, ("tags", "invalid_characters")),
+        (r#"{"title": "a", "tags": ["a", "b", "C"]}"#, ("tags[2]", "invalid_characters")),
+        (r#"{"title": "a", "tags": ["a", 1]}"#, ("tags[1]", "invalid_type")),
+        (r#"{"title": "\u200b\u3164"}"#, ("title", "blank")),
     ] {
         assert_eq!(post(&ada, wrong).await.is(422).errors(), [error], "{wrong}");
     }
     assert!(anybody().get("/users/bad_bodies/posts").await.is(200).items().is_empty());
+}
+
+/// Serde's and axum's words name types of ours and change with a release.
+#[tokio::test]
+async fn what_is_wrong_is_said_in_words_of_the_contract() {
+    let ada = sign_up("bad_words").await;
+    let mut told = Vec::new();
+    for wrong in [r#"{"title": 1}"#, r#"{"titel": "a"}"#, r#"{}"#, r#"{"title": "a", "tags": "b"}"#, r#"{"title": x}"#, "{", "[1"]
+    {
+        told.push(post(&ada, wrong).await);
+    }
+    for query in ["/posts?limit=x", "/posts?limit=-1", "/posts?sort=best", "/posts?nonsense=1", "/search?from=yesterday&q=a"] {
+        told.push(anybody().get(query).await.is(400));
+    }
+    for answer in told {
+        let text = answer.body.to_string();
+        for raw in
+            ["Failed", "deserialize", "expected", " at line ", "invalid type", "unknown field", "unknown variant", "parsing"]
+        {
+            assert!(!text.contains(raw), "{raw:?}: {text}");
+        }
+    }
+    let detail = async |query: &str| anybody().get(query).await.is(400).text("/detail").to_owned();
+    assert_eq!(detail("/posts?limit=x").await, "limit must be a whole number");
+    assert_eq!(detail("/posts?sort=best").await, "sort must be one of new, top, hot");
+    assert_eq!(detail("/posts?nonsense=1").await, "nonsense is unknown: the parameters are sort, tag, author, limit, cursor");
+    assert_eq!(detail("/search?q=a&from=yesterday").await, "from must be a time as in 2026-01-31T12:00:00Z");
 }
 
 #[tokio::test]

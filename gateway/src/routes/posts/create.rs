@@ -4,7 +4,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use rookery_actors::ids::UserId;
 use rookery_actors::posts::Draft;
-use rookery_actors::posts::rules::{Body, Tags, Title};
+use rookery_actors::posts::rules::{Body, Title};
 use serde::Deserialize;
 
 use super::PostView;
@@ -41,7 +41,7 @@ impl NewPost {
         let mut fields = Fields::default();
         let title = fields.take("title", Title::parse(&self.title));
         let body = fields.take("body", Body::parse(&self.body));
-        let tags = fields.take("tags", Tags::parse(&self.tags));
+        let tags = fields.take_tags(&self.tags);
         fields.check()?;
         let all = title.zip(body).zip(tags);
         let ((title, body), tags) = all.expect("fields without errors have values");

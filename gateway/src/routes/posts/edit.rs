@@ -3,7 +3,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use rookery_actors::ids::{PostId, UserId};
 use rookery_actors::posts::Changes;
-use rookery_actors::posts::rules::{Body, Tags, Title};
+use rookery_actors::posts::rules::{Body, Title};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -41,7 +41,7 @@ impl PostChanges {
         let mut fields = Fields::default();
         let title = fields.take_if("title", self.title.as_deref().map(Title::parse));
         let body = fields.take_if("body", self.body.as_deref().map(Body::parse));
-        let tags = fields.take_if("tags", self.tags.as_deref().map(Tags::parse));
+        let tags = self.tags.as_deref().and_then(|tags| fields.take_tags(tags));
         fields.check()?;
         Ok(Changes { title, body, tags, if_version: if_match.version() })
     }

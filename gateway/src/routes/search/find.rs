@@ -30,13 +30,13 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SearchQuery {
-    /// Words, `"phrases"`, `-not`, `prefix*`; at most 512 bytes. Without any, everything matches, the newest first.
+    /// Words, `"phrases"`, `-not`, `prefix*`, as in `"analytical engine" -steam`; at most 512 bytes. Without any, everything
+    /// matches, the newest first.
     #[serde(default)]
-    #[param(example = "\"analytical engine\" -steam")]
     q: String,
-    /// `posts`, `users`, `comments`, comma-separated; all unless asked otherwise.
+    /// `post`, `user`, `comment` or their plurals, comma-separated; all unless asked otherwise.
     #[serde(rename = "type")]
-    #[param(example = "posts,comments")]
+    #[param(value_type = Option<Vec<KindWord>>, inline, style = Form, explode = false)]
     kinds: Option<String>,
     /// Only by the user of this name.
     author: Option<String>,
@@ -49,7 +49,7 @@ pub(crate) struct SearchQuery {
     #[param(value_type = Option<String>, format = DateTime)]
     to: Option<Timestamp>,
     /// `relevance` (default): the best first. `new`: the newest first.
-    #[param(value_type = Option<String>, pattern = "^(relevance|new)$")]
+    #[param(value_type = Option<SortWord>, inline)]
     sort: Option<Sort>,
     /// Items on the page, 20 unless asked otherwise.
     #[garde(custom(within(1, 100)))]
@@ -57,6 +57,28 @@ pub(crate) struct SearchQuery {
     limit: Option<u32>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
+}
+
+/// The words of `type`, for the documentation.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the documentation reads the names")]
+enum KindWord {
+    Post,
+    User,
+    Comment,
+    Posts,
+    Users,
+    Comments,
+}
+
+/// The words of [`Sort`], for the documentation.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the documentation reads the names")]
+enum SortWord {
+    Relevance,
+    New,
 }
 
 /// A page of what was found.
@@ -153,10 +175,11 @@ impl SearchResult {
 
 fn kinds(text: &str) -> Result<Vec<Kind>, Problem> {
     let kind = |name: &str| match name.trim() {
-        "posts" => Ok(Kind::Post),
-        "users" => Ok(Kind::User),
-        "comments" => Ok(Kind::Comment),
-        _ => Err(Problem::new(&problem::INVALID_QUERY, "type may be posts, users and comments, comma-separated")),
+        // As items say it, or as the routes are called.
+        "post" | "posts" => Ok(Kind::Post),
+        "user" | "users" => Ok(Kind::User),
+        "comment" | "comments" => Ok(Kind::Comment),
+        _ => Err(Problem::new(&problem::INVALID_QUERY, "type may be post, user and comment or their plurals, comma-separated")),
     };
     text.split(',').map(kind).collect()
 }
@@ -219,6 +242,14 @@ mod tests {
         let search = asked("q=engine&type=posts,comments&tag=rust&from=2026-01-01T00:00:00Z&sort=new&limit=5").unwrap();
         assert_eq!(search.kinds, [Kind::Post, Kind::Comment]);
         assert_eq!((search.tag.as_deref(), search.sort, search.limit), (Some("rust"), Sort::New, 5));
+    }
+
+    #[test]
+    fn a_type_is_named_in_the_singular_of_items_or_in_the_plural_of_routes() {
+        let all = [Kind::Post, Kind::User, Kind::Comment];
+        assert_eq!(asked("type=post,user,comment").unwrap().kinds, all);
+        assert_eq!(asked("type=posts,users,comments").unwrap().kinds, all);
+        assert_eq!(asked("type=post, comments").unwrap().kinds, [Kind::Post, Kind::Comment]);
     }
 
     #[test]
