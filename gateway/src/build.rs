@@ -6,7 +6,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower::ServiceBuilder;
@@ -22,7 +21,7 @@ use crate::config::GatewayConfig;
 use crate::extract::CurrentUser;
 use crate::health::Health;
 use crate::problem::Problem;
-use crate::{docs, health, problem};
+use crate::{docs, health, pages, problem};
 
 /// What a gateway is made of besides its edge.
 pub struct Parts {
@@ -62,8 +61,8 @@ pub fn build(edge: &Arc<Edge>, parts: Parts) -> Result<Router, BuildError> {
         .layer(CompressLayer { enabled: config.compression });
     Ok(routes
         .merge(docs::router(&document)?)
+        .merge(pages::router())
         .nest("/admin/v1", parts.admin.layer(from_fn(only_admins)))
-        .route("/problems/{slug}", get(problem::page))
         .fallback(problem::no_route)
         .layer(around))
 }

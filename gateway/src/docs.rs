@@ -1,8 +1,10 @@
 //! The contract as generated from the code, and a page to try it.
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use utoipa::openapi::OpenApi;
@@ -24,10 +26,32 @@ pub(crate) fn router(document: &OpenApi) -> Result<Router, serde_json::Error> {
         let body = document.clone();
         async move { ([(header::CONTENT_TYPE, "application/json")], body) }
     };
-    let page = Router::from(SwaggerUi::new("/docs").config(Config::from("/openapi.json").validator_url("none")));
-    Ok(page.layer(axum::middleware::map_response(allow_page)).route("/openapi.json", get(json)))
+    let config = Config::from("/openapi.json").validator_url("none").use_base_layout();
+    let page = Router::from(SwaggerUi::new("/docs").config(config));
+    Ok(page.layer(from_fn(as_our_page)).route("/openapi.json", get(json)))
 }
 
-async fn allow_page(response: Response) -> Response {
-    ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], response).into_response()
+/// The scripts and styles are Swagger UI's; the page around them is ours, with our name and icon.
+const PAGE: &str = "<!doctype html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\"><title>Rookery: the API</title>
+<link rel=\"stylesheet\" href=\"/docs/swagger-ui.css\"><link rel=\"stylesheet\" href=\"/docs/index.css\">
+<link rel=\"icon\" href=\"/favicon.ico\">
+</head>
+<body>
+<div id=\"swagger-ui\"></div>
+<script src=\"/docs/swagger-ui-bundle.js\"></script>
+<script src=\"/docs/swagger-ui-standalone-preset.js\"></script>
+<script src=\"/docs/swagger-initializer.js\"></script>
+</body>
+</html>
+";
+
+async fn as_our_page(request: Request, next: Next) -> Response {
+    let answer = match request.uri().path() {
+        "/docs/" | "/docs/index.html" => Html(PAGE).into_response(),
+        _ => next.run(request).await,
+    };
+    ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], answer).into_response()
 }

@@ -25,6 +25,7 @@ pub mod issuer;
 pub mod limits;
 pub mod markdown;
 mod outgoing;
+mod pages;
 pub mod problem;
 pub mod routes;
 pub mod server;

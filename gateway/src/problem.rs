@@ -6,9 +6,8 @@
 use std::borrow::Cow;
 
 use axum::body::Body;
-use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 /// The media type of every error.
@@ -226,22 +225,6 @@ impl IntoResponse for Problem {
         response.extensions_mut().insert(self);
         response
     }
-}
-
-/// `GET /problems/{slug}`: what a problem's `type` means.
-pub(crate) async fn page(Path(slug): Path<String>) -> Result<Html<String>, Problem> {
-    let kind = KINDS
-        .iter()
-        .find(|kind| kind.slug == slug)
-        .ok_or_else(|| Problem::new(&NOT_FOUND, "there is no problem of that name"))?;
-    Ok(Html(format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
-         <h1>{title}</h1><p>Status {status}, type <code>/problems/{slug}</code>.</p><p>{advice}</p></html>\n",
-        title = kind.title,
-        status = kind.status.as_u16(),
-        slug = kind.slug,
-        advice = kind.advice,
-    )))
 }
 
 /// The fallback of the router.

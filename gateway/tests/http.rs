@@ -524,9 +524,61 @@ async fn the_documentation_loads_nothing_from_elsewhere() {
     let page = edge.get("/docs/").await;
     assert_eq!(page.status(), 200);
     assert!(page.headers()["content-security-policy"].to_str().unwrap().contains("script-src 'self'"));
-    assert!(!page.text().await.unwrap().contains("src=\"http"));
+    let page = page.text().await.unwrap();
+    assert!(!page.contains("src=\"http") && page.contains("<title>Rookery") && !page.contains("Swagger UI"), "{page}");
+    let scripts = page.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned);
+    for path in scripts.chain(links(&page)) {
+        assert_eq!(edge.get(&path).await.status(), 200, "{path}");
+    }
     let contract: Value = edge.get("/openapi.json").await.json().await.unwrap();
     assert!(contract["openapi"].as_str().unwrap().starts_with("3."));
+}
+
+#[tokio::test]
+async fn whoever_opens_the_address_finds_the_way_from_there() {
+    let edge = Edged::start().await;
+    let answer = edge.get("/").await;
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(answer.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    let page = answer.text().await.unwrap();
+    assert!(page.contains(&format!("Version {}", env!("CARGO_PKG_VERSION"))), "{page}");
+    // Every link leads somewhere, those of the pages behind it too.
+    let mut paths = links(&page);
+    for wanted in ["/docs/", "/health", "/problems/", "/openapi.json", "/favicon.ico"] {
+        assert!(paths.iter().any(|path| path == wanted), "{wanted}: {page}");
+    }
+    paths.extend(links(&edge.get("/problems/").await.text().await.unwrap()));
+    assert!(paths.len() > 20, "{paths:?}");
+    for path in paths {
+        assert_eq!(edge.get(&path).await.status(), 200, "{path}");
+    }
+}
+
+fn links(page: &str) -> Vec<String> {
+    page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_index_of_problems_names_every_kind() {
+    let edge = Edged::start().await;
+    for path in ["/problems", "/problems/"] {
+        let page = edge.get(path).await.text().await.unwrap();
+        for kind in rookery_gateway::problem::KINDS {
+            assert!(page.contains(&format!("\"/problems/{}\"", kind.slug)), "{}: {page}", kind.slug);
+        }
+    }
+    problem(edge.get("/problems/nonsense").await, 404, "not-found").await;
+}
+
+#[tokio::test]
+async fn browsers_and_crawlers_get_what_they_ask_every_server_for() {
+    let edge = Edged::start().await;
+    let icon = edge.get("/favicon.ico").await;
+    assert_eq!(icon.headers()["content-type"], "image/x-icon");
+    assert_eq!(&icon.bytes().await.unwrap()[..4], [0, 0, 1, 0]);
+    let robots = edge.get("/robots.txt").await;
+    assert!(robots.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert!(robots.text().await.unwrap().starts_with("User-agent: *\n"));
 }
 
 #[tokio::test]

@@ -11,7 +11,6 @@ use crate::problem::{Document, MEDIA_TYPE};
 #[openapi(
     info(
         title = "Rookery",
-        version = "1.0.0",
         description = "Users, posts, comments and search.\n\n\
             JSON in and out, times RFC 3339 in UTC, ids UUIDv7. Every error is an RFC 9457 problem whose `type` answers with a \
             page that explains it. Lists are `{items, next_cursor}`; a cursor is opaque and belongs to its list and its \
@@ -132,6 +131,35 @@ mod tests {
             }
         }
         assert!(missing.is_empty(), "{missing:#?}");
+    }
+
+    /// What a page to try a route out puts into a query without being asked hides what one looks for.
+    #[test]
+    fn no_query_is_filled_in_beforehand_and_what_has_words_lists_them() {
+        let document = complete_document();
+        let parameter = |path: &str, name: &str| {
+            let parameters = document["paths"][path]["get"]["parameters"].as_array().unwrap();
+            parameters.iter().find(|parameter| parameter["name"] == name).unwrap_or_else(|| panic!("{path} {name}")).clone()
+        };
+        for item in document["paths"].as_object().unwrap().values() {
+            let parameters = item["get"]["parameters"].as_array();
+            for parameter in parameters.into_iter().flatten().filter(|parameter| parameter["in"] == "query") {
+                assert!(parameter["example"].is_null() && parameter["schema"]["example"].is_null(), "{parameter}");
+            }
+        }
+        let words = |schema: &serde_json::Value| schema.to_string();
+        for (path, sort) in [
+            ("/api/v1/posts", r#"["new","top","hot"]"#),
+            ("/api/v1/posts/{id}/comments", r#"["new","old","top"]"#),
+            ("/api/v1/search", r#"["relevance","new"]"#),
+        ] {
+            let parameter = parameter(path, "sort");
+            assert!(words(&parameter).contains(sort), "{path}: {parameter}");
+        }
+        let kinds = parameter("/api/v1/search", "type");
+        assert!(words(&kinds).contains(r#"["post","user","comment","posts","users","comments"]"#), "{kinds}");
+        assert_eq!((&kinds["style"], &kinds["explode"]), (&"form".into(), &false.into()), "comma-separated");
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     }
 
     /// Every operation has an id, a tag, a summary, an answer, and problems for its errors.

@@ -24,7 +24,7 @@ use crate::routes::render;
 #[into_params(parameter_in = Query)]
 pub(crate) struct ThreadQuery {
     /// The order among siblings: `new` (default), `old` or `top` (most likes, then newest).
-    #[param(value_type = Option<String>, pattern = "^(new|old|top)$")]
+    #[param(value_type = Option<OrderWord>, inline)]
     sort: Option<Order>,
     /// Only what stands below this comment, itself not included.
     parent: Option<Uuid>,
@@ -38,6 +38,16 @@ pub(crate) struct ThreadQuery {
     limit: Option<u32>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
+}
+
+/// The words of [`Order`], for the documentation.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the documentation reads the names")]
+enum OrderWord {
+    New,
+    Old,
+    Top,
 }
 
 /// List the comments of a post

@@ -28,10 +28,9 @@ const STEP: usize = 100;
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListQuery {
     /// `new` (default): newest first. `top`: most likes, then newest. `hot`: `log10(max(likes, 1)) + created_at_seconds / 45000`.
-    #[param(value_type = Option<String>, pattern = "^(new|top|hot)$")]
+    #[param(value_type = Option<SortWord>, inline)]
     sort: Option<Sort>,
     /// Only with this tag.
-    #[param(example = "rust")]
     tag: Option<String>,
     /// Only by the user of this name.
     author: Option<String>,
@@ -41,6 +40,16 @@ pub(crate) struct ListQuery {
     limit: Option<u32>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
+}
+
+/// The words of [`Sort`], for the documentation.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the documentation reads the names")]
+enum SortWord {
+    New,
+    Top,
+    Hot,
 }
 
 /// List posts

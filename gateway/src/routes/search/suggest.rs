@@ -15,7 +15,6 @@ use crate::routes::page::{page_size, within};
 #[into_params(parameter_in = Query)]
 pub(crate) struct SuggestQuery {
     /// At most 512 bytes.
-    #[param(example = "anal")]
     q: String,
     /// How many, 20 unless asked otherwise.
     #[garde(custom(within(1, 100)))]
