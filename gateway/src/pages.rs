@@ -19,7 +19,7 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
 /// A rook.
 static ICON: &[u8] = include_bytes!("../assets/favicon.ico");
 
-/// The pages are for people; what the API answers is not to be found elsewhere when it was deleted here.
+/// Crawlers get the pages for people only: an answer of the API must not be found elsewhere once it is deleted here.
 const ROBOTS: &str = "User-agent: *\nAllow: /$\nAllow: /docs/\nAllow: /problems/\nDisallow: /\n";
 
 /// `/`, `/problems/`, `/favicon.ico` and `/robots.txt`.

@@ -96,11 +96,13 @@ fn wanted(expected: &str) -> String {
         number if NUMBERS.contains(&number) => WHOLE_NUMBER.to_owned(),
         expected if expected.starts_with("struct ") => "an object".to_owned(),
         expected if expected.contains("UUID") => ID.to_owned(),
+        expected if expected.contains("timestamp") => TIME.to_owned(),
         _ => "of another kind".to_owned(),
     }
 }
 
 const ID: &str = "an id (a UUID)";
+const TIME: &str = "a time as in 2026-01-31T12:00:00Z";
 const WHOLE_NUMBER: &str = "a whole number";
 const WITHIN_BOUNDS: &str = "a whole number within bounds";
 
@@ -131,7 +133,7 @@ fn custom(said: &str) -> String {
     } else if has(&["digit", "integer"]) && !has(&["date", "time", "year", "offset"]) {
         WHOLE_NUMBER.to_owned()
     } else if has(&["date", "time", "year", "month", "day", "hour", "offset", "zone"]) {
-        "a time as in 2026-01-31T12:00:00Z".to_owned()
+        TIME.to_owned()
     } else {
         "of the form that the contract describes".to_owned()
     }

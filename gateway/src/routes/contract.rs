@@ -133,7 +133,7 @@ mod tests {
         assert!(missing.is_empty(), "{missing:#?}");
     }
 
-    /// What a page to try a route out puts into a query without being asked hides what one looks for.
+    /// A query that the page fills in by itself hides the items that one looks for.
     #[test]
     fn no_query_is_filled_in_beforehand_and_what_has_words_lists_them() {
         let document = complete_document();

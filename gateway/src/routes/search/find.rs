@@ -249,7 +249,7 @@ mod tests {
         let all = [Kind::Post, Kind::User, Kind::Comment];
         assert_eq!(asked("type=post,user,comment").unwrap().kinds, all);
         assert_eq!(asked("type=posts,users,comments").unwrap().kinds, all);
-        assert_eq!(asked("type=post, comments").unwrap().kinds, [Kind::Post, Kind::Comment]);
+        assert_eq!(asked("type=post,%20comments").unwrap().kinds, [Kind::Post, Kind::Comment]);
     }
 
     #[test]
