@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
@@ -37,6 +38,13 @@ pub struct Probe {
     /// What is wrong, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl Probe {
+    /// The milliseconds of a look, without digits that nobody has measured.
+    pub fn milliseconds(took: Duration) -> f64 {
+        took.as_micros() as f64 / 1e3
+    }
 }
 
 /// The health of a node or of one of its services.

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use rookery_actors::runtime::{self, PoolSize};
 use tokio::sync::Mutex;
+use tokio_postgres::config::Host;
 
 use crate::{
     config::{Config, DatabaseUrl, Role},
@@ -61,9 +62,12 @@ impl Databases {
         let all = self.configs.iter().map(|(database, config)| async move {
             let size = PoolSize { connections_max: 1, ..PoolSize::default() };
             let session = runtime::Database::new(config.clone(), "migrate", size).session("rookery migrate").await;
-            let outcome = match session.with_context(|| format!("cannot reach the {database} database")) {
-                Ok(mut client) => migrate::run(&mut client, *database).await.map_err(anyhow::Error::from),
-                Err(error) => Err(error),
+            let at = place(config);
+            let outcome = match session {
+                Ok(mut client) => migrate::run(&mut client, *database)
+                    .await
+                    .with_context(|| format!("cannot migrate the {database} database ({at})")),
+                Err(error) => Err(error).with_context(|| format!("cannot reach the {database} database ({at})")),
             };
             (*database, outcome)
         });
@@ -102,6 +106,29 @@ impl Databases {
     }
 }
 
+/// Where a database is, for people: its servers and its name, never a password.
+fn place(config: &tokio_postgres::Config) -> String {
+    let ports = config.get_ports();
+    let server = |(n, host): (usize, &Host)| match host {
+        Host::Tcp(name) => {
+            // One port stands for all hosts.
+            let port = ports.get(n).or(ports.first()).copied().unwrap_or(POSTGRES_PORT);
+            if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") }
+        }
+        Host::Unix(folder) => folder.display().to_string(),
+    };
+    let addresses = config.get_hostaddrs();
+    let servers: Vec<String> = match config.get_hosts() {
+        [] => addresses.iter().enumerate().map(|(n, address)| server((n, &Host::Tcp(address.to_string())))).collect(),
+        hosts => hosts.iter().enumerate().map(server).collect(),
+    };
+    let name = config.get_dbname().or(config.get_user()).unwrap_or_default();
+    format!("{}, database {name:?}", servers.join(" or "))
+}
+
+/// Unless another is given.
+const POSTGRES_PORT: u16 = 5432;
+
 fn url(config: &Config, database: Database) -> Option<&DatabaseUrl> {
     let role = match database {
         Database::Users => Role::Users,
@@ -110,4 +137,22 @@ fn url(config: &Config, database: Database) -> Option<&DatabaseUrl> {
         Database::Search => Role::Search,
     };
     config.services.of(role)?.database_url.as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_by_its_place_and_not_by_its_password() {
+        for (url, named) in [
+            ("postgres://u:hunter2@db.example/users", "db.example:5432, database \"users\""),
+            ("postgres://u:hunter2@db.example:6000/users?sslmode=require", "db.example:6000, database \"users\""),
+            ("postgres://u:hunter2@a:1,b:2/users", "a:1 or b:2, database \"users\""),
+            ("host=::1 port=7 user=u password=hunter2", "[::1]:7, database \"u\""),
+            ("postgresql:///posts?host=/run/pg&user=rookery", "/run/pg, database \"posts\""),
+        ] {
+            assert_eq!(place(&url.parse().unwrap()), named);
+        }
+    }
 }

@@ -76,6 +76,17 @@ pub enum MigrateError {
         /// The latest of this build.
         known: i32,
     },
+    /// It is the database of another service.
+    #[error(
+        "it holds the tables of {holds}, not those of {database}: the URLs of the two are swapped, or name the same database; see \
+         `database_url` in [services.{database}] and [services.{holds}]"
+    )]
+    OfAnother {
+        /// Whose it should be.
+        database: Database,
+        /// Whose it is.
+        holds: Database,
+    },
     /// The history does not fit, or a migration failed. The one that failed left nothing behind, those before it stay.
     #[error("could not migrate the {database} database")]
     Migration {
@@ -105,12 +116,16 @@ pub enum MigrateError {
 /// [`MigrateError::Newer`] for a database that a newer build has migrated; otherwise what refinery or Postgres refused.
 pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>, MigrateError> {
     // refinery takes no lock: two runs at once would both see an empty history.
-    lock(client, database).await.map_err(|source| MigrateError::Lock { database, source })?;
-    let outcome = database.history().run_async(client).await;
+    let failed = |source| MigrateError::Lock { database, source };
+    lock(client, database).await.map_err(failed)?;
+    let outcome = match owner(client).await.map_err(failed)? {
+        Some(holds) if holds != database => Err(MigrateError::OfAnother { database, holds }),
+        _ => database.history().run_async(client).await.map_err(|source| refused(database, source)),
+    };
     let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
 
-    let report = outcome.map_err(|source| refused(database, source))?;
-    unlocked.map_err(|source| MigrateError::Lock { database, source })?;
+    let report = outcome?;
+    unlocked.map_err(failed)?;
     Ok(report
         .applied_migrations()
         .iter()
@@ -128,6 +143,18 @@ async fn lock(client: &Client, database: Database) -> Result<(), tokio_postgres:
         client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     }
     Ok(())
+}
+
+/// The service whose tables a database holds, if it is one of ours: the first migration is the same for all, the second is
+/// called after the service.
+async fn owner(client: &Client) -> Result<Option<Database>, tokio_postgres::Error> {
+    let there: bool = client.query_one("SELECT to_regclass('refinery_schema_history') IS NOT NULL", &[]).await?.get(0);
+    if !there {
+        return Ok(None);
+    }
+    let second = client.query_opt("SELECT name FROM refinery_schema_history WHERE version = 2", &[]).await?;
+    let name: Option<String> = second.and_then(|row| row.get(0));
+    Ok(Database::ALL.into_iter().find(|database| name.as_deref() == Some(database.name())))
 }
 
 fn refused(database: Database, source: refinery::Error) -> MigrateError {
@@ -159,6 +186,14 @@ histories! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_second_migration_is_called_after_its_service() {
+        for database in Database::ALL {
+            let named = |migration: &&refinery::Migration| migration.version() == 2 && migration.name() == database.name();
+            assert_eq!(database.history().get_migrations().iter().filter(named).count(), 1, "migrations/{database}");
+        }
+    }
 
     #[test]
     fn every_history_counts_up_from_one_without_a_gap() {

@@ -472,6 +472,7 @@ async fn recover<S: Service>(
         }
         Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
         Verdict::Unavailable => {
+            inner.database.note(error);
             tracing::warn!(service.name = S::NAME, error = describe(error), "the database takes no writes");
             inner.commits.failed();
             for Placed { queued, .. } in placed {

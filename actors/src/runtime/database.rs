@@ -1,10 +1,15 @@
 //! Connections to a service's Postgres: a pool for reads, single sessions for those who commit.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use bb8::{Pool, PooledConnection};
+use bb8::{ErrorSink, Pool, PooledConnection, RunError};
 use bb8_postgres::PostgresConnectionManager;
-use tokio_postgres::{Client, Config, config::TargetSessionAttrs};
+use tokio_postgres::{Client, Config, config::TargetSessionAttrs, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::entity::Failure;
@@ -24,6 +29,46 @@ pub struct Database {
     config: Config,
     tls: MakeRustlsConnect,
     pool: Pool<Manager>,
+    troubles: Troubles,
+}
+
+/// The last trouble of each kind, for callers who would otherwise only see that there is no answer.
+#[derive(Clone, Debug, Default)]
+struct Troubles(Arc<Mutex<[Option<(Instant, String)>; 2]>>);
+
+/// The kinds of it.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// There is no connection.
+    Connecting,
+    /// There is one, and no room for what is written.
+    DiskFull,
+}
+
+/// Older trouble explains nothing: the pool tries again all the time, and a lease is renewed every second.
+const TROUBLE_AGE_MAX: Duration = Duration::from_secs(5);
+
+impl Troubles {
+    fn note(&self, trouble: Trouble, reason: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[trouble as usize] = Some((Instant::now(), reason));
+    }
+
+    fn recent(&self, trouble: Trouble) -> Option<String> {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = noted[trouble as usize].as_ref().filter(|(at, _)| at.elapsed() < TROUBLE_AGE_MAX);
+        recent.map(|(_, reason)| reason.clone())
+    }
+}
+
+/// The pool tells of every attempt that failed, while those who wait for a connection hear of none.
+impl ErrorSink<tokio_postgres::Error> for Troubles {
+    fn sink(&self, error: tokio_postgres::Error) {
+        self.note(Trouble::Connecting, describe(&error));
+    }
+
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<tokio_postgres::Error>> {
+        Box::new(self.clone())
+    }
 }
 
 /// How many reading connections, and how long to wait for one.
@@ -50,13 +95,15 @@ impl Database {
         let mut pooled = config.clone();
         pooled.application_name(name).connect_timeout(Duration::from_secs(2));
         let manager = PostgresConnectionManager::new(pooled, tls.clone());
+        let troubles = Troubles::default();
         let pool = Pool::builder()
+            .error_sink(Box::new(troubles.clone()))
             .max_size(size.connections_max)
             .connection_timeout(size.wait_max)
             // A round trip per checkout would double the cost of a read; a dead connection shows on use.
             .test_on_check_out(false)
             .build_unchecked(manager);
-        Self { config, tls, pool }
+        Self { config, tls, pool, troubles }
     }
 
     /// A connection for reading.
@@ -65,12 +112,34 @@ impl Database {
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
         loop {
-            let pooled =
-                self.pool.get().await.map_err(|error| Failure::Unavailable(format!("no database connection: {error}")))?;
+            let pooled = self.pool.get().await.map_err(|error| {
+                let reason = match error {
+                    RunError::User(error) => describe(&error),
+                    RunError::TimedOut => self.unreachable().unwrap_or_else(|| "all of them stayed busy".to_owned()),
+                };
+                Failure::Unavailable(format!("no database connection: {reason}"))
+            })?;
             // Sessions that a server ended go back as broken when dropped; without the round trip this much is known.
             if !pooled.is_closed() {
                 return Ok(pooled);
             }
+        }
+    }
+
+    /// Why the last attempts to connect failed, if they did.
+    pub fn unreachable(&self) -> Option<String> {
+        self.troubles.recent(Trouble::Connecting)
+    }
+
+    /// What the server said when it had no room for a write just now, if it did.
+    pub fn disk_full(&self) -> Option<String> {
+        self.troubles.recent(Trouble::DiskFull)
+    }
+
+    /// Takes note of what a write came back with.
+    pub fn note(&self, error: &tokio_postgres::Error) {
+        if error.code() == Some(&SqlState::DISK_FULL) {
+            self.troubles.note(Trouble::DiskFull, describe(error));
         }
     }
 
@@ -116,6 +185,29 @@ impl From<tokio_postgres::Error> for Failure {
 pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{}: {}", db.code().code(), db.message()),
-        None => error.to_string(),
+        // The network's own words: without them a refused connection is "error connecting to server".
+        None => match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_refused_is_named_as_such() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(port).user("x").dbname("x");
+        let database = Database::new(config, "test", PoolSize { connections_max: 1, wait_max: Duration::from_millis(300) });
+        assert_eq!(database.unreachable(), None, "nobody has tried yet");
+        let Err(Failure::Unavailable(reason)) = database.get().await else { panic!("nobody listens there") };
+        assert!(reason.contains("Connection refused"), "{reason}");
+        assert!(database.unreachable().is_some_and(|reason| reason.contains("Connection refused")));
     }
 }

@@ -1,10 +1,16 @@
 //! How a command reaches a running node: its admin socket, or its gateway with an administrator's token.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use nix::unistd::{Uid, User};
 use reqwest::{Method, RequestBuilder, Response, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -123,6 +129,7 @@ impl Client {
             return anyhow::Error::from(error).context("the connection to the node broke");
         }
         match &self.target {
+            Target::Local(data) if is_forbidden(&error) => forbidden(data),
             Target::Local(data) => anyhow!(
                 "no node runs with the data folder {}: start one with `rookery up`, or say where one runs with --data-dir DIR or \
                  --node URL",
@@ -131,6 +138,31 @@ impl Client {
             Target::Remote { url, .. } => anyhow::Error::from(error).context(format!("no node answers at {url}")),
         }
     }
+}
+
+/// Whether the way to a socket is closed to us, which says nothing of whether somebody listens there.
+fn is_forbidden(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.kind() == io::ErrorKind::PermissionDenied;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn forbidden(data: &Path) -> anyhow::Error {
+    let owner = std::fs::metadata(data).ok().map(|folder| {
+        let name = User::from_uid(Uid::from_raw(folder.uid())).ok().flatten().map(|user| user.name);
+        name.unwrap_or_else(|| folder.uid().to_string())
+    });
+    let whose = owner.map_or_else(|| "is not yours".to_owned(), |owner| format!("belongs to the user {owner}"));
+    anyhow!(
+        "the data folder {} {whose}, and its node listens to that user and to root alone: run this as one of them, or as an \
+         administrator with --node URL",
+        data.display()
+    )
 }
 
 /// The pairs of a flat query, whose words need no escapes but the slash.

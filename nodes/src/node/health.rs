@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,8 +17,9 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
+use nix::sys::statvfs::statvfs;
 use rookery_actors::{
-    runtime::{Router, Runtime},
+    runtime::{Database, Router, Runtime},
     service::Service,
     supervisor::SupervisorRef,
 };
@@ -41,11 +43,15 @@ use crate::{
 
 /// A probe that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A data folder with less room makes the node degraded: a private Postgres takes up to 1 GiB for its log alone, some 16 MiB at
+/// a time.
+const DISK_LOW_MIB: u64 = 256;
 /// A bridge further behind than this makes the node degraded.
 const LAG_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct NodeHealth {
     started: Instant,
+    data_dir: PathBuf,
     services: Vec<Box<dyn Probed>>,
     /// The gateway needs them all.
     is_gateway: bool,
@@ -93,20 +99,7 @@ impl<S: Service> Probed for OnThisNode<S> {
     }
 
     fn database(&self) -> BoxFuture<'_, Probe> {
-        async move {
-            let began = Instant::now();
-            let ask = async {
-                let client = self.runtime.database().get().await.map_err(|failure| failure.to_string())?;
-                client.simple_query("SELECT 1").await.map_err(|error| error.to_string())
-            };
-            let (status, detail) = match tokio::time::timeout(PATIENCE, ask).await {
-                Ok(Ok(_)) => (Status::Ok, None),
-                Ok(Err(reason)) => (Status::Failed, Some(reason)),
-                Err(_) => (Status::Failed, Some("no answer within a second".to_owned())),
-            };
-            Probe { status, latency_ms: Some(began.elapsed().as_secs_f64() * 1e3), detail }
-        }
-        .boxed()
+        look_at_database(self.runtime.database()).boxed()
     }
 
     fn serving(&self, all: bool) -> Probe {
@@ -147,6 +140,7 @@ impl NodeHealth {
         let (is_gateway, is_alone) = (config.node.roles.has(Role::Gateway), config.is_alone());
         Self {
             started,
+            data_dir: config.data_dir.clone(),
             services,
             is_gateway,
             is_alone,
@@ -199,6 +193,7 @@ impl Health for NodeHealth {
                 let probe = Probe { status, latency_ms: None, detail };
                 probes.insert(format!("{consumer}.events.{}", topic.service()), probe);
             }
+            probes.insert("disk".to_owned(), look_at_disk(&self.data_dir));
             if let Some(probe) = &self.kafka {
                 probes.insert("kafka".to_owned(), look_at_kafka(probe).await);
             }
@@ -229,12 +224,49 @@ fn reach(routes: &Routes, service: &'static str) -> Probe {
     Probe { status, latency_ms: None, detail }
 }
 
+/// Whether a database answers, and why not: the pool alone knows why it cannot connect.
+async fn look_at_database(database: &Database) -> Probe {
+    let began = Instant::now();
+    let ask = async {
+        let client = database.get().await.map_err(|failure| failure.to_string())?;
+        client.simple_query("SELECT 1").await.map_err(|error| error.to_string())
+    };
+    let (status, detail) = match tokio::time::timeout(PATIENCE, ask).await {
+        // The lease, which is written too, decides whether the node can still serve.
+        Ok(Ok(_)) => match database.disk_full() {
+            Some(reason) => (Status::Degraded, Some(format!("it takes no writes, its disk is full ({reason})"))),
+            None => (Status::Ok, None),
+        },
+        Ok(Err(reason)) => (Status::Failed, Some(reason)),
+        Err(_) => {
+            let reason = database.unreachable().unwrap_or_else(|| "no answer within a second".to_owned());
+            (Status::Failed, Some(reason))
+        }
+    };
+    Probe { status, latency_ms: Some(Probe::milliseconds(began.elapsed())), detail }
+}
+
+/// How much room the data folder has. A private Postgres stops when there is none, and so do the indexes.
+fn look_at_disk(data: &Path) -> Probe {
+    const MIB: u64 = 1 << 20;
+    let detail = match statvfs(data) {
+        Ok(disk) => match disk.blocks_available() * disk.fragment_size() / MIB {
+            0 => Some("the disk of the data folder is full".to_owned()),
+            left @ 1..DISK_LOW_MIB => Some(format!("the disk of the data folder is almost full: {left} MiB are left")),
+            _ => None,
+        },
+        Err(error) => Some(format!("the disk of the data folder does not say how full it is: {error}")),
+    };
+    let status = if detail.is_some() { Status::Degraded } else { Status::Ok };
+    Probe { status, latency_ms: None, detail }
+}
+
 /// Without Kafka everything works but freshness: degraded, not unready.
 async fn look_at_kafka(probe: &Arc<kafka::client::Probe>) -> Probe {
     let probe = Arc::clone(probe);
     let looked = tokio::task::spawn_blocking(move || probe.latency(PATIENCE)).await;
     match looked {
-        Ok(Ok(latency)) => Probe { status: Status::Ok, latency_ms: Some(latency.as_secs_f64() * 1e3), detail: None },
+        Ok(Ok(latency)) => Probe { status: Status::Ok, latency_ms: Some(Probe::milliseconds(latency)), detail: None },
         Ok(Err(error)) => Probe { status: Status::Degraded, latency_ms: None, detail: Some(error.to_string()) },
         Err(_) => Probe { status: Status::Degraded, latency_ms: None, detail: Some("the look at Kafka ended badly".to_owned()) },
     }
@@ -293,5 +325,38 @@ impl Serving {
         for task in self.tasks {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rookery_actors::runtime::PoolSize;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_that_refuses_connections_is_not_said_to_be_slow() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(port).user("x").password("hunter2").dbname("x");
+        let probe = look_at_database(&Database::new(config, "test", PoolSize::default())).await;
+        let detail = probe.detail.unwrap();
+        assert!(probe.status == Status::Failed && detail.contains("Connection refused"), "{detail}");
+        assert!(!detail.contains("hunter2"), "{detail}");
+    }
+
+    #[test]
+    fn a_time_has_no_digits_that_nobody_measured() {
+        assert_eq!(serde_json::to_string(&Probe::milliseconds(Duration::from_nanos(4_941_850))).unwrap(), "4.941");
+        assert_eq!(Probe::milliseconds(Duration::from_secs(2)), 2_000.0);
+    }
+
+    #[test]
+    fn a_disk_says_when_it_is_full() {
+        let here = std::env::temp_dir();
+        assert!(look_at_disk(&here).status <= Status::Degraded);
+        assert!(look_at_disk(Path::new("/proc")).detail.unwrap().contains("is full"), "it has no room at all");
     }
 }

@@ -89,6 +89,9 @@ impl<S: Service> Member<S> {
                 _ = stopped.changed() => break,
             };
             if let Err(error) = step.unwrap_or(Err(DirectoryError::Timeout(patience))) {
+                if let DirectoryError::Database(error) = &error {
+                    self.runtime.database().note(error);
+                }
                 tracing::warn!(service.name = S::NAME, %error, "the membership could not be renewed");
                 self.looking.blink();
                 let silent = matches!(error, DirectoryError::Timeout(_));

@@ -66,6 +66,7 @@ async fn a_node_serves_what_its_roles_say_and_opens_the_ports_for_it_alone() {
     eventually("its links are there", async || is_ready(&gateway, url).await).await;
     let mut needed =
         ["comments", "posts", "search", "users"].map(|of| [format!("{of}.database"), format!("{of}.nodes")]).concat();
+    needed.push("disk".to_owned());
     needed.sort();
     assert_eq!(self::probes(&gateway, url).await, needed, "no shards, no bridges");
     assert!(!gateway.greeting.contains("posts 127"), "no health port of a service that it does not have");
@@ -112,7 +113,7 @@ async fn is_ready(node: &Running, url: &str) -> bool {
     node.get(&format!("{url}/readyz")).await.0 == 200
 }
 
-async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     testing::eventually(Duration::from_secs(20), what, condition).await;
 }
 
