@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of HTTP, of Kafka's client, or of other nodes.
 
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic when nobody reads: log it")]
+
 pub mod authors;
 pub mod caller;
 pub mod comments;

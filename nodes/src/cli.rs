@@ -12,8 +12,9 @@ mod scale;
 mod show;
 mod up;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rookery_actors::event::Source;
 
@@ -24,8 +25,9 @@ use self::{
 };
 use crate::{
     admin::dlt::Wanted,
-    config::{Config, ConfigErrors, NodeName, Roles},
+    config::{self, Config, ConfigErrors, NodeName, Roles, UnknownVariable},
     fleet::NODES_MAX,
+    terminal::{self, note_line},
 };
 
 const EXAMPLES: &str = "\
@@ -40,11 +42,11 @@ Examples:
   rookery status --node https://rookery.example --token TOKEN
                                             how a node elsewhere is
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 (status) some shard is served by nobody.";
 
 /// A social platform's back end in which every user, post and comment thread is a supervised actor.
 #[derive(Debug, Parser)]
-#[command(name = "rookery", version, after_help = EXAMPLES)]
+#[command(name = "rookery", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", config::variables_help()))]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -87,7 +89,7 @@ enum Command {
     Import(Reached<Import>),
     /// Build the search documents and indexes anew from what is stored; the old ones serve meanwhile.
     Reindex(Reach),
-    /// How the cluster is: nodes, services, shards, what is behind.
+    /// How the cluster is: nodes, services, shards, what is behind. Exit code 3: some shard is served by nobody.
     Status(Reached<Json>),
     /// Add or remove nodes of a running `rookery up --nodes`, until there are so many; their shards move.
     Scale(Scale),
@@ -221,6 +223,8 @@ enum GrantableRole {
 enum Exit {
     Done,
     Failed,
+    /// There is an answer, and it says that some shard is served by nobody.
+    Unserved,
 }
 
 impl From<Exit> for ExitCode {
@@ -228,50 +232,52 @@ impl From<Exit> for ExitCode {
         match exit {
             Exit::Done => Self::SUCCESS,
             Exit::Failed => Self::FAILURE,
+            Exit::Unserved => Self::from(UNSERVED),
         }
     }
 }
 
 /// Wrong usage or configuration, as clap says it.
 const USAGE: u8 = 2;
+/// `status` has found a shard that nobody serves; another code than that of a node which does not answer at all.
+const UNSERVED: u8 = 3;
 
 impl Cli {
     /// Does what was asked for.
     pub fn run(self) -> ExitCode {
-        let config = match self.global.config() {
-            Ok(config) => config,
-            Err(errors) => return wrong(&errors),
-        };
-        match self.command.unwrap_or(Command::Up(Up { nodes: 1 })) {
-            Command::Config(ConfigCommand::Check) => {
-                print(&config.render());
-                ExitCode::SUCCESS
-            }
-            Command::Up(Up { nodes: 1 }) => checked(config, Config::check_whole, up::run),
-            Command::Up(Up { nodes }) => {
-                checked(config, Config::check_whole, |config| up::run_several(config, self.global.config, nodes))
-            }
-            Command::Node(Node { name, roles }) => {
-                let node =
-                    crate::config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) };
+        let Self { global, command } = self;
+        let command = command.unwrap_or(Command::Up(Up { nodes: 1 }));
+        if !matches!(command, Command::Up(_) | Command::Node(_)) {
+            // A node says it in its log.
+            warn_of(&config::unknown_variables());
+        }
+        match command {
+            Command::Config(ConfigCommand::Check) => configured(&global, |config| {
+                terminal::answer(config.render());
+                told(Ok(Exit::Done))
+            }),
+            Command::Up(Up { nodes: 1 }) => started(&global, |config| checked(config, Config::check_whole, up::run)),
+            Command::Up(Up { nodes }) => started(&global, |config| {
+                checked(config, Config::check_whole, |config| up::run_several(config, global.config.clone(), nodes))
+            }),
+            Command::Node(Node { name, roles }) => started(&global, |config| {
+                let node = config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) };
                 checked(Config { node, ..config }, Config::check_member, up::run)
-            }
-            Command::Migrate => ended(in_runtime(migrate::run(&config))),
-            Command::Chaos(chaos) => ended(in_runtime(chaos.run())),
-            Command::Import(Reached { what, reach }) => ended(ask(&config, reach, async |node| what.run(&node).await)),
-            Command::Reindex(reach) => ended(ask(&config, reach, async |node| administer::reindex(&node).await)),
-            Command::Status(Reached { what, reach }) => {
-                ended(ask(&config, reach, async |node| administer::status(&node, what).await))
-            }
-            Command::Scale(Scale { nodes }) => ended(ask(&config, Reach::default(), async |node| scale::run(&node, nodes).await)),
+            }),
+            Command::Migrate => configured(&global, |config| told(in_runtime(migrate::run(&config)))),
+            Command::Chaos(chaos) => told(in_runtime(chaos.run())),
+            Command::Import(Reached { what, reach }) => ask(&global, reach, async |node| what.run(&node).await),
+            Command::Reindex(reach) => ask(&global, reach, async |node| administer::reindex(&node).await),
+            Command::Status(Reached { what, reach }) => ask(&global, reach, async |node| administer::status(&node, what).await),
+            Command::Scale(Scale { nodes }) => ask(&global, Reach::default(), async |node| scale::run(&node, nodes).await),
             Command::Keys(Commanded { command, reach }) => {
-                ended(ask(&config, reach, async |node| administer::keys(&node, command).await))
+                ask(&global, reach, async |node| administer::keys(&node, command).await)
             }
             Command::Dlt(Commanded { command, reach }) => {
-                ended(ask(&config, reach, async |node| administer::dead_letters(&node, command).await))
+                ask(&global, reach, async |node| administer::dead_letters(&node, command).await)
             }
             Command::Admin(Commanded { command, reach }) => {
-                ended(ask(&config, reach, async |node| administer::admin(&node, command).await))
+                ask(&global, reach, async |node| administer::admin(&node, command).await)
             }
         }
     }
@@ -285,22 +291,48 @@ impl Global {
         }
         Ok(config)
     }
+
+    /// Where the node of this machine keeps its files; nothing else of the configuration is looked at if it is given.
+    fn data_dir(&self) -> Result<PathBuf, ConfigErrors> {
+        match &self.data_dir {
+            Some(given) => Ok(given.clone()),
+            None => Ok(self.config()?.data_dir),
+        }
+    }
 }
 
 /// Has a running node carry out a command.
-fn ask(config: &Config, reach: Reach, command: impl AsyncFnOnce(Client) -> anyhow::Result<Exit>) -> anyhow::Result<Exit> {
-    let client = Client::new(reach.target(config))?;
-    in_runtime(command(client))
+fn ask(global: &Global, reach: Reach, command: impl AsyncFnOnce(Client) -> anyhow::Result<Exit>) -> ExitCode {
+    match reach.target(|| global.data_dir()) {
+        Ok(target) => told(Client::new(target).and_then(|client| in_runtime(command(client)))),
+        Err(errors) => wrong(&errors),
+    }
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?));
+    terminal::answer(format_args!("{}\n", serde_json::to_string_pretty(value)?));
     Ok(())
 }
 
-/// Prints, unless nobody reads any more: `rookery status | head` is no failure.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Runs what needs the configuration.
+fn configured(global: &Global, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match global.config() {
+        Ok(config) => run(config),
+        Err(errors) => wrong(&errors),
+    }
+}
+
+/// The same for what is a node. If it cannot start, a variable that nobody knows may be why.
+fn started(global: &Global, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    let code = configured(global, run);
+    if code == ExitCode::from(USAGE) {
+        warn_of(&config::unknown_variables());
+    }
+    code
+}
+
+fn warn_of(unknown: &[UnknownVariable]) {
+    unknown.iter().for_each(|variable| note_line!("warning: {variable}"));
 }
 
 /// Runs what a configuration is for, if it is fit for that.
@@ -316,7 +348,7 @@ fn checked(
 }
 
 fn wrong(errors: &ConfigErrors) -> ExitCode {
-    eprintln!("error: {errors}");
+    note_line!("error: {errors}");
     ExitCode::from(USAGE)
 }
 
@@ -324,11 +356,19 @@ fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Re
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
 }
 
+/// How a command ends that answers: not well, if the answer is lost.
+fn told(result: anyhow::Result<Exit>) -> ExitCode {
+    ended(result.and_then(|exit| {
+        terminal::delivered().context("the answer cannot be written")?;
+        Ok(exit)
+    }))
+}
+
 fn ended(result: anyhow::Result<Exit>) -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note_line!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

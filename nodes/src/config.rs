@@ -13,6 +13,7 @@ mod place;
 mod sections;
 mod source;
 mod types;
+mod variables;
 mod visitors;
 
 use std::{
@@ -31,6 +32,7 @@ pub use types::{
     Broker, ClusterSecret, CorsOrigin, DatabaseUrl, HostPort, LogFilter, LogFormat, NodeName, Password, Role, Roles,
     SaslMechanism,
 };
+pub use variables::{PG_BIN, TOKEN, UnknownVariable, is_known_variable, variables_help};
 
 pub(crate) use source::variable;
 
@@ -39,6 +41,13 @@ use visitors::{Reader, Renderer};
 
 /// The file that is read when none is named and it exists.
 pub const DEFAULT_FILE: &str = "cluster.toml";
+
+/// The variables of this process's environment that look like ours, and that nobody reads.
+pub fn unknown_variables() -> Vec<UnknownVariable> {
+    let environment: Vec<_> =
+        env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect();
+    variables::unknown(environment.iter().map(|(name, value)| (&**name, &**value)), &mut Config::default())
+}
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]

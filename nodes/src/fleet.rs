@@ -7,11 +7,7 @@ mod admin;
 mod environment;
 mod keeper;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
 use tokio::sync::Mutex;
@@ -58,6 +54,7 @@ impl Fleet {
     /// What could not be started; everything else is stopped again.
     pub async fn start(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Self> {
         let data = DataDir::lock(&config.data_dir)?;
+        crate::node::tell_of_new(&data);
         secret::of(&config, data.path())?;
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
@@ -96,8 +93,8 @@ impl Fleet {
     }
 
     /// Where the nodes' files are.
-    pub fn data_dir(&self) -> &Path {
-        self.data.path()
+    pub fn data_dir(&self) -> &DataDir {
+        &self.data
     }
 
     /// Ends when the private Postgres has died and could not be brought back.

@@ -1,5 +1,7 @@
 //! A running Rookery: ownership, event bridges, embedded Postgres, configuration, the command line.
 
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic when nobody reads: use `terminal`")]
+
 pub mod admin;
 pub mod bridge;
 pub mod chaos;
@@ -12,6 +14,7 @@ pub mod kafka;
 pub mod links;
 pub mod migrate;
 pub mod node;
+mod open_files;
 pub mod ownership;
 pub mod placement;
 pub mod postgres;
@@ -21,5 +24,6 @@ pub mod report;
 pub mod routing;
 mod secret;
 pub mod telemetry;
+mod terminal;
 pub mod testing;
 pub mod user_news;

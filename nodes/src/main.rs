@@ -1,5 +1,7 @@
 //! The `rookery` binary: see [`rookery::cli`].
 
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic when nobody reads: use `rookery::cli`")]
+
 mod allocator;
 
 use std::process::ExitCode;

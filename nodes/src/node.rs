@@ -124,6 +124,9 @@ impl Node {
         let started = Instant::now();
         let roles = &config.node.roles;
         let data = DataDir::lock(&config.data_dir)?;
+        if config.is_alone() {
+            tell_of_new(&data);
+        }
         let secrets = secret::of(&config, data.path())?;
         // The sockets first: a port in use is found before anything else is started, and nobody is refused later.
         let socket = match roles.has(Role::Gateway) {
@@ -204,8 +207,8 @@ impl Node {
     }
 
     /// Where the node keeps its files.
-    pub fn data_dir(&self) -> &std::path::Path {
-        self.data.path()
+    pub fn data_dir(&self) -> &DataDir {
+        &self.data
     }
 
     /// The bridges, for status.
@@ -271,6 +274,13 @@ impl Node {
         self.ports.stop();
         self.databases.stop().await;
         drop(self.data);
+    }
+}
+
+/// Says that a folder holds nothing yet: a start in another place than usual has lost nothing.
+pub(crate) fn tell_of_new(data: &DataDir) {
+    if data.is_new() {
+        tracing::info!("began the new data folder {}", data.path().display());
     }
 }
 

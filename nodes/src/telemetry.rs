@@ -144,10 +144,13 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse(filter.as_str()).expect("a LogFilter was parsed when it was made");
+    // A line that cannot be written is lost. Told of by `eprintln!`, as it would be, it would panic there where it was logged:
+    // on a full disk, or when the terminal has gone.
+    let layer = fmt::layer().log_internal_errors(false);
     let lines = match format {
-        Format::Human { colours } => fmt::layer().with_ansi(colours).with_writer(writer).boxed(),
+        Format::Human { colours } => layer.with_ansi(colours).with_writer(writer).boxed(),
         // Flat, so that a field is found under the dotted name that the code gives it.
-        Format::Json => fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
+        Format::Json => layer.json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(filter_fn(bearable)).with(lines)
 }

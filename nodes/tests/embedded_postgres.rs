@@ -74,6 +74,32 @@ async fn a_restart_keeps_the_data() {
     postgres.stop().await;
 }
 
+/// A start that is killed while it makes the database leaves a child of initdb behind, which still writes there.
+#[tokio::test]
+async fn a_first_start_that_was_killed_is_repeated_at_once() {
+    let folder = data_folder();
+    let unfinished = ["postgres.making", "postgres.making-x7c"].map(|name| folder.path().join(name));
+    let writers = unfinished.clone().map(|unfinished| {
+        fs::create_dir(&unfinished).unwrap();
+        fs::write(unfinished.join("PG_VERSION"), "15").unwrap();
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            for n in 0.. {
+                let written = fs::write(unfinished.join(n.to_string()), "");
+                if written.is_err() || began.elapsed() > Duration::from_millis(300) {
+                    return;
+                }
+            }
+        })
+    });
+
+    let (_data, postgres) = start(folder.path()).await;
+    write_one(&postgres).await;
+    postgres.stop().await;
+    writers.map(|writer| writer.join().unwrap());
+    assert!(!unfinished.iter().any(|folder| folder.exists()), "what was never finished is gone");
+}
+
 #[tokio::test]
 async fn a_database_that_an_old_folder_lacks_is_added() {
     let folder = data_folder();
@@ -393,6 +419,17 @@ async fn a_database_of_a_newer_build_is_refused() {
         .unwrap();
     let refusal = migrate::run(&mut client, Database::Posts).await.unwrap_err();
     assert!(matches!(refusal, migrate::MigrateError::Newer { version: 9000, .. }), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_database_of_another_service_is_named_and_left_as_it_is() {
+    let config = TestPostgres::shared().fresh_database(Database::Users).await;
+    let mut client = connect(&config).await;
+    let refusal = migrate::run(&mut client, Database::Posts).await.unwrap_err();
+    let said = refusal.to_string();
+    assert!(said.contains("holds the tables of users, not those of posts") && said.contains("swapped"), "{said}");
+    // It is not locked either.
+    assert_eq!(migrate::run(&mut connect(&config).await, Database::Users).await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -125,6 +125,49 @@ fn users_posts_and_comments_are_imported_and_bad_lines_are_reported() {
     assert_eq!(rookery(data, &["admin", "grant", "nobody", "admin"]).status.code(), Some(1));
 }
 
+/// As in `rookery import x 2>&1 | true`.
+#[test]
+fn an_import_goes_on_when_nobody_reads_what_it_says() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let data = folder.path();
+    let _node = Node::start(data);
+    let bad = (0..30).map(|_| "nonsense".to_owned());
+    write(&data.join("posts.jsonl"), bad.chain((0..50).map(|n| post(n).to_string())));
+
+    let mut importer = Command::new(ROOKERY);
+    importer.args(["import", "posts.jsonl", "--data-dir"]).arg(data).current_dir(data);
+    let mut importer = importer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary is built");
+    drop((importer.stdout.take(), importer.stderr.take()));
+    assert!(importer.wait().expect("it was ours").success());
+
+    let again = said(&rookery(data, &["import", "posts.jsonl"]));
+    assert!(again.contains("already there  50") && again.contains("bad lines      30"), "{again}");
+}
+
+/// A disk that is full must not look like an answer that was given.
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let output = Command::new(ROOKERY).args(["config", "check"]).stdout(full).output().expect("the binary is built");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("the answer cannot be written: No space left on device"), "{}", said(&output));
+}
+
+#[test]
+fn a_byte_order_mark_costs_no_record() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let data = folder.path();
+    let _node = Node::start(data);
+    let lines = [
+        json!({"type": "user", "username": "grace", "created_at": 1}).to_string(),
+        json!({"type": "post", "source_id": "p", "author": "grace", "title": "Nanoseconds", "created_at": 2}).to_string(),
+        json!({"type": "comment", "post": "p", "author": "grace", "body": "one", "created_at": 3}).to_string(),
+    ];
+    write(&data.join("marked.jsonl"), [format!("\u{FEFF}{}", lines[0]), lines[1].clone(), format!("\u{FEFF}{}", lines[2])]);
+    let imported = rookery(data, &["import", "marked.jsonl", "--strict"]);
+    assert!(imported.status.success() && said(&imported).contains("imported       3"), "{}", said(&imported));
+}
+
 #[test]
 fn without_a_node_a_command_says_how_to_get_one() {
     let _turn = Turn::wait(2);

@@ -93,6 +93,14 @@ fn no_file_names_a_developers_machine() {
 }
 
 #[test]
+fn every_variable_that_is_read_is_known_where_unknown_ones_are_named() {
+    // They name what nobody knows on purpose.
+    let apart = ["nodes/src/config/variables.rs", "nodes/tests/nodes/edges.rs"];
+    let files = tracked().into_iter().filter(|(path, _)| !apart.contains(&&**path));
+    assert_tidy(complaints(files, unknown_variables));
+}
+
+#[test]
 fn every_dependency_has_one_version() {
     let workspace = manifest("Cargo.toml");
     let table = table(&workspace, &["workspace", "dependencies"]);
@@ -221,6 +229,14 @@ fn machine_paths(text: &str) -> Vec<String> {
 }
 
 /// Dependencies of a member that do not come from the workspace table.
+/// Variables of ours that are no knobs, and are not in the list of those.
+fn unknown_variables(text: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let names = text.split(|c: char| !is_part(c)).filter(|name| name.starts_with("ROOKERY_") && !name.starts_with("ROOKERY__"));
+    let unknown = names.filter(|name| !name.ends_with('_') && !rookery::config::is_known_variable(name));
+    unknown.map(|name| format!("{name} is not among the variables in nodes/src/config/variables.rs")).collect()
+}
+
 fn own_versions(manifest: &Table) -> Vec<String> {
     ["dependencies", "dev-dependencies", "build-dependencies"]
         .iter()
@@ -441,6 +457,12 @@ mod the_rules_can_fail {
     #[test]
     fn a_path_of_the_web_is_nobodys_machine() {
         assert!(machine_paths("https://example.org/home/ and $HOME/work and /homework/").is_empty());
+    }
+
+    #[test]
+    fn a_variable_that_is_not_listed() {
+        assert_eq!(unknown_variables("env::var(\"ROOKERY_SPEED\")").len(), 1);
+        assert_eq!(unknown_variables("ROOKERY_TOKEN, ROOKERY__DATA_DIR, ROOKERY_TEST_SEED"), [""; 0]);
     }
 
     #[test]

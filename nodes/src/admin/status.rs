@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{Json, extract::State};
 use futures_util::future::join_all;
 use rookery_actors::ids::{Epoch, Incarnation, Seq, ShardId};
+use rookery_gateway::health::Probe;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -114,6 +115,32 @@ pub struct BridgeStatus {
     pub outside: Vec<String>,
 }
 
+impl Status {
+    /// Whether every shard of every service is served.
+    pub fn is_served(&self) -> bool {
+        self.services.iter().all(|service| self.unserved(service) == 0)
+    }
+
+    /// Shards of a service that nobody serves: no living node owns them, or one that has fallen silent or has no lease.
+    pub fn unserved(&self, service: &ServiceStatus) -> usize {
+        let serves = |node: &&NodeStatus| {
+            // A member that begins has said nothing yet.
+            let report = node.report.services.get(&service.service);
+            !matches!(node.state.as_str(), "suspect" | "dead") && report.is_none_or(|report| report.serving)
+        };
+        if service.database_ms.is_none() {
+            // Who owns what is not known, and no lease is renewed: those that still hold are about to end.
+            let has_role = |node: &&NodeStatus| node.report.services.contains_key(&service.service);
+            let is_served = self.nodes.iter().filter(has_role).any(|node| serves(&node));
+            return if is_served { 0 } else { usize::from(service.shards) };
+        }
+        let idle: Vec<&str> = self.nodes.iter().filter(|node| !serves(node)).map(|node| &*node.name).collect();
+        let owned = self.shards.iter().filter(|shard| shard.service == service.service);
+        let by_the_idle = owned.filter(|shard| shard.owner.as_deref().is_some_and(|owner| idle.contains(&owner)));
+        usize::from(service.shards).saturating_sub(service.shards_owned) + by_the_idle.count()
+    }
+}
+
 pub(super) async fn status(axum::extract::State(admin): State<Arc<Admin>>) -> Json<Status> {
     let asked = admin.services.iter().map(|service| async {
         let answer = directory::ask(service.database()).await;
@@ -195,7 +222,7 @@ fn summary(service: &dyn Administered, told: Option<&Directory>, nodes: &[NodeSt
         lag: lags(shards).map(|(_, lag)| lag).sum(),
         entities: total(|report| report.entities),
         bytes: total(|report| report.bytes),
-        database_ms: told.map(|told| told.latency.as_secs_f64() * 1e3),
+        database_ms: told.map(|told| Probe::milliseconds(told.latency)),
         dead_letters: told.map(|told| told.dead_letters),
     }
 }
@@ -253,6 +280,58 @@ mod tests {
     #[test]
     fn a_node_whose_process_was_seen_to_end_is_dead_at_once() {
         assert_eq!(state(Some(&said(report::State::Dead, 0)), false, false), "dead");
+    }
+
+    /// Two shards of posts with these owners.
+    fn cluster(nodes: Vec<NodeStatus>, owners: [Option<&str>; 2], database_ms: Option<f64>) -> Status {
+        let shard = |n: u16, owner: Option<&str>| ShardStatus {
+            service: "posts".to_owned(),
+            shard: ShardId(n),
+            owner: owner.map(str::to_owned),
+            epoch: 1,
+            lag: None,
+        };
+        let service = ServiceStatus {
+            service: "posts".to_owned(),
+            shards: 2,
+            shards_owned: owners.iter().flatten().count(),
+            shards_moving: 0,
+            shards_unowned: 0,
+            head: 0,
+            lag: None,
+            entities: 0,
+            bytes: 0,
+            database_ms,
+            dead_letters: None,
+        };
+        let shards = vec![shard(0, owners[0]), shard(1, owners[1])];
+        Status { nodes, services: vec![service], bridges: Vec::new(), shards, moves: Vec::new() }
+    }
+
+    fn node(name: &str, state: &str, serving: bool) -> NodeStatus {
+        let services = [("posts".to_owned(), ServiceReport { serving, ..Default::default() })].into();
+        let report = Report { services, ..Report::default() };
+        NodeStatus { name: name.to_owned(), state: state.to_owned(), report, incarnations: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_shard_is_served_by_a_living_owner_with_a_lease_and_by_nobody_else() {
+        let unserved = |nodes, owners| {
+            let status = cluster(nodes, owners, Some(1.0));
+            status.unserved(&status.services[0])
+        };
+        assert_eq!(unserved(vec![node("n1", "live", true)], [Some("n1"), Some("n1")]), 0);
+        assert_eq!(unserved(vec![node("n1", "draining", true)], [Some("n1"), Some("n1")]), 0);
+        assert_eq!(unserved(vec![node("n1", "live", true)], [Some("n1"), None]), 1);
+        // Nobody is left who could declare it dead.
+        assert_eq!(unserved(vec![node("n1", "suspect", true)], [Some("n1"), Some("n1")]), 2);
+        assert_eq!(unserved(vec![node("n1", "live", true), node("n2", "live", false)], [Some("n1"), Some("n2")]), 1);
+    }
+
+    #[test]
+    fn a_service_whose_database_is_down_is_served_as_long_as_a_lease_holds() {
+        let served = |serving| cluster(vec![node("n1", "live", serving)], [Some("n1"), None], None).is_served();
+        assert!(served(true) && !served(false));
     }
 
     #[test]

@@ -221,7 +221,8 @@ impl Cluster {
     pub async fn rookery(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = tokio::process::Command::from(self.command()?);
         let output = command.args(arguments).output().await?;
-        if !output.status.success() {
+        // 3: the status of a cluster in which a shard is served by nobody, as is wanted here now and then.
+        if !matches!(output.status.code(), Some(0 | 3)) {
             bail!("rookery {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8(output.stdout)?)

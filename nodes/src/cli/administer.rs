@@ -1,14 +1,17 @@
 //! The commands that a running node carries out, but for those that have a file of their own.
 
 use super::{
-    AdminCommand, DltCommand, Exit, GrantableRole, Json, KeysCommand, client::Client, import, password, print, print_json, show,
+    AdminCommand, DltCommand, Exit, GrantableRole, Json, KeysCommand, client::Client, import, password, print_json, show,
 };
-use crate::admin::{
-    dlt::{Replayed, Wanted},
-    keys::{Grant, Key, NewPassword},
-    reindex::Progress,
-    services::Letter,
-    status::Status,
+use crate::{
+    admin::{
+        dlt::{Replayed, Wanted},
+        keys::{Grant, Key, NewPassword},
+        reindex::Progress,
+        services::Letter,
+        status::Status,
+    },
+    terminal::{self, answer_line, note_line},
 };
 
 pub(super) async fn status(client: &Client, Json { json }: Json) -> anyhow::Result<Exit> {
@@ -16,9 +19,9 @@ pub(super) async fn status(client: &Client, Json { json }: Json) -> anyhow::Resu
     if json {
         print_json(&status)?
     } else {
-        print(&show::status(&status))
+        terminal::answer(show::status(&status))
     }
-    Ok(Exit::Done)
+    Ok(if status.is_served() { Exit::Done } else { Exit::Unserved })
 }
 
 pub(super) async fn keys(client: &Client, command: KeysCommand) -> anyhow::Result<Exit> {
@@ -29,7 +32,7 @@ pub(super) async fn keys(client: &Client, command: KeysCommand) -> anyhow::Resul
     if json {
         print_json(&keys)?
     } else {
-        print(&show::keys(&keys))
+        terminal::answer(show::keys(&keys))
     }
     Ok(Exit::Done)
 }
@@ -42,8 +45,8 @@ pub(super) async fn dead_letters(client: &Client, command: DltCommand) -> anyhow
     let letters: Vec<Letter> = client.get("/dlt", &Wanted::from(letters)).await?;
     match letters.as_slice() {
         letters if json => print_json(&letters)?,
-        [] => println!("there are no dead letters"),
-        letters => print(&show::letters(letters)),
+        [] => answer_line!("there are no dead letters"),
+        letters => terminal::answer(show::letters(letters)),
     }
     Ok(Exit::Done)
 }
@@ -57,15 +60,15 @@ pub(super) async fn admin(client: &Client, command: AdminCommand) -> anyhow::Res
             };
             client.tell("/grant", &Grant { username: user.clone(), role: role.to_owned(), revoke }).await?;
             if revoke {
-                println!("{user} has the role {role} no longer; their sessions have ended");
+                answer_line!("{user} has the role {role} no longer; their sessions have ended");
             } else {
-                println!("{user} has the role {role}; it is in their next access token (log in or refresh)");
+                answer_line!("{user} has the role {role}; it is in their next access token (log in or refresh)");
             }
         }
         AdminCommand::Password { user } => {
             let password = password::ask(&user).await?;
             client.tell("/password", &NewPassword { username: user.clone(), password }).await?;
-            println!("{user} has a new password; their sessions have ended");
+            answer_line!("{user} has a new password; their sessions have ended");
         }
     }
     Ok(Exit::Done)
@@ -76,14 +79,14 @@ pub(super) async fn reindex(client: &Client) -> anyhow::Result<Exit> {
     while let Some(progress) = answers.next::<Progress>().await? {
         match progress {
             Progress::Exported { service, documents } => {
-                eprintln!("{service}: {} documents", import::grouped(documents))
+                note_line!("{service}: {} documents", import::grouped(documents))
             }
             Progress::Checked { documents, removed } => {
-                eprintln!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
+                note_line!("checked {} documents, {removed} of things that are gone", import::grouped(documents));
             }
-            Progress::Indexing => eprintln!("building the indexes; the old ones serve meanwhile"),
+            Progress::Indexing => note_line!("building the indexes; the old ones serve meanwhile"),
             Progress::Done { documents, removed } => {
-                println!(
+                answer_line!(
                     "{} documents can be found; {removed} of things that were gone are not any more",
                     import::grouped(documents)
                 );
@@ -105,10 +108,10 @@ async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {
             None => applied += 1,
             Some(reason) => {
                 stayed += 1;
-                eprint!("{}", show::letters(&[Letter { reason, ..letter }]));
+                terminal::note(show::letters(&[Letter { reason, ..letter }]));
             }
         }
     }
-    println!("applied {applied}, still dead {stayed}");
+    answer_line!("applied {applied}, still dead {stayed}");
     Ok(if stayed == 0 { Exit::Done } else { Exit::Failed })
 }

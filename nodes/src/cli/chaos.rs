@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{Exit, print};
-use crate::chaos::{
-    run::{self, Options},
-    scenario::{Need, Scenario, UnknownScenario},
-    soak,
+use super::Exit;
+use crate::{
+    chaos::{
+        run::{self, Options},
+        scenario::{Need, Scenario, UnknownScenario},
+        soak,
+    },
+    terminal::{self, answer_line, note_line},
 };
 
 const EXAMPLES: &str = "\
@@ -86,7 +89,7 @@ impl Chaos {
     pub(super) async fn run(self) -> anyhow::Result<Exit> {
         match self {
             Self::List => {
-                print(&list());
+                terminal::answer(list());
                 Ok(Exit::Done)
             }
             Self::Run(run) => run.run().await,
@@ -111,9 +114,9 @@ fn list() -> String {
 /// Whether every promise was kept.
 async fn once(options: &Options) -> anyhow::Result<bool> {
     let (scenario, nodes, seed) = (options.scenario.name(), options.nodes, options.seed);
-    eprintln!("rookery chaos run {scenario} --nodes {nodes} --seed {seed}");
+    note_line!("rookery chaos run {scenario} --nodes {nodes} --seed {seed}");
     let report = run::run(options).await?;
-    print(&report.to_string());
+    terminal::answer(&report);
     Ok(report.is_good())
 }
 
@@ -127,7 +130,7 @@ impl Run {
         for scenario in scenarios {
             let missing: Vec<String> = scenario.missing(self.nodes).iter().map(ToString::to_string).collect();
             if !missing.is_empty() {
-                eprintln!("{}: skipped, it needs {}", scenario.name(), missing.join(" and "));
+                note_line!("{}: skipped, it needs {}", scenario.name(), missing.join(" and "));
                 if matches!(self.which, Which::One(_)) {
                     exit = Exit::Failed;
                 }
@@ -149,7 +152,7 @@ impl Run {
 impl Soak {
     async fn run(self) -> anyhow::Result<Exit> {
         let seed = self.seed.unwrap_or_else(rand::random);
-        eprintln!("rookery chaos soak --minutes {} --nodes {} --seed {seed}", self.minutes, self.nodes);
+        note_line!("rookery chaos soak --minutes {} --nodes {} --seed {seed}", self.minutes, self.nodes);
         let possible: Vec<Scenario> =
             Scenario::ALL.iter().copied().filter(|scenario| scenario.missing(self.nodes).is_empty()).collect();
         let (began, program, mut broken) = (Instant::now(), std::env::current_exe()?, Vec::new());
@@ -158,13 +161,13 @@ impl Soak {
             let (scenario, seed) = soak::draw(seed, number, &possible);
             number += 1;
             let kept = once(&Options::new(scenario, &program, self.nodes, seed)).await;
-            let kept = kept.inspect_err(|error| eprintln!("{error:#}")).unwrap_or(false);
+            let kept = kept.inspect_err(|error| note_line!("{error:#}")).unwrap_or(false);
             if !kept {
                 broken.push(format!("rookery chaos run {} --nodes {} --seed {seed}", scenario.name(), self.nodes));
             }
         }
-        print(&format!("{number} runs, {} of them broken\n", broken.len()));
-        broken.iter().for_each(|run| print(&format!("  {run}\n")));
+        answer_line!("{number} runs, {} of them broken", broken.len());
+        broken.iter().for_each(|run| answer_line!("  {run}"));
         Ok(if broken.is_empty() { Exit::Done } else { Exit::Failed })
     }
 }

@@ -21,9 +21,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 
 use super::{Exit, client::Client, lines::Reader};
-use crate::admin::{
-    item::{Answer, Numbered, Outcome},
-    ndjson::{self, LINE_BYTES_MAX},
+use crate::{
+    admin::{
+        item::{Answer, Numbered, Outcome},
+        ndjson::{self, LINE_BYTES_MAX},
+    },
+    terminal::{answer_line, note_line},
 };
 
 /// Bad lines that are shown; the rest is in the file.
@@ -88,12 +91,18 @@ fn open(path: &Path, read: Arc<AtomicU64>) -> anyhow::Result<(Box<dyn BufRead + 
         (Box::new(file), metadata.is_file().then_some(metadata.len()))
     };
     let mut counted = BufReader::with_capacity(1 << 16, Counted { input, read });
+    let cannot = || format!("cannot read {}", path.display());
     // The first two bytes say it; a name may lie.
-    let gzip = counted.fill_buf().with_context(|| format!("cannot read {}", path.display()))?.starts_with(&[0x1f, 0x8b]);
-    let unpacked: Box<dyn BufRead + Send> =
+    let gzip = counted.fill_buf().with_context(cannot)?.starts_with(&[0x1f, 0x8b]);
+    let mut unpacked: Box<dyn BufRead + Send> =
         if gzip { Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(counted))) } else { Box::new(counted) };
+    let is_utf_16 = UTF_16_MARKS.iter().any(|mark| unpacked.fill_buf().is_ok_and(|begin| begin.starts_with(mark)));
+    anyhow::ensure!(!is_utf_16, "{} is UTF-16: save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8`", path.display());
     Ok((unpacked, size))
 }
+
+/// The byte order marks of UTF-16, little and big end first. That of UTF-8 is passed over in every line.
+const UTF_16_MARKS: [&[u8]; 2] = [b"\xFF\xFE", b"\xFE\xFF"];
 
 struct Counted<R> {
     input: R,
@@ -220,15 +229,15 @@ impl Tally {
         let Self { imported, present, bad, failed, .. } = self;
         let seconds = took.as_secs_f64();
         let rate = (imported + present) as f64 / seconds.max(0.001);
-        println!("imported       {}", grouped(imported));
-        println!("already there  {}", grouped(present));
-        println!("bad lines      {}", grouped(bad));
+        answer_line!("imported       {}", grouped(imported));
+        answer_line!("already there  {}", grouped(present));
+        answer_line!("bad lines      {}", grouped(bad));
         if failed > 0 {
-            println!("failed         {}", grouped(failed));
+            answer_line!("failed         {}", grouped(failed));
         }
-        println!("in {seconds:.1} s, {}/s", grouped(rate.round() as u64));
+        answer_line!("in {seconds:.1} s, {}/s", grouped(rate.round() as u64));
         if let Some(path) = self.errors.finish()? {
-            println!("all bad lines and their reasons: {}", path.display());
+            answer_line!("all bad lines and their reasons: {}", path.display());
         }
         if let Some((line, reason)) = unread {
             anyhow::bail!("the file cannot be read from line {line} on: {reason}; what stands before it is imported");
@@ -336,7 +345,7 @@ impl Progress {
             self.bar.set_message(state);
         } else {
             let share = self.size.filter(|size| *size > 0).map(|size| format!("{:>3}%  ", 100 * read / size)).unwrap_or_default();
-            eprintln!("{share}{state}");
+            note_line!("{share}{state}");
         }
         if due {
             self.reported = Instant::now();
@@ -344,7 +353,7 @@ impl Progress {
     }
 
     fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| note_line!("{line}"));
     }
 
     fn end(&self) {
@@ -398,6 +407,16 @@ mod tests {
         source.read_to_string(&mut text).unwrap();
         assert_eq!((text.as_str(), size), ("hello", Some(packed.len() as u64)));
         assert_eq!(read.load(Ordering::Relaxed), packed.len() as u64);
+    }
+
+    #[test]
+    fn a_file_in_utf_16_is_named_as_such() {
+        for text in [b"\xFF\xFE{\0".as_slice(), b"\xFE\xFF\0{"] {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text).unwrap();
+            let refused = open(file.path(), Arc::default()).err().expect("it is refused").to_string();
+            assert!(refused.contains("is UTF-16"), "{refused}");
+        }
     }
 
     #[test]

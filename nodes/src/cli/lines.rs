@@ -47,6 +47,9 @@ const AUTHORS: u64 = 2_000;
 /// Since when they are there, in Unix seconds: their ids must not depend on which of their posts comes first.
 const AUTHORS_SINCE: i64 = 1_104_537_600; // 2005-01-01
 
+/// U+FEFF, with which some programs begin what they save as UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
+
 /// Turns lines into items; remembers the source ids of posts and comments, for the comments that name them.
 #[derive(Default)]
 pub(super) struct Reader {
@@ -111,7 +114,8 @@ impl Reader {
     /// # Errors
     /// The reason why it cannot be imported.
     pub(super) fn read(&mut self, line: &[u8]) -> Result<Option<Item>, String> {
-        let line = line.trim_ascii();
+        // Before every line: files are strung together as well.
+        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii();
         if line.is_empty() {
             return Ok(None);
         }
@@ -404,6 +408,16 @@ mod tests {
             assert!(error.contains(reason), "{line}: {error}");
         }
         assert!(Reader::default().read(b"\xff").unwrap_err().starts_with("not UTF-8"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_loses_nothing_and_changes_no_id() {
+        let marked = format!("\u{FEFF}{POST}");
+        assert_eq!(post(&marked).id, post(POST).id);
+        // Without a source id, the line itself is what its id is made of.
+        let nameless = r#"{"type":"post","author":"ada","title":"t","created_at":1}"#;
+        assert_eq!(post(&format!("\u{FEFF}{nameless}\r\n")).id, post(nameless).id);
+        assert_eq!(Reader::default().read("\u{FEFF}\n".as_bytes()).unwrap(), None);
     }
 
     #[test]

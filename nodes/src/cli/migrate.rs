@@ -1,7 +1,7 @@
 //! `rookery migrate`: the schema, without a node.
 
 use super::Exit;
-use crate::{config::Config, databases::Databases, postgres::DataDir};
+use crate::{config::Config, databases::Databases, postgres::DataDir, terminal::answer_line};
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<Exit> {
     // The lock, so that no node starts on half a migration; and a node that runs has migrated already.
@@ -15,10 +15,10 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut failed = None;
     for (database, outcome) in migrated {
         match outcome {
-            Ok(applied) if applied.is_empty() => println!("{database:<9} is up to date"),
+            Ok(applied) if applied.is_empty() => answer_line!("{database:<9} is up to date"),
             Ok(applied) => {
                 for migration in applied {
-                    println!("{database:<9} V{} {}", migration.version, migration.name);
+                    answer_line!("{database:<9} V{} {}", migration.version, migration.name);
                 }
             }
             Err(error) => failed = failed.or(Some(error)),

@@ -1,11 +1,13 @@
 //! A password from whoever types it, or from a pipe; never from the command line, which others can see.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{Context, anyhow, ensure};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use rookery_actors::users::password::Password;
 use secrecy::{ExposeSecret, SecretString};
+
+use crate::terminal;
 
 /// A shell's exit code for what Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
@@ -29,19 +31,17 @@ pub(super) async fn ask(user: &str) -> anyhow::Result<SecretString> {
 
 async fn typed(prompt: &str) -> anyhow::Result<SecretString> {
     let unseen = Unseen::begin().context("the terminal cannot be told not to show what is typed")?;
-    let mut terminal = io::stderr();
-    write!(terminal, "{prompt}")?;
-    terminal.flush()?;
+    terminal::note(prompt);
     let line = tokio::task::spawn_blocking(|| read(&mut io::stdin().lock()));
     tokio::select! {
         line = line => {
-            writeln!(terminal)?;
+            terminal::note("\n");
             line?
         }
         // The terminal shows again what is typed, and nobody waits for a line that does not come.
         _ = tokio::signal::ctrl_c() => {
             drop(unseen);
-            writeln!(terminal)?;
+            terminal::note("\n");
             std::process::exit(INTERRUPTED);
         }
     }
@@ -53,6 +53,10 @@ fn read(from: &mut impl BufRead) -> anyhow::Result<SecretString> {
     from.read_line(&mut line).context("the password cannot be read")?;
     let end = line.trim_end_matches('\n').trim_end_matches('\r').len();
     line.truncate(end);
+    // A file or a shell that marks what it pipes: nobody could type that at a login.
+    if line.starts_with('\u{FEFF}') {
+        line.remove(0);
+    }
     Ok(line.into())
 }
 
@@ -82,7 +86,13 @@ mod tests {
 
     #[test]
     fn a_password_is_the_first_line_as_it_is() {
-        for (piped, password) in [("  two words \n", "  two words "), ("one\r\ntwo\n", "one"), ("no end", "no end"), ("", "")] {
+        for (piped, password) in [
+            ("  two words \n", "  two words "),
+            ("one\r\ntwo\n", "one"),
+            ("no end", "no end"),
+            ("", ""),
+            ("\u{FEFF}marked\n", "marked"),
+        ] {
             assert_eq!(read(&mut piped.as_bytes()).unwrap().expose_secret(), password);
         }
     }

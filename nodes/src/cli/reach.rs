@@ -1,9 +1,11 @@
 //! Which running node a command is for: only the commands that one carries out take it.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::client::Target;
-use crate::config::Config;
+use crate::config::{ConfigErrors, TOKEN};
 
 /// Which running node a command is for.
 #[derive(Debug, Default, Args)]
@@ -46,11 +48,13 @@ pub(super) struct Commanded<T: Subcommand> {
 }
 
 impl Reach {
-    pub(super) fn target(self, config: &Config) -> Target {
-        let token = || std::env::var("ROOKERY_TOKEN").ok();
+    /// Which node that is. The configuration of this machine is asked for only if the node is on it: an operator's own
+    /// machine has none.
+    pub(super) fn target(self, data_dir: impl FnOnce() -> Result<PathBuf, ConfigErrors>) -> Result<Target, ConfigErrors> {
+        let token = || std::env::var(TOKEN).ok();
         match self.node {
-            Some(url) => Target::Remote { url, token: self.token.or_else(token) },
-            None => Target::Local(config.data_dir.clone()),
+            Some(url) => Ok(Target::Remote { url, token: self.token.or_else(token) }),
+            None => data_dir().map(Target::Local),
         }
     }
 }

@@ -83,8 +83,8 @@ fn notes(status: &Status) -> String {
     }
     for service in &status.services {
         let name = &service.service;
-        if service.shards_unowned > 0 {
-            let _ = writeln!(text, "{name}: {} shards are served by nobody", service.shards_unowned);
+        if let unserved @ 1.. = status.unserved(service) {
+            let _ = writeln!(text, "{name}: {unserved} shards are served by nobody");
         }
         if let Some(letters @ 1..) = service.dead_letters {
             let _ = writeln!(text, "{name}: {letters} dead letters, see `rookery dlt list`");

@@ -1,26 +1,29 @@
 //! `rookery up` and `rookery node`: a node, or several, until they are told to stop.
 
-use std::{
-    io::{self, Write},
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Exit;
 use crate::{
-    config::{Config, Role},
+    config::{self, Config, Role},
     fleet::Fleet,
     node::Node,
+    open_files,
+    postgres::DataDir,
     telemetry,
+    terminal::{self, note_line},
 };
 
 /// Runs a node in this process.
-pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
+pub(super) fn run(mut config: Config) -> anyhow::Result<Exit> {
     // One of several says whose its lines are.
     let name = (!config.is_alone()).then(|| config.node.name.to_string());
     let metrics = telemetry::install(&config.log, name.as_deref())?;
+    warn_of_unknown_variables();
+    if config.node.roles.has(Role::Gateway) {
+        config.gateway.connections_max = open_files::make_room_for(config.gateway.connections_max);
+    }
     runtime()?.block_on(async {
         // From here on a signal is a wish to stop in order, also during the start.
         let mut signals = Signals::new()?;
@@ -40,6 +43,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<Exit> {
 /// Runs several nodes, a process each, over what this one holds for them.
 pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Exit> {
     telemetry::install(&config.log, None)?;
+    warn_of_unknown_variables();
     runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let health = health(config.services.listening());
@@ -57,37 +61,65 @@ pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> 
     })
 }
 
+fn warn_of_unknown_variables() {
+    for unknown in config::unknown_variables() {
+        tracing::warn!("{unknown}");
+    }
+}
+
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-/// Ctrl-C and SIGTERM.
+/// Ctrl-C, SIGTERM and SIGHUP.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// None: the process was started to outlive its terminal.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hang_up })
     }
 
+    /// The next wish to stop. There is nothing to reload, so SIGHUP is one too: the terminal has gone, or somebody means a
+    /// reload, and neither may end what is under way.
     async fn next(&mut self) {
+        let Self { interrupt, terminate, hang_up } = self;
+        let hung_up = async {
+            match hang_up {
+                Some(hang_up) => {
+                    hang_up.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            () = Self::insistence(interrupt, terminate) => {}
+            () = hung_up => {}
+        }
+    }
+
+    /// SIGINT or SIGTERM. A terminal that goes sends SIGHUP more than once, as its shell does too: that is no impatience.
+    async fn insistence(interrupt: &mut Signal, terminate: &mut Signal) {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
     }
 
     /// Waits for a stop in order. `failed`: it is no wish, and why.
     async fn stopping(&mut self, failed: Option<String>, stop: impl Future<Output = ()>) -> anyhow::Result<Exit> {
         if failed.is_none() {
-            say(io::stderr(), "stopping; once more ends it at once\n");
+            note_line!("stopping; once more ends it at once");
         }
         // A second signal does not wait for what the first one asked for; the data survive that too.
         tokio::select! {
             () = stop => {}
-            () = self.next() => std::process::exit(1),
+            () = Self::insistence(&mut self.interrupt, &mut self.terminate) => std::process::exit(1),
         }
         match failed {
             Some(reason) => Err(anyhow::Error::msg(reason)),
@@ -96,18 +128,28 @@ impl Signals {
     }
 }
 
+/// Whether SIGHUP was ignored when we were started, as `nohup` does: a handler would undo it.
+fn ignores_hang_up() -> bool {
+    const HANG_UP: u64 = 1 << (libc::SIGHUP - 1);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & HANG_UP != 0)
+}
+
 /// Where the node listens, and a first request that works.
 fn greet(node: &Node) {
     let health = match node.health_ports.as_slice() {
         [] => "as the gateway's".to_owned(),
         ports => health(ports.iter().copied()),
     };
-    let data = node.data_dir().display();
+    let (data, new) = (node.data_dir().path().display(), new(node.data_dir()));
     let text = match node.gateway.map(reachable) {
-        Some(gateway) => format!("Rookery listens on http://{gateway}  (data in {data})\nhealth: {health}\n{}", first(gateway)),
-        None => format!("Rookery node {} runs  (data in {data})\nhealth: {health}\n", node.config.node.name),
+        Some(gateway) => {
+            format!("Rookery listens on http://{gateway}  (data in {data})\nhealth: {health}\n{new}{}", first(gateway))
+        }
+        None => format!("Rookery node {} runs  (data in {data})\nhealth: {health}\n{new}", node.config.node.name),
     };
-    say(io::stdout(), &text);
+    terminal::answer(text);
 }
 
 /// Where the nodes listen, and a first request that works.
@@ -117,21 +159,26 @@ async fn greet_for_all(fleet: &Fleet, health: &str) {
         fleet.nodes().await.into_iter().filter_map(|node| Some((node.name, listening(node.gateway)?))).collect();
     let Some((_, gateway)) = gateways.first() else { return };
     let all = gateways.iter().map(|(name, gateway)| format!("{name} http://{gateway}")).collect::<Vec<_>>().join(", ");
-    let data = fleet.data_dir().display();
-    say(
-        io::stdout(),
-        &format!(
-            "Rookery listens on http://{gateway}  (data in {data})
+    let (data, new) = (fleet.data_dir().path().display(), new(fleet.data_dir()));
+    terminal::answer(format_args!(
+        "Rookery listens on http://{gateway}  (data in {data})
 nodes: {all}
 health: {health}; 10 higher with each further node
-{}",
-            first(*gateway)
-        ),
-    );
+{new}{}",
+        first(*gateway)
+    ));
 }
 
 fn health(ports: impl IntoIterator<Item = (Role, SocketAddr)>) -> String {
     ports.into_iter().map(|(role, address)| format!("{role} {address}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What to know of a folder that was begun just now.
+fn new(data: &DataDir) -> &'static str {
+    match data.is_new() {
+        true => "This data folder is new and empty. One that you have is taken with --data-dir DIR, or ROOKERY__DATA_DIR.\n",
+        false => "",
+    }
 }
 
 /// What somebody can type who has never seen it.
@@ -145,11 +192,6 @@ Try it:
 The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.
 "
     )
-}
-
-/// Tells whoever may be listening. `println!` panics when nobody is, and a node must outlive its terminal.
-fn say(mut to: impl Write, text: &str) {
-    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
 }
 
 /// An address that a client on this machine can use.

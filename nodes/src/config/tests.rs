@@ -382,9 +382,12 @@ mod secrets {
     fn a_database_url_can_come_from_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("url");
-        fs::write(&file, URL).unwrap();
-        let config = accepted("", &[("ROOKERY__SERVICES__POSTS__DATABASE_URL_FILE", file.to_str().unwrap())]);
-        assert_eq!(config.services.posts.database_url.expect("set").expose(), URL);
+        // Some editors begin a file with a byte order mark.
+        for written in [URL.to_owned(), format!("\u{FEFF}{URL}\r\n")] {
+            fs::write(&file, written).unwrap();
+            let config = accepted("", &[("ROOKERY__SERVICES__POSTS__DATABASE_URL_FILE", file.to_str().unwrap())]);
+            assert_eq!(config.services.posts.database_url.expect("set").expose(), URL);
+        }
     }
 
     #[test]

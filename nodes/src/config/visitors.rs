@@ -173,7 +173,13 @@ fn read_secret(key: &str, Given { origin, value }: Given) -> Result<Given, Box<C
             wanted: "a file that is not empty".into(),
             nearest: None,
         })),
-        Ok(text) => Ok(Given { origin, value: Value::Text(text.trim_end_matches(['\r', '\n']).to_owned()) }),
+        Ok(text) => {
+            let text = text.trim_end_matches(['\r', '\n']);
+            // No URL and no password begins with a byte order mark. The secret of a running cluster may: to the node that
+            // was given such a file, the mark is part of it.
+            let text = if key == "secret" { text } else { text.trim_start_matches('\u{FEFF}') };
+            Ok(Given { origin, value: Value::Text(text.to_owned()) })
+        }
         Err(source) => Err(Box::new(ConfigError::SecretUnreadable { origin, key: key.to_owned(), path, source })),
     }
 }

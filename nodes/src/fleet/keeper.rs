@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{Ground, environment};
 use crate::{
     admin::socket,
-    ownership,
+    config, ownership,
     process::{self, Process},
     report::{self, Report},
 };
@@ -157,6 +157,10 @@ impl Keeping {
             command.arg("--config").arg(file);
         }
         command.envs(environment::variables(&ground.config, &ground.shared, self.number));
+        // Named once, by us.
+        for unknown in config::unknown_variables() {
+            command.env_remove(unknown.name);
+        }
         // Its greeting is for whoever starts a node by hand; its log is ours.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // Without us nobody would start it again, and its Postgres goes with us too.

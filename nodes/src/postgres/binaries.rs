@@ -41,7 +41,7 @@ impl Search {
     /// All of this machine, as its environment says, and Maven Central.
     pub fn machine() -> Search {
         Search {
-            bin: std::env::var_os("ROOKERY_PG_BIN").filter(|bin| !bin.is_empty()).map(PathBuf::from),
+            bin: std::env::var_os(crate::config::PG_BIN).filter(|bin| !bin.is_empty()).map(PathBuf::from),
             path: std::env::var_os("PATH"),
             installed: vec![PathBuf::from("/usr/lib/postgresql")],
             cache: None,

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::binaries::{Binaries, version_of};
 use super::server_user::ServerUser;
-use super::settings;
-use super::{PostgresError, quoted};
+use super::{PostgresError, leftover, quoted, settings};
 
 /// Makes the cluster, with `databases` in it, if there is none.
 ///
@@ -23,6 +23,7 @@ pub(super) async fn initialise(
     user: &ServerUser,
 ) -> Result<(), PostgresError> {
     let failed = |source| PostgresError::io(cluster, source);
+    remove_unfinished(cluster).await?;
     if version_of(cluster).map_err(failed)?.is_some() {
         return Ok(());
     }
@@ -31,24 +32,86 @@ pub(super) async fn initialise(
         return Err(PostgresError::NotACluster(cluster.to_owned()));
     }
 
-    let making = cluster.with_extension("making");
-    if making.exists() {
-        fs::remove_dir_all(&making).map_err(failed)?;
-    }
-    fs::create_dir(&making).map_err(failed)?;
-    user.own(&making)?;
+    // Each attempt in a folder of its own: a start that is killed here leaves a child of initdb behind, which goes on writing
+    // for a moment, and one that has only just begun enters its folder by name.
+    let making = tempfile::Builder::new()
+        .prefix(&unfinished_prefix(cluster))
+        .tempdir_in(cluster.parent().expect("the cluster lies in the data folder"))
+        .map_err(failed)?;
+    user.own(making.path())?;
+    fill(making.path(), cluster, databases, binaries, user).await?;
+    // It has another name by now.
+    let _ = making.keep();
+    Ok(())
+}
 
-    succeed("initdb", run(initdb(binaries, &making), Vec::new(), user), &binaries.bin).await?;
+/// Makes the database in the folder `making` and gives it the name `cluster`.
+async fn fill(
+    making: &Path,
+    cluster: &Path,
+    databases: &[&str],
+    binaries: &Binaries,
+    user: &ServerUser,
+) -> Result<(), PostgresError> {
+    let failed = |source| PostgresError::io(cluster, source);
+    succeed("initdb", run(initdb(binaries, making), Vec::new(), user), &binaries.bin).await?;
     let statements: String = databases.iter().map(|database| create_database(database) + "\n").collect();
-    succeed("postgres", run(single_user(binaries, &making), statements.into_bytes(), user), &binaries.bin).await?;
+    succeed("postgres", run(single_user(binaries, making), statements.into_bytes(), user), &binaries.bin).await?;
 
     // One sync of the file system in place of initdb's thousand of single files: 0.02 s for 1.3 s here.
-    let on_disk = File::open(&making).map_err(failed)?;
+    let on_disk = File::open(making).map_err(failed)?;
     nix::unistd::syncfs(&on_disk).map_err(|error| failed(error.into()))?;
-    fs::rename(&making, cluster).map_err(failed)?;
+    fs::rename(making, cluster).map_err(failed)?;
     let parent = cluster.parent().expect("the cluster lies in the data folder");
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
 }
+
+/// How the names of the folders begin in which databases are made.
+fn unfinished_prefix(cluster: &Path) -> String {
+    let name = cluster.file_name().expect("the cluster is a folder").to_string_lossy();
+    format!("{name}.making-")
+}
+
+/// Takes away what attempts have left that were cut short, and ends the programs that still work on it.
+async fn remove_unfinished(cluster: &Path) -> Result<(), PostgresError> {
+    let failed = |source| PostgresError::io(cluster, source);
+    let parent = cluster.parent().expect("the cluster lies in the data folder");
+    // Without the hyphen, it is the one folder of an older version.
+    let prefix = unfinished_prefix(cluster);
+    let older = prefix.trim_end_matches('-');
+    for entry in parent.read_dir().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with(&prefix) && name != older {
+            continue;
+        }
+        let path = entry.path();
+        // It is in nobody's way: the next start tries again.
+        if let Err(error) = remove_while_written_to(&path).await {
+            tracing::warn!(%error, "cannot remove {}, a database that was never finished", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// A program that writes makes a folder non-empty again behind the one who empties it.
+async fn remove_while_written_to(path: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + REMOVE_PATIENCE;
+    loop {
+        leftover::kill(path)?;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// How long programs may go on writing into what is to be removed.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The statement that makes `database`, on one line.
 pub(super) fn create_database(database: &str) -> String {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    is_new: bool,
     // Held, not read: closing it releases the lock. Close-on-exec, so that no child of ours keeps it.
     _lock: File,
 }
@@ -66,6 +67,7 @@ impl DataDir {
             return Err(DataDirError::Public(path));
         }
 
+        let is_new = !path.join("lock").exists();
         let mut lock = File::options()
             .read(true)
             .write(true)
@@ -80,7 +82,12 @@ impl DataDir {
             return Err(DataDirError::InUse { path, pid });
         }
         lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
-        Ok(DataDir { path, _lock: lock })
+        Ok(DataDir { path, is_new, _lock: lock })
+    }
+
+    /// Whether nobody has lived on this folder before: it holds nothing, whatever somebody expects to find.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The folder, absolute and without symbolic links.
@@ -127,6 +134,13 @@ mod tests {
         let _held = DataDir::lock(parent.path()).unwrap();
         let refusal = DataDir::lock(parent.path()).unwrap_err();
         assert!(refusal.to_string().contains(&format!("process {}", std::process::id())), "{refusal}");
+    }
+
+    #[test]
+    fn a_folder_is_new_once() {
+        let parent = tempfile::tempdir().unwrap();
+        assert!(DataDir::lock(parent.path()).unwrap().is_new());
+        assert!(!DataDir::lock(parent.path()).unwrap().is_new());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 use tracing::warn;
@@ -29,6 +29,16 @@ pub(super) async fn end(cluster: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Kills every Postgres process that works in `cluster`, in which there is nothing to keep.
+pub(super) fn kill(cluster: &Path) -> io::Result<()> {
+    match processes(cluster) {
+        Ok(running) => running.into_iter().for_each(|pid| tell(pid, Signal::SIGKILL)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 const PID_FILE: &str = "postmaster.pid";
@@ -79,7 +89,7 @@ async fn ended_by(signal: Signal, patience: Duration, cluster: &Path) -> io::Res
 
 fn tell(pid: Pid, signal: Signal) {
     // Gone in between is what we want; and if it is not ours to end, the caller sees it still running.
-    let _ = kill(pid, signal);
+    let _ = signal::kill(pid, signal);
 }
 
 /// The processes called `postgres` whose working folder is `cluster`.

@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::Turn;
-use crate::config;
+use crate::{config, terminal::note_line};
 
 /// A broker, and what tests do with it, beside other stories ([`Turn`]).
 const WEIGHT: usize = 3;
@@ -71,7 +71,7 @@ impl TestKafka {
                 Some(kafka)
             }
             Err(error @ (TestKafkaError::Missing(_) | TestKafkaError::Jars(_))) if !required => {
-                eprintln!("SKIPPED {test}: no Kafka broker: {error}");
+                note_line!("SKIPPED {test}: no Kafka broker: {error}");
                 None
             }
             Err(error) => panic!("{test} needs a Kafka broker: {:#}", anyhow::Error::from(error)),

@@ -63,7 +63,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 "#;
 
 /// What `rookery` and `cargo` are in that shell: this build's program.
-const ROOKERY: &str = "#!/bin/sh\nexec \"$ROOKERY_TEST_PROGRAM\" \"$@\"\n";
+const ROOKERY: &str = "#!/bin/sh\nexec \"$PROGRAM_UNDER_TEST\" \"$@\"\n";
 const CARGO: &str = r#"#!/bin/sh
 [ "$1 $2" = "run --release" ] || { echo "not a command of the README's: cargo $*"; exit 1; }
 shift 2
@@ -133,7 +133,7 @@ async fn the_readme_works_from_top_to_bottom_on_one_data_folder() {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ROOKERY")) {
         command.env_remove(name);
     }
-    command.env("PATH", path.unwrap()).env("ROOKERY_TEST_PROGRAM", env!("CARGO_BIN_EXE_rookery"));
+    command.env("PATH", path.unwrap()).env("PROGRAM_UNDER_TEST", env!("CARGO_BIN_EXE_rookery"));
     command.env("ROOKERY", format!("http://127.0.0.1:{port}")).env("ROOKERY__GATEWAY__LISTEN", format!("127.0.0.1:{port}"));
     for service in ["USERS", "POSTS", "COMMENTS", "SEARCH"] {
         command.env(format!("ROOKERY__SERVICES__{service}__LISTEN"), "127.0.0.1:0");

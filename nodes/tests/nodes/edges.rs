@@ -1,0 +1,169 @@
+//! What a process finds around it: signals, limits, variables, a terminal that has gone, nodes that are missing.
+
+use std::{os::unix::process::CommandExt, time::Duration};
+
+use nix::{sys::signal::Signal, unistd::Uid};
+
+use crate::{
+    process::{Running, in_shell, rookery, run},
+    roles::{Shared, eventually},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_hangs_up_stops_a_node_in_order_and_not_what_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut node = Running::start(rookery(&["up"]), &data).await;
+    // The kernel and the shell each send one.
+    node.signal(Signal::SIGHUP);
+    node.signal(Signal::SIGHUP);
+    let status = node.ended(Duration::from_secs(15)).await;
+    assert!(status.success() && node.log().contains("Postgres stopped"), "{status}: {}", node.log());
+
+    let node = Running::start(in_shell("exec nohup \"$ROOKERY_TEST_PROGRAM\" up"), &data).await;
+    node.signal(Signal::SIGHUP);
+    let url = node.greeted("listens on").unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(node.get(&format!("{url}/livez")).await.0, 200);
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_log_cannot_be_written_serves_and_stops_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "exec \"$ROOKERY_TEST_PROGRAM\" up 2>/dev/full";
+    let node = Running::start(in_shell(script), &folder.path().join("data")).await;
+    let url = node.greeted("listens on").unwrap();
+    assert_eq!(node.get(&format!("{url}/api/v1/posts")).await.0, 200);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_low_limit_of_open_files_is_said_at_the_start_with_what_it_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "ulimit -n 700 && exec \"$ROOKERY_TEST_PROGRAM\" up";
+    let node = Running::start(in_shell(script), &folder.path().join("data")).await;
+    let log = node.log();
+    assert!(log.contains("only 700 files") && log.contains("allows 188 clients") && log.contains("16384"), "{log}");
+    let url = node.greeted("listens on").unwrap();
+    assert_eq!(node.get(&format!("{url}/readyz")).await.0, 200);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_nobody_knows_is_named_with_what_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = [("ROOKERY_GATEWAY_LISTEN", "0.0.0.0:1"), ("ROOKERY_SECRET", "hunter2")];
+    let checked = rookery(&["config", "check"]).envs(wrong).output().unwrap();
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.success() && said.contains("did you mean ROOKERY__GATEWAY__LISTEN?"), "{said}");
+    assert!(said.contains("did you mean ROOKERY__SECRET?") && !said.contains("hunter2"), "{said}");
+
+    let mut command = rookery(&["up", "--nodes", "2"]);
+    command.envs(wrong);
+    let fleet = Running::start(command, &folder.path().join("data")).await;
+    let log = fleet.log();
+    assert_eq!(log.matches("did you mean ROOKERY__GATEWAY__LISTEN?").count(), 1, "by the parent alone: {log}");
+    fleet.stop().await;
+}
+
+#[test]
+fn a_node_elsewhere_is_asked_whatever_is_configured_here() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("cluster.toml"), "nonsense = true\nsecret_file = \"/no/such/file\"").unwrap();
+    let here = |arguments: &[&str]| {
+        let output = rookery(arguments).current_dir(folder.path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for command in [&["status"][..], &["reindex"], &["keys", "list"], &["dlt", "list"], &["admin", "grant", "ada", "admin"]] {
+        let (code, said) = here(&[command, &["--node", "http://127.0.0.1:1"]].concat());
+        assert!(code == Some(1) && said.contains("no node answers at http://127.0.0.1:1"), "{command:?}: {said}");
+    }
+    let (code, said) = here(&["status", "--data-dir", "."]);
+    assert!(code == Some(1) && said.contains("no node runs"), "{said}");
+    let (code, said) = here(&["status"]);
+    assert!(code == Some(2) && said.contains("there is no key `nonsense`"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_cluster_in_which_a_shard_is_served_by_nobody_is_an_exit_code() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let data = folder.path().join("n1");
+    let staying = Running::start(shared.node("n1", "gateway,users,comments,search"), &data).await;
+    let victim = Running::start(shared.node("n2", "posts"), &folder.path().join("n2")).await;
+    let status = || {
+        let output = run(&["status"], &data);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    eventually("everything is served", async || status().0 == Some(0)).await;
+    victim.signal(Signal::SIGKILL);
+    eventually("somebody says that nobody serves", async || status().0 == Some(3)).await;
+    let (_, shown) = status();
+    assert!(shown.contains("posts: 256 shards are served by nobody"), "{shown}");
+    staying.stop().await;
+}
+
+/// A folder that is closed to us says nothing of whether a node runs there.
+#[test]
+fn the_folder_of_another_user_is_named_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |mode| std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o000);
+    let mut command = rookery(&["status", "--data-dir"]);
+    command.arg(folder.path()).current_dir("/");
+    if Uid::effective().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    let output = command.output().unwrap();
+    mode(0o700);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("belongs to the user"), "{said}");
+    assert!(!said.contains("no node runs"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_cannot_be_used_are_named_by_their_place_and_their_fault() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let start = |change: &dyn Fn(&mut std::process::Command)| {
+        let mut command = shared.node("n1", "users,posts,comments,search");
+        command.env("ROOKERY__DATA_DIR", folder.path().join("n1"));
+        change(&mut command);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = start(&|node| {
+        node.env("ROOKERY__SERVICES__USERS__DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/users");
+    });
+    assert!(code == Some(1) && said.contains("cannot reach the users database (127.0.0.1:1, database \"users\")"), "{said}");
+    assert!(said.contains("Connection refused") && !said.contains("hunter2"), "{said}");
+
+    let (code, said) = start(&|node| {
+        let url = |service: &str| {
+            let name = format!("ROOKERY__SERVICES__{service}__DATABASE_URL");
+            node.get_envs().find(|(key, _)| *key == name.as_str()).unwrap().1.unwrap().to_owned()
+        };
+        let (users, posts) = (url("USERS"), url("POSTS"));
+        node.env("ROOKERY__SERVICES__USERS__DATABASE_URL", posts).env("ROOKERY__SERVICES__POSTS__DATABASE_URL", users);
+    });
+    assert!(code == Some(1) && said.contains("the URLs of the two are swapped"), "{said}");
+}
+
+/// A program that is started somewhere else finds nothing of what is elsewhere, and must not look as if it had lost it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_is_begun_is_said_to_be_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let begun = |node: &Running| node.greeting.contains("new and empty");
+    let node = Running::start(rookery(&["up"]), &data).await;
+    assert!(
+        begun(&node) && node.greeting.contains("--data-dir") && node.log().contains("the new data folder"),
+        "{}",
+        node.greeting
+    );
+    node.stop().await;
+    let node = Running::start(rookery(&["up"]), &data).await;
+    assert!(!begun(&node) && !node.log().contains("the new data folder"), "{}", node.greeting);
+    node.stop().await;
+}
