@@ -10,6 +10,9 @@ use crate::problem::{self, Problem};
 /// What a failed call waits before its second try: a shard changes hands, a connection comes back in such a time.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
+/// When to come back to a service that no node serves: it takes a node that starts.
+const UNSERVED_RETRY_AFTER_S: u32 = 5;
+
 /// A service that the gateway asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
@@ -49,6 +52,9 @@ pub enum CallError<E> {
         /// When the breaker lets the next call through.
         retry_after: Duration,
     },
+    /// No node serves it.
+    #[error("no node serves {} now", .0.name())]
+    Unserved(Service),
     /// The request's deadline has passed; whether the service did its work is not known.
     #[error("the {} service did not answer in time", .0.name())]
     Deadline(Service),
@@ -65,6 +71,9 @@ impl<E> CallError<E> {
                 format!("the {} service is cut off for the moment", service.name()),
                 u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
             ),
+            Self::Unserved(service) => {
+                Problem::unavailable(format!("no node serves {} now", service.name()), UNSERVED_RETRY_AFTER_S)
+            }
             Self::Deadline(service) => {
                 Problem::new(&problem::DEADLINE, format!("the {} service did not answer in time", service.name()))
             }
@@ -77,6 +86,7 @@ impl<E> CallError<E> {
 pub struct Services {
     start: Instant,
     guards: [Mutex<Guard>; 4],
+    is_unserved: Box<dyn Fn(Service) -> bool + Send + Sync>,
 }
 
 struct Guard {
@@ -88,7 +98,14 @@ impl Services {
     /// All breakers closed, all budgets full.
     pub fn new(policy: Policy) -> Self {
         let guard = |_| Mutex::new(Guard { breaker: Breaker::new(policy), budget: RetryBudget::new() });
-        Self { start: Instant::now(), guards: Service::ALL.map(guard) }
+        Self { start: Instant::now(), guards: Service::ALL.map(guard), is_unserved: Box::new(|_| false) }
+    }
+
+    /// The same, told by the node whether nobody serves a service: what is asked of it then fails before it is tried, lists
+    /// and searches too, which would otherwise find nothing and look like an answer.
+    #[must_use]
+    pub fn unserved_if(self, is_unserved: impl Fn(Service) -> bool + Send + Sync + 'static) -> Self {
+        Self { is_unserved: Box::new(is_unserved), ..self }
     }
 
     /// Where the breakers stand.
@@ -102,7 +119,7 @@ impl Services {
     /// `repeatable` is tried a second time, if the budget and the deadline allow it.
     ///
     /// # Errors
-    /// [`CallError`]: cut off, too late, or the failure.
+    /// [`CallError`]: unserved, cut off, too late, or the failure.
     pub async fn call<T, E, F>(
         &self,
         service: Service,
@@ -113,6 +130,10 @@ impl Services {
     where
         F: Future<Output = Result<T, E>>,
     {
+        // Before the breaker, which is closed when the first node is there again.
+        if (self.is_unserved)(service) {
+            return Err(CallError::Unserved(service));
+        }
         self.with(service, |guard, _| guard.budget.deposit());
         let mut retried = false;
         loop {
@@ -201,6 +222,19 @@ mod tests {
             let _ = services.call(Service::Posts, soon(), |_| false, || async { Err::<(), _>("down") }).await;
         }
         assert_eq!(services.positions()[Service::Posts as usize].1, Position::Open);
+        let answer = services.call(Service::Users, soon(), |_: &&str| false, || async { Ok::<_, &str>(1) }).await;
+        assert_eq!(answer.ok(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_serves_is_not_tried_and_does_not_open_the_breaker() {
+        let services = Services::new(Policy::default()).unserved_if(|service| service == Service::Posts);
+        for _ in 0..30 {
+            let answer = services.call(Service::Posts, soon(), |_: &&str| true, || async { Ok::<_, &str>(()) }).await;
+            let problem = answer.expect_err("nobody serves it").into_problem(|_| Problem::unavailable("", 1));
+            assert_eq!((problem.detail.as_ref(), problem.retry_after_s), ("no node serves posts now", Some(5)));
+        }
+        assert!(services.positions().iter().all(|(_, position)| *position == Position::Closed));
         let answer = services.call(Service::Users, soon(), |_: &&str| false, || async { Ok::<_, &str>(1) }).await;
         assert_eq!(answer.ok(), Some(1));
     }

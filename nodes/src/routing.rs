@@ -335,6 +335,10 @@ impl Router for Routes {
         self.shared.tables[usize::from(number(service))].members()
     }
 
+    fn is_unserved(&self, service: &'static str) -> bool {
+        self.shared.tables[usize::from(number(service))].is_unserved()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     entity::Failure,
     ids::{PostId, ShardId, UserId},
-    runtime::Runtime,
+    runtime::{Runtime, unserved},
 };
 
 /// How long other nodes are waited for before SQL is asked instead: it has no heads, but it has everything.
@@ -61,6 +61,10 @@ impl Listed {
 
 /// A page, from memory wherever it is, or from SQL.
 pub(super) async fn list(runtime: &Runtime<PostService>, asked: Asked, deadline: Instant) -> Result<Vec<Listed>, Failure> {
+    if runtime.is_unserved() {
+        // An empty list out of SQL would look like an answer.
+        return Err(unserved::<PostService>());
+    }
     if let Some(here) = here_page(runtime, &asked).await? {
         // Alone in the cluster, or as good as.
         if here.served.shards.len() == usize::from(runtime.shards()) {

@@ -58,7 +58,10 @@ pub use self::{
     route::{NodeName, Router, SendError},
     trim::Retention,
 };
-pub(crate) use self::{database::describe, route::strange_answer};
+pub(crate) use self::{
+    database::describe,
+    route::{strange_answer, unserved},
+};
 use crate::{
     entity::{AskError, Entity, Failure},
     event::Source,

@@ -1,7 +1,8 @@
 //! The way to a shard, wherever it is served: here by a direct call, elsewhere through the [`Router`].
 //!
 //! While a shard is on its way from one node to another nobody serves it. Whoever asks then waits, within bounds, and
-//! asks again: a move is a pause, not a failure.
+//! asks again: a move is a pause, not a failure. Only when the service has had no live member for longer than a move or a
+//! restart takes, an ask fails at once.
 
 use std::{
     collections::HashMap,
@@ -54,6 +55,9 @@ pub trait Router: Send + Sync + 'static {
 
     /// The other nodes that may serve shards of a service now.
     fn peers(&self, service: &'static str) -> Vec<NodeName>;
+
+    /// Whether no member of a service has lived for so long that waiting for an owner is of no use.
+    fn is_unserved(&self, service: &'static str) -> bool;
 
     /// Wakes when somebody, this node included, became an owner, or a node can be reached again.
     fn changes(&self) -> watch::Receiver<u64>;
@@ -120,6 +124,11 @@ impl<S: Service> Runtime<S> {
     /// The way to other nodes, if there are any.
     pub fn router(&self) -> Option<&Arc<dyn Router>> {
         self.inner.router.get()
+    }
+
+    /// Whether no node has served this service for so long that asks are not held any more.
+    pub fn is_unserved(&self) -> bool {
+        self.router().is_some_and(|router| router.is_unserved(S::NAME))
     }
 
     /// Asks an entity to do something, wherever it lives, and waits until that is committed or refused.
@@ -392,6 +401,11 @@ struct Missed {
     repeatable: bool,
 }
 
+/// No node serves a service: nothing happened, and nobody is waited for.
+pub(crate) fn unserved<S: Service>() -> Failure {
+    Failure::Unavailable(format!("no node serves {}", S::NAME))
+}
+
 pub(crate) fn strange_answer() -> Failure {
     Failure::Unknown("a node answered something else than what it was asked".to_owned())
 }
@@ -454,6 +468,13 @@ impl<'a, S: Service> Way<'a, S> {
     pub(crate) async fn pause(&mut self) -> Result<(), Failure> {
         let runtime = self.runtime;
         let router = runtime.router().expect("a lone runtime has failed before");
+        if router.is_unserved(S::NAME) {
+            return Err(match self.missed.take() {
+                // An earlier try may have been heard.
+                Some(open @ Failure::Unknown(_)) => open,
+                _ => unserved::<S>(),
+            });
+        }
         if self.permit.is_none() {
             let room = runtime.inner.waiting.0.try_acquire();
             self.permit =

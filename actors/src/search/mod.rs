@@ -161,11 +161,27 @@ impl SearchFace {
     }
 
     /// Completes what is being typed.
-    pub async fn suggest(&self, typed: &str, limit: usize, deadline: tokio::time::Instant) -> Vec<Suggestion> {
+    ///
+    /// # Errors
+    /// [`SearchError::Nobody`] when no partition answered.
+    pub async fn suggest(
+        &self,
+        typed: &str,
+        limit: usize,
+        deadline: tokio::time::Instant,
+    ) -> Result<Vec<Suggestion>, SearchError> {
         let query = |partitions| Query::Suggest { partitions, typed: typed.to_owned(), limit };
-        let answers = self.scatter(query, deadline).await.into_iter();
-        let suggestions = answers.flat_map(|answer| if let Answer::Suggested(found, _) = answer { found } else { Vec::new() });
-        merge_suggestions(suggestions.collect(), limit)
+        let (mut suggestions, mut answered) = (Vec::new(), false);
+        for answer in self.scatter(query, deadline).await {
+            if let Answer::Suggested(found, partitions) = answer {
+                answered |= !partitions.is_empty();
+                suggestions.extend(found);
+            }
+        }
+        if !answered {
+            return Err(SearchError::Nobody);
+        }
+        Ok(merge_suggestions(suggestions, limit))
     }
 
     /// How many documents can be found, as far as the nodes that have them answer.

@@ -11,7 +11,7 @@ use rookery_actors::{
     users::keys::{self, SigningKeys},
 };
 use rookery_gateway::{
-    Gateway, GatewayConfig, Parts, Services,
+    Gateway, GatewayConfig, Parts, Service, Services,
     actor::Arguments,
     auth::{self, RevokedSessions, Verifier},
     chain::Edge,
@@ -65,7 +65,7 @@ impl Front {
         let settings = settings(config)?;
         let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
         install(&keys, &verifier, &issuer)?;
-        let breakers = Arc::new(Services::new(Default::default()));
+        let breakers = Arc::new(Services::new(Default::default()).unserved_if(unserved(services)));
         let edge = Edge::new(settings, Arc::clone(&verifier));
         let faces = routes::Faces {
             users: faces.users.clone(),
@@ -134,6 +134,18 @@ impl Listening {
             tracing::debug!(%error, "the gateway had stopped already");
         }
         self.user_news.abort();
+    }
+}
+
+/// Says whether nobody serves a service.
+fn unserved(services: &Started) -> impl Fn(Service) -> bool + Send + Sync + 'static {
+    let (users, posts) = (services.users.runtime.clone(), services.posts.runtime.clone());
+    let (comments, search) = (services.comments.runtime.clone(), services.search.runtime.clone());
+    move |service| match service {
+        Service::Users => users.is_unserved(),
+        Service::Posts => posts.is_unserved(),
+        Service::Comments => comments.is_unserved(),
+        Service::Search => search.is_unserved(),
     }
 }
 

@@ -217,7 +217,7 @@ fn reach(routes: &Routes, service: &'static str) -> Probe {
     let nodes = routes.peers(service);
     let detail = match nodes.iter().any(|node| routes.reaches(node)) {
         true => None,
-        false if nodes.is_empty() => Some("no node serves it".to_owned()),
+        false if nodes.is_empty() || routes.is_unserved(service) => Some("no node serves it".to_owned()),
         false => Some(format!("no node that serves it is within reach: {}", nodes.join(", "))),
     };
     let status = if detail.is_some() { Status::Failed } else { Status::Ok };

@@ -73,7 +73,13 @@ impl Looking {
             let count = u16::try_from(shards.len()).expect("shards are numbered by u16");
             self.placement = Arc::new(Placement::new(eligible, count));
         }
-        let view = Arc::new(View { members, shards, placement: Arc::clone(&self.placement), asked: self.asked });
+        let view = Arc::new(View {
+            members,
+            shards,
+            placement: Arc::clone(&self.placement),
+            asked: self.asked,
+            unserved: self.sightings.is_unserved(),
+        });
         self.board.view.send_replace(Arc::clone(&view));
         view
     }

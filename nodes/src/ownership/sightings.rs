@@ -20,6 +20,8 @@ const SETTLED_AFTER: u32 = 2;
 const AWAKE_FOR: u32 = 3;
 /// Every death of a node within this time doubles them: a flapping node is given shards less and less often.
 const DEATHS_COUNT_FOR: Duration = Duration::from_secs(60);
+/// After so many leases without any sign of life, nobody serves the service: a restart or a takeover takes less.
+const UNSERVED_AFTER: u32 = 2;
 /// As often at most; after that a node that stays must wait for about half a minute.
 const DOUBLINGS_MAX: usize = 5;
 
@@ -29,6 +31,9 @@ pub(super) struct Sightings {
     lease: LeaseSettings,
     seen: HashMap<Incarnation, Sighting>,
     deaths: HashMap<String, Vec<Duration>>,
+    /// For how long we have looked and seen neither a renewal nor a new member.
+    quiet: Duration,
+    last_look: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -44,30 +49,38 @@ struct Sighting {
 
 impl Sightings {
     pub(super) fn new(lease: LeaseSettings) -> Self {
-        Self { lease, seen: HashMap::new(), deaths: HashMap::new() }
+        Self { lease, seen: HashMap::new(), deaths: HashMap::new(), quiet: Duration::ZERO, last_look: None }
     }
 
     /// Takes in everybody who is not dead, as a poll that worked found them.
     pub(super) fn look(&mut self, members: &[MemberRow], now: Duration) {
         // A poll that came late tells nothing about the time before it.
         let gap_max = self.lease.renew_every * 2;
+        let mut sign_of_life = false;
         for member in members {
-            let sighting = self.seen.entry(member.incarnation).or_insert_with(|| Sighting {
-                node: member.node.clone(),
-                state: member.state,
-                renewed: member.renewed,
-                renewals: 0,
-                silent: Duration::ZERO,
-                last_look: now,
+            let sighting = self.seen.entry(member.incarnation).or_insert_with(|| {
+                sign_of_life = true;
+                Sighting {
+                    node: member.node.clone(),
+                    state: member.state,
+                    renewed: member.renewed,
+                    renewals: 0,
+                    silent: Duration::ZERO,
+                    last_look: now,
+                }
             });
             if sighting.renewed == member.renewed {
                 sighting.silent += now.saturating_sub(sighting.last_look).min(gap_max);
             } else {
+                sign_of_life = true;
                 sighting.renewals = sighting.renewals.saturating_add(1);
                 (sighting.renewed, sighting.silent) = (member.renewed, Duration::ZERO);
             }
             (sighting.state, sighting.last_look) = (member.state, now);
         }
+        let gap = now.saturating_sub(self.last_look.unwrap_or(now)).min(gap_max);
+        self.quiet = if sign_of_life { Duration::ZERO } else { self.quiet + gap };
+        self.last_look = Some(now);
         let there: HashSet<Incarnation> = members.iter().map(|member| member.incarnation).collect();
         for (_, gone) in self.seen.extract_if(|incarnation, _| !there.contains(incarnation)) {
             // Who drained has left in order.
@@ -86,6 +99,13 @@ impl Sightings {
         for sighting in self.seen.values_mut() {
             (sighting.silent, sighting.last_look) = (Duration::ZERO, now);
         }
+        // What was seen before stays true: a member that lives shows itself in the next look that works.
+        self.last_look = Some(now);
+    }
+
+    /// Whether no member has shown a sign of life for so long that none will take up what is asked for meanwhile.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.quiet >= self.lease.ttl * UNSERVED_AFTER
     }
 
     /// Whether nothing was heard of a member for longer than its lease can last by any clock.
@@ -202,6 +222,41 @@ mod tests {
         assert!(!table.sightings.is_silent(two), "2.5 s are a lease, and its margin is a tenth");
         table.tick(&[two]);
         assert!(table.sightings.is_silent(two) && !table.sightings.is_silent(one));
+    }
+
+    #[test]
+    fn a_service_whose_members_have_all_been_silent_for_two_leases_is_unserved() {
+        let mut table = Table::new();
+        let one = table.join("n1");
+        table.ticks(4, &[]);
+        table.ticks(9, &[one]);
+        assert!(!table.sightings.is_unserved(), "a restart within two leases is a pause");
+        table.tick(&[one]);
+        assert!(table.sightings.is_unserved(), "its row is still there, for nobody is left to declare it dead");
+        table.join("n1");
+        table.tick(&[one]);
+        assert!(!table.sightings.is_unserved(), "whoever joins is about to serve");
+    }
+
+    #[test]
+    fn a_service_without_members_is_unserved_after_two_leases_and_an_outage_of_postgres_makes_none_so() {
+        let mut table = Table::new();
+        table.ticks(10, &[]);
+        assert!(!table.sightings.is_unserved(), "the first look tells nothing about the time before");
+        table.tick(&[]);
+        assert!(table.sightings.is_unserved());
+        table.sightings.blink(table.now);
+        assert!(table.sightings.is_unserved(), "a poll that failed brings nobody back");
+
+        let mut table = Table::new();
+        let one = table.join("n1");
+        table.tick(&[]);
+        for _ in 0..100 {
+            table.now += LEASE.renew_every;
+            table.sightings.blink(table.now);
+        }
+        table.tick(&[one]);
+        assert!(!table.sightings.is_unserved(), "while nobody can renew, nobody is seen not to");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct View {
     pub placement: Arc<Placement>,
     /// Before the directory was asked.
     pub asked: Instant,
+    /// No member has shown a sign of life for two leases: whoever asks waits for nobody.
+    pub unserved: bool,
 }
 
 /// A shard that is not where it should be.
@@ -47,7 +49,8 @@ pub struct Move<'a> {
 
 impl View {
     pub(super) fn nothing() -> Self {
-        Self { members: Vec::new(), shards: Vec::new(), placement: Arc::default(), asked: Instant::now() }
+        let asked = Instant::now();
+        Self { members: Vec::new(), shards: Vec::new(), placement: Arc::default(), asked, unserved: false }
     }
 
     /// A member that is not dead.

@@ -1,6 +1,9 @@
 //! Who serves which shard of one service, by whatever was heard last.
 
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{
+    Arc, OnceLock, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use rookery_actors::{
     ids::{Epoch, ShardId},
@@ -17,6 +20,7 @@ pub(super) struct Table {
     /// The directory of the service, to be asked again.
     pub(super) contact: OnceLock<Contact>,
     known: RwLock<Known>,
+    unserved: AtomicBool,
 }
 
 #[derive(Default)]
@@ -61,6 +65,7 @@ impl Table {
                 news = true;
             }
         }
+        news |= self.unserved.swap(view.unserved, Ordering::Relaxed) != view.unserved;
         names.retain(|name| name != me);
         names.dedup();
         news |= known.members != names;
@@ -79,11 +84,19 @@ impl Table {
                 news = true;
             }
         }
+        if news {
+            self.unserved.store(false, Ordering::Relaxed);
+        }
         news
     }
 
     pub(super) fn owner(&self, shard: ShardId) -> Option<NodeName> {
         self.known.read().expect("no panic under this lock").owners.get(shard.index())?.node.clone()
+    }
+
+    /// Whether nobody has served the service for so long that nobody is waited for.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.unserved.load(Ordering::Relaxed)
     }
 
     pub(super) fn members(&self) -> Vec<NodeName> {

@@ -49,6 +49,7 @@ struct Shared {
     served: Mutex<ServedByName>,
     faults: Mutex<Faults>,
     sent: Mutex<HashMap<NodeName, usize>>,
+    unserved: Mutex<HashSet<&'static str>>,
     changes: watch::Sender<u64>,
 }
 
@@ -88,6 +89,18 @@ impl TestNetwork {
     /// How many answers of a node are on their way for that reason.
     pub fn delayed(&self, node: &str) -> usize {
         self.shared.faults.lock().expect("no panic under this lock").held.get(node).copied().unwrap_or(0)
+    }
+
+    /// Says that no member of a service has lived for two leases, or that one does again.
+    pub fn set_unserved(&self, service: &'static str, on: bool) {
+        let mut unserved = self.shared.unserved.lock().expect("no panic under this lock");
+        if on {
+            unserved.insert(service);
+        } else {
+            unserved.remove(service);
+        }
+        drop(unserved);
+        self.changed();
     }
 
     /// Tells everybody to look for owners anew.
@@ -163,6 +176,10 @@ impl Router for TestRouter {
 
     fn peers(&self, service: &'static str) -> Vec<NodeName> {
         self.others(service).into_iter().map(|(node, _)| node).collect()
+    }
+
+    fn is_unserved(&self, service: &'static str) -> bool {
+        self.shared.unserved.lock().expect("no panic under this lock").contains(service)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -1,7 +1,12 @@
 //! Nodes of a cluster, over a Postgres that belongs to none of them.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
+use nix::sys::signal::Signal;
 use rookery::{
     migrate::Database,
     testing::{self, TestPostgres, Turn},
@@ -107,6 +112,43 @@ async fn a_gateway_that_reaches_nobody_is_not_ready() {
     let (_, told) = gateway.get(&format!("{url}/readyz?verbose")).await;
     assert!(told.contains("posts.nodes"), "{told}");
     gateway.stop().await;
+}
+
+/// A cluster without posts nodes, then with one, which dies with nobody left to declare it dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_nobody_serves_is_a_503_at_once_that_names_it_and_a_restart_is_a_pause() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let others = Running::start(shared.node("n1", "users,comments,search"), &folder.path().join("n1")).await;
+    let gateway = Running::start(shared.node("n2", "gateway"), &folder.path().join("n2")).await;
+    let url = gateway.greeted("listens on").unwrap().to_owned();
+    let [list, post, tags] =
+        ["", "/018f4e6a-0000-7000-8000-000000000000", "/../tags"].map(|path| format!("{url}/api/v1/posts{path}"));
+    let unserved = async |what: &str| {
+        eventually(what, async || gateway.get(&list).await.1.contains("no node serves posts")).await;
+        for url in [&list, &post, &tags] {
+            let began = Instant::now();
+            let (status, told) = gateway.get(url).await;
+            assert!(status == 503 && told.contains("no node serves posts"), "{url}: {status} {told}");
+            assert!(began.elapsed() < Duration::from_secs(1), "{url}: at once, not after {:?}", began.elapsed());
+        }
+        let (status, told) = gateway.get(&format!("{url}/api/v1/users/nobody_of_that_name")).await;
+        assert_eq!(status, 404, "the others are served: {told}");
+    };
+    unserved("a cluster without posts nodes says so").await;
+
+    let data = folder.path().join("n3");
+    let mut posts = Running::start(shared.node("n3", "posts"), &data).await;
+    eventually("posts are served", async || gateway.get(&list).await.0 == 200 && gateway.get(&post).await.0 == 404).await;
+
+    posts.signal(Signal::SIGKILL);
+    posts.ended(Duration::from_secs(10)).await;
+    let (paused, again) = tokio::join!(gateway.get(&post), Running::start(shared.node("n3", "posts"), &data));
+    assert_eq!(paused.0, 404, "a restart is a pause: {}", paused.1);
+
+    again.signal(Signal::SIGKILL);
+    unserved("a service whose last member died says so").await;
+    gateway.stop().await;
+    others.stop().await;
 }
 
 async fn is_ready(node: &Running, url: &str) -> bool {

@@ -191,6 +191,10 @@ impl Router for Way {
         self.hub.0.nodes.lock().unwrap().keys().map(|name| name.as_str().into()).collect()
     }
 
+    fn is_unserved(&self, _: &'static str) -> bool {
+        self.contact.view().borrow().unserved
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

@@ -5,7 +5,7 @@ use rookery::testing::{TestNetwork, TestService};
 use rookery_actors::{
     entity::{AskError, Failure},
     ids::{Incarnation, PostId, ShardId, mint},
-    posts::{Command, Draft, PostService, Posts},
+    posts::{Command, Draft, Filter, PostService, Posts, Sort},
     runtime::{Context, Database, Directory, IdempotencyKey},
 };
 
@@ -292,4 +292,26 @@ async fn a_read_that_waits_at_a_node_without_its_database_is_asked_again_where_t
     assert_eq!(read[0].id, id);
     world.proxy.heal();
     world.stop().await;
+}
+
+#[tokio::test]
+async fn an_ask_that_waits_for_an_owner_fails_at_once_when_nobody_is_left_who_could_become_one() {
+    let (network, first, second, _) = two_nodes().await;
+    let post = published(&first.posts, SHARD, "served by nobody").await;
+    first.service.runtime.close(SHARD);
+    let began = tokio::time::Instant::now();
+    let waiting = {
+        let posts = second.posts.clone();
+        tokio::spawn(async move { (posts.get(post.id, deadline()).await, retitle(&posts, post.id, "never").await) })
+    };
+    network.set_unserved("posts", true);
+    let (read, edited) = waiting.await.unwrap();
+    assert!(matches!(&read, Err(Failure::Unavailable(reason)) if reason == "no node serves posts"), "{read:?}");
+    assert!(matches!(&edited, Err(AskError::Failed(Failure::Unavailable(_)))), "{edited:?}");
+    let listed = second.posts.list(Sort::New, &Filter::All, None, 20, deadline()).await;
+    assert!(matches!(&listed, Err(Failure::Unavailable(_))), "an empty list would look like an answer: {listed:?}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(4), "half of what a pause may take: {:?}", began.elapsed());
+    network.set_unserved("posts", false);
+    first.stop().await;
+    second.stop().await;
 }

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use jiff::Timestamp;
 use rookery_actors::caller::on_behalf_of;
 use rookery_actors::posts::rules::Tag;
-use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort};
+use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort, Suggestion};
 use rookery_actors::search::{Found, SearchToken};
 use rookery_actors::users::names::Username;
 use serde::{Deserialize, Serialize};
@@ -217,13 +217,21 @@ impl Api {
                 }
             },
         );
-        on_behalf_of(context.caller(), called).await.map_err(|error| {
-            error.into_problem(|error| {
-                tracing::warn!(service = "search", error = %error, "the search service could not answer");
-                Problem::unavailable("the search service is not available", 1)
-            })
-        })?
+        on_behalf_of(context.caller(), called).await.map_err(|error| error.into_problem(|error| unavailable(&error)))?
     }
+
+    /// Completes what is being typed.
+    pub(super) async fn suggest(&self, context: &Context, typed: &str, limit: usize) -> Result<Vec<Suggestion>, Problem> {
+        let deadline = context.deadline.into();
+        let called =
+            self.services.call(Service::Search, context.deadline, |_| true, || self.search.suggest(typed, limit, deadline));
+        on_behalf_of(context.caller(), called).await.map_err(|error| error.into_problem(|error| unavailable(&error)))
+    }
+}
+
+fn unavailable(error: &SearchError) -> Problem {
+    tracing::warn!(service = "search", %error, "the search service could not answer");
+    Problem::unavailable("the search service is not available", 1)
 }
 
 #[cfg(test)]

@@ -59,9 +59,7 @@ pub(crate) async fn handle(
         let detail = format!("q may have at most {QUERY_BYTES_MAX} bytes");
         return Err(Problem::new(&problem::INVALID_QUERY, detail));
     }
-    let suggested = api.search.suggest(&asked.q, page_size(asked.limit), context.deadline.into());
-    let suggested = tokio::time::timeout_at(context.deadline.into(), suggested).await;
-    let suggested = suggested.map_err(|_| Problem::new(&problem::DEADLINE, "the search service did not answer in time"))?;
+    let suggested = api.suggest(&context, &asked.q, page_size(asked.limit)).await?;
     let items = suggested.into_iter().map(|one| SuggestionView { text: one.text, kind: one.kind }).collect();
     Ok(Json(Suggestions { items }))
 }
