@@ -13,7 +13,7 @@ use rookery_actors::{
     entity::Failure,
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
     ids::{Seq, ShardId, shard_of},
-    runtime::{DeadLetter, ProjectError, Runtime, Slice, SlicePart},
+    runtime::{DeadLetter, ProjectError, Runtime, Slice, SlicePart, Waiting},
     service::{Foreign, Service},
 };
 use tokio::{
@@ -38,6 +38,8 @@ pub trait Places: Send + Sync + 'static {
     fn places(&self, consumer: &'static str) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>>;
     /// Moves places forward.
     fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>>;
+    /// The oldest record of the publisher after these places, by its own outbox.
+    fn oldest_after(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Option<Waiting>, Failure>>;
 }
 
 impl<S: Service> Places for Runtime<S> {
@@ -47,6 +49,10 @@ impl<S: Service> Places for Runtime<S> {
 
     fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(Runtime::note_consumer(self, consumer, places))
+    }
+
+    fn oldest_after(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Option<Waiting>, Failure>> {
+        Box::pin(async move { Runtime::oldest_after(self, &places).await })
     }
 }
 
@@ -73,12 +79,22 @@ struct Carrier<S: Service> {
 pub struct RunningBridge {
     task: JoinHandle<()>,
     marks: Marks,
+    places: Arc<dyn Places>,
 }
 
 impl RunningBridge {
     /// Up to when everything that was committed has been applied, as far as this node carries it and knows.
     pub fn caught_up_at(&self) -> Instant {
         self.marks.caught_up()
+    }
+
+    /// The oldest event that is not applied, of the shards that this node carries: by the publisher's outbox, for a log between
+    /// may have lost it.
+    ///
+    /// # Errors
+    /// When the publisher's database does not answer.
+    pub async fn oldest_unapplied(&self) -> Result<Option<Waiting>, Failure> {
+        self.places.oldest_after(self.marks.all()).await
     }
 
     /// The shards of the publisher that are carried by this node now.
@@ -117,8 +133,16 @@ impl<S: Service> Bridge<S> {
         news.extend(consumer.router().map(|router| router.changes()));
         let carrier = Arc::new(Carrier { consumer: consumer.clone(), topic });
         let readers = Readers::new(carrier, log, topic, marks.clone());
-        let bridge = Self { consumer, places, source_shards, marks: marks.clone(), noted: BTreeMap::new(), readers, news };
-        RunningBridge { task: tokio::spawn(bridge.run()), marks }
+        let bridge = Self {
+            consumer,
+            places: Arc::clone(&places),
+            source_shards,
+            marks: marks.clone(),
+            noted: BTreeMap::new(),
+            readers,
+            news,
+        };
+        RunningBridge { task: tokio::spawn(bridge.run()), marks, places }
     }
 
     async fn run(mut self) {

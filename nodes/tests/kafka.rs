@@ -3,6 +3,7 @@
 mod event_log;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,8 +18,9 @@ use rdkafka::{
 };
 use rookery::{
     config,
+    event_log::EmbeddedLog,
     kafka::{
-        DeadLetters, Hints, KafkaLog,
+        DeadLetters, Hints, KafkaLog, Keeper,
         client::Probe,
         topics::{self, TopicsError},
     },
@@ -29,7 +31,7 @@ use rookery_actors::{
 };
 use uuid::Uuid;
 
-use self::event_log::{Follower, KafkaBench, PARTITIONS, Publisher, TOPIC, broker, client, seqs};
+use self::event_log::{Follower, KafkaBench, PARTITIONS, Publisher, TOPIC, broker, client, delete_topics, seqs};
 
 const A_LONG_TIME: Duration = Duration::from_secs(60);
 
@@ -336,6 +338,161 @@ async fn a_cluster_that_is_away_is_said_to_be() {
     while log.fetch(TOPIC, &[(ShardId(0), 0)], 1, Duration::from_millis(100)).await.is_ok() {}
     tokio::task::block_in_place(|| broker.restart()).unwrap();
     while log.fetch(TOPIC, &[(ShardId(0), 0)], 1, Duration::from_millis(100)).await.is_err() {}
+}
+
+/// Every record of the outbox is in the topic, in the order of its shard.
+async fn assert_refilled(bench: &KafkaBench, publisher: &Publisher) {
+    let began = Instant::now();
+    let wanted: BTreeSet<(u16, Seq)> = publisher
+        .outbox()
+        .await
+        .into_iter()
+        .flat_map(|(shard, told)| told.into_iter().map(move |told| (shard.0, told.1)))
+        .collect();
+    loop {
+        let messages = raw(&bench.config, TOPIC.kafka_name());
+        let there = messages.iter().map(|message| {
+            let number = |name: &str| header(message, name).parse::<i64>().unwrap();
+            (u16::try_from(number("rookery-shard")).unwrap(), number("rookery-seq"))
+        });
+        let there: BTreeSet<(u16, Seq)> = there.collect();
+        let missing: Vec<_> = wanted.difference(&there).collect();
+        if missing.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < A_LONG_TIME, "{} of {} records are missing in the topic", missing.len(), wanted.len());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn keeper(bench: &KafkaBench, publisher: &Publisher) -> Keeper {
+    let database = publisher.service.runtime.database().clone();
+    Keeper::new(bench.config.clone(), [(TOPIC, database.clone())], vec![database])
+}
+
+/// What was broken: it was made again only at the next start, and nothing that had been relayed was ever sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_while_a_relay_runs_is_made_again_and_refilled_from_the_outbox() {
+    let Some(broker) = broker("a_topic_that_is_deleted_while_a_relay_runs_is_made_again_and_refilled_from_the_outbox").await
+    else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    let (probe, mut keeper) = (Probe::new(&bench.config).unwrap(), keeper(&bench, &publisher));
+    keeper.look().await.unwrap();
+    let mut follower = follower(&bench);
+    publisher.publish(100).await;
+    publisher.relayed().await;
+    follower.catch_up(&publisher).await;
+    assert_eq!(publisher.service.runtime.oldest_unrelayed().await.unwrap(), None);
+
+    delete_topics(&bench.config).await;
+    let missing = tokio::task::block_in_place(|| probe.missing(A_LONG_TIME)).unwrap();
+    assert!(missing.contains(&TOPIC.kafka_name().to_owned()), "the probe says so: {missing:?}");
+    publisher.publish(20).await;
+    let waiting = publisher.service.runtime.oldest_unrelayed().await.unwrap().expect("nothing takes them");
+    assert!(waiting.age() < A_LONG_TIME && waiting.seq > 0);
+
+    keeper.look().await.unwrap();
+    assert_refilled(&bench, &publisher).await;
+    follower.catch_up(&publisher).await;
+    assert_eq!(follower.read, publisher.outbox().await);
+    publisher.relayed().await;
+    assert_eq!(publisher.service.runtime.oldest_unrelayed().await.unwrap(), None);
+    // Looking once more changes nothing.
+    let records = raw(&bench.config, TOPIC.kafka_name()).len();
+    keeper.look().await.unwrap();
+    publisher.relayed().await;
+    assert_eq!(raw(&bench.config, TOPIC.kafka_name()).len(), records);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_somebody_else_made_anew_is_known_by_its_offsets_and_refilled() {
+    let Some(broker) = broker("a_topic_that_somebody_else_made_anew_is_known_by_its_offsets_and_refilled").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    publisher.publish(200).await;
+    publisher.relayed().await;
+    delete_topics(&bench.config).await;
+    topics::ensure(&bench.config).await.unwrap();
+    publisher.publish(10).await;
+    assert_refilled(&bench, &publisher).await;
+    publisher.relayed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_made_anew_while_no_node_ran_is_refilled() {
+    let Some(broker) = broker("a_topic_that_was_made_anew_while_no_node_ran_is_refilled").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let mut bench = KafkaBench::start(broker, &publisher).await;
+    publisher.publish(100).await;
+    publisher.relayed().await;
+    bench.relay.take().expect("it was started").stop().await;
+    delete_topics(&bench.config).await;
+    topics::ensure(&bench.config).await.unwrap();
+    keeper(&bench, &publisher).look().await.unwrap();
+    bench.relay(&publisher);
+    assert_refilled(&bench, &publisher).await;
+}
+
+/// What was broken: the reader waited at the end of the topic until the next event came.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hint_that_leads_past_the_last_record_is_found_out_without_the_next_one() {
+    let Some(broker) = broker("a_hint_that_leads_past_the_last_record_is_found_out_without_the_next_one").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    let runtime = publisher.service.runtime.clone();
+    publisher.publish(50).await;
+    publisher.relayed().await;
+    let places: Vec<(ShardId, Seq)> = (0..event_log::SHARDS).map(|shard| (ShardId(shard), 1)).collect();
+    runtime.note_consumer("reader", &places).await.unwrap();
+    let ends = raw(&bench.config, TOPIC.kafka_name()).iter().map(|message| message.offset()).max().unwrap();
+    let client = runtime.database().get().await.unwrap();
+    client.execute("UPDATE consumer SET hint = $1", &[&ends]).await.unwrap();
+    for outbox in [None, Some(EmbeddedLog::new(publisher.source(), publisher.source(), publisher.source()))] {
+        let log =
+            KafkaLog::new(bench.config.clone(), "reader").with_hints(Hints::new([(TOPIC, runtime.database().clone())], "reader"));
+        let log = match outbox {
+            Some(outbox) => log.with_outbox(Arc::new(outbox)),
+            None => log,
+        };
+        let mut follower = Follower { positions: places.clone(), ..Follower::of(Arc::new(log)) };
+        follower.catch_up(&publisher).await;
+        let read: usize = follower.read.values().map(Vec::len).sum();
+        assert_eq!(read + places.len(), rows(&publisher).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kafka_has_lost_and_the_outbox_still_has_is_read_from_the_outbox() {
+    let Some(broker) = broker("what_kafka_has_lost_and_the_outbox_still_has_is_read_from_the_outbox").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    publisher.publish(100).await;
+    publisher.relayed().await;
+    let admin: AdminClient<DefaultClientContext> = client(&bench.config).create().unwrap();
+    let mut eaten = TopicPartitionList::new();
+    for partition in 0..i32::from(PARTITIONS) {
+        eaten.add_partition_offset(TOPIC.kafka_name(), partition, Offset::End).unwrap();
+    }
+    admin.delete_records(&eaten, &AdminOptions::new()).await.unwrap();
+    let outbox = EmbeddedLog::new(publisher.source(), publisher.source(), publisher.source());
+    let hints = Hints::new([(TOPIC, publisher.service.runtime.database().clone())], "reader");
+    let log = KafkaLog::new(bench.config.clone(), "reader").with_hints(hints).with_outbox(Arc::new(outbox));
+    let mut follower = Follower::of(Arc::new(log));
+    follower.catch_up(&publisher).await;
+    publisher.publish(20).await;
+    follower.catch_up(&publisher).await;
+    assert_eq!(follower.read, publisher.outbox().await);
 }
 
 /// Appends records of shard 0 as a relay would, in the order given.

@@ -27,6 +27,7 @@ mod tail;
 mod transfer;
 mod trim;
 mod vital;
+mod waiting;
 mod wire;
 
 use std::{
@@ -57,6 +58,7 @@ pub use self::{
     project::{ProjectError, Slice, SlicePart},
     route::{NodeName, Router, SendError},
     trim::Retention,
+    waiting::Waiting,
 };
 pub(crate) use self::{
     database::describe,

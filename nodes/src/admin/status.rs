@@ -3,7 +3,7 @@
 //! Who owns what, the databases say. How a node is, it says itself ([`Report`]); whoever has fallen silent is suspect as
 //! long as it is a member, and then dead.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
 use futures_util::future::join_all;
@@ -16,7 +16,13 @@ use super::{
     directory::{self, Directory},
     services::Administered,
 };
-use crate::report::{self, Report, STALE_AFTER, Said, ServiceReport};
+use crate::{
+    bridge::RunningBridge,
+    report::{self, Report, STALE_AFTER, Said, ServiceReport},
+};
+
+/// How long a log may take to tell what waits in it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How the cluster is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -109,7 +115,7 @@ pub struct BridgeStatus {
     pub from: String,
     /// The consumer.
     pub to: String,
-    /// Since it last had nothing left to apply.
+    /// Age of the oldest event that is not applied; 0: there is none.
     pub behind_s: f64,
     /// Why it cannot go on, where its place lies outside of the log.
     pub outside: Vec<String>,
@@ -151,14 +157,22 @@ pub(super) async fn status(axum::extract::State(admin): State<Arc<Admin>>) -> Js
     let services = told.iter().map(|(service, told)| summary(*service, told.as_ref(), &nodes)).collect();
     let shards = told.iter().flat_map(|(service, told)| shards(*service, told.as_ref(), &admin.node.name)).collect();
     let moves = told.iter().flat_map(|(service, told)| moves(service.name(), told.as_ref())).collect();
-    let bridges = admin.bridges.iter().map(|bridge| BridgeStatus {
+    let bridges = admin.bridges.iter().map(async |bridge| BridgeStatus {
         from: bridge.topic.service().to_owned(),
         to: bridge.consumer.to_owned(),
-        behind_s: bridge.bridge.caught_up_at().elapsed().as_secs_f64(),
+        behind_s: behind_s(&bridge.bridge).await,
         outside: bridge.bridge.outside().into_iter().map(|outside| outside.reason).collect(),
     });
-    let bridges = bridges.collect();
+    let bridges = join_all(bridges).await;
     Json(Status { nodes, services, bridges, shards, moves })
+}
+
+async fn behind_s(bridge: &RunningBridge) -> f64 {
+    match tokio::time::timeout(PATIENCE, bridge.oldest_unapplied()).await {
+        Ok(Ok(waiting)) => waiting.map_or(0.0, |waiting| waiting.age().as_secs_f64()),
+        // The log cannot be asked: since the reader last thought that it had everything.
+        _ => bridge.caught_up_at().elapsed().as_secs_f64(),
+    }
 }
 
 /// `here`: the node that answers, which lives whatever the databases say, or whether they say anything.

@@ -10,6 +10,8 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
 };
 
+use rookery_actors::event::Topic;
+
 use crate::config::Kafka;
 
 /// Between two reports of a client's own statistics.
@@ -90,7 +92,22 @@ impl ClientContext for Reports {
 
 impl ConsumerContext for Reports {}
 
-/// Asks the cluster whether it is there.
+/// Which of these topics the cluster does not have. Blocks its thread for up to `patience` for each.
+pub(crate) fn missing_topics(client: &BaseConsumer<Reports>, names: &[String], patience: Duration) -> KafkaResult<Vec<String>> {
+    // Its events would queue up for ever otherwise.
+    client.poll(Duration::ZERO);
+    let mut missing = Vec::new();
+    for name in names {
+        let metadata = client.fetch_metadata(Some(name), patience)?;
+        let is_there = metadata.topics().iter().any(|topic| topic.name() == name && !topic.partitions().is_empty());
+        if !is_there {
+            missing.push(name.clone());
+        }
+    }
+    Ok(missing)
+}
+
+/// Asks the cluster whether it is there, and the topics with it.
 pub struct Probe {
     client: BaseConsumer<Reports>,
 }
@@ -113,8 +130,16 @@ impl Probe {
         // Its events would queue up for ever otherwise.
         self.client.poll(Duration::ZERO);
         let asked = Instant::now();
-        self.client.fetch_metadata(Some(rookery_actors::event::Topic::Posts.kafka_name()), patience)?;
+        self.client.fetch_metadata(Some(Topic::Posts.kafka_name()), patience)?;
         Ok(asked.elapsed())
+    }
+
+    /// The topics of events that the cluster does not have. Blocks its thread for up to `patience` for each.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn missing(&self, patience: Duration) -> KafkaResult<Vec<String>> {
+        missing_topics(&self.client, &Topic::ALL.map(|topic| topic.kafka_name().to_owned()), patience)
     }
 }
 

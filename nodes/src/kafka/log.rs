@@ -7,7 +7,10 @@ mod hints;
 mod reader;
 mod state;
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use rookery_actors::{
@@ -17,7 +20,7 @@ use rookery_actors::{
 use tokio::time::{Instant, timeout_at};
 
 pub use self::hints::Hints;
-use self::reader::Reader;
+use self::{reader::Reader, state::State};
 use crate::config::Kafka;
 
 /// How long a hole may last before it is one: a relay that starts anew fills it long before.
@@ -32,6 +35,7 @@ pub struct KafkaLog {
     consumer: String,
     gap_patience: Duration,
     hints: Option<Hints>,
+    outbox: Option<Arc<dyn EventLog>>,
     readers: [OnceLock<Reader>; Topic::ALL.len()],
 }
 
@@ -40,7 +44,21 @@ impl KafkaLog {
     ///
     /// The topics must be there: see [`super::topics::ensure`].
     pub fn new(kafka: Kafka, consumer: &str) -> Self {
-        Self { kafka, consumer: consumer.to_owned(), gap_patience: GAP_PATIENCE, hints: None, readers: Default::default() }
+        Self {
+            kafka,
+            consumer: consumer.to_owned(),
+            gap_patience: GAP_PATIENCE,
+            hints: None,
+            outbox: None,
+            readers: Default::default(),
+        }
+    }
+
+    /// The same with the outboxes to read what Kafka has lost and they still have (rule 5).
+    #[must_use]
+    pub fn with_outbox(mut self, outbox: Arc<dyn EventLog>) -> Self {
+        self.outbox = Some(outbox);
+        self
     }
 
     /// The same with hints that outlive it.
@@ -59,7 +77,22 @@ impl KafkaLog {
 
     fn reader(&self, topic: Topic) -> &Reader {
         let place = Topic::ALL.iter().position(|other| *other == topic).expect("ALL holds every topic");
-        self.readers[place].get_or_init(|| Reader::start(self.kafka.clone(), topic, &self.consumer, self.gap_patience))
+        self.readers[place].get_or_init(|| {
+            let state = State::new(topic, self.kafka.partitions, self.gap_patience);
+            let state = if self.outbox.is_some() { state.with_outbox() } else { state };
+            Reader::start(self.kafka.clone(), topic, &self.consumer, state)
+        })
+    }
+
+    /// What Kafka does not have, if the outbox does.
+    async fn from_outbox(&self, topic: Topic, missing: LogError, bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
+        let (Some(outbox), LogError::OutOfRange { source_shard, position, .. }) = (&self.outbox, &missing) else {
+            return Err(missing);
+        };
+        let fetched = outbox.fetch(topic, &[(source_shard.shard, *position)], bytes_max, Duration::ZERO).await?;
+        let records = fetched.iter().map(|fetched| fetched.records.len()).sum::<usize>();
+        metrics::counter!("rookery_log_outbox_records_total", "topic" => topic.kafka_name()).increment(records as u64);
+        Ok(fetched)
     }
 }
 
@@ -81,9 +114,15 @@ impl EventLog for KafkaLog {
             loop {
                 // Created before the look: news between the two is not missed.
                 let news = reader.news();
-                let fetched = reader.look(positions, bytes_max)?;
-                if !fetched.is_empty() {
-                    return Ok(fetched);
+                match reader.look(positions, bytes_max) {
+                    Ok(fetched) if fetched.is_empty() => {}
+                    Ok(fetched) => return Ok(fetched),
+                    Err(missing) => return self.from_outbox(topic, missing, bytes_max).await,
+                }
+                if let Some(hints) = &self.hints
+                    && let Some(relayed) = hints.relayed(topic, positions).await
+                {
+                    reader.relayed(&relayed);
                 }
                 if timeout_at(deadline, news).await.is_err() {
                     return match reader.outage() {

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod dead_letters;
+pub mod keeper;
 pub mod log;
 mod message;
 pub mod relay;
@@ -13,6 +14,7 @@ pub mod topics;
 
 pub use self::{
     dead_letters::DeadLetters,
+    keeper::Keeper,
     log::{Hints, KafkaLog},
     relay::Relay,
 };

@@ -1,18 +1,17 @@
 //! The relay: a service's outbox on its way to Kafka, shard by shard, in order, at least once (rule 17).
+//!
+//! How far Kafka has each log stands in `relayed`, which only rises while a topic stays the same. When a topic has lost its
+//! records it is put back (see [`super::keeper`]), and the relay goes on from there, wherever it had come.
 
 mod line;
+mod progress;
 
-use std::{
-    collections::HashMap,
-    mem,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use metrics::{counter, gauge, histogram};
 use rdkafka::{
-    ClientContext, Statistics,
+    ClientContext, Message, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, KafkaResult},
     producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer},
@@ -29,9 +28,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::line::Line;
+use self::{
+    line::Line,
+    progress::{NOTE_EVERY, Progress, note_progress, places},
+};
 use super::{
     client::{Reports, client_config},
+    keeper::forget_relayed,
     message,
 };
 use crate::{config::Kafka, event_log::LogSource};
@@ -42,8 +45,6 @@ const IN_FLIGHT_RECORDS_MAX: usize = 10_000;
 const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// Taken from one shard before the next has its turn, in bytes.
 const TURN_BYTES: usize = 256 << 10;
-/// Between two notes of how far Kafka has the log; a restart sends at most this much again.
-const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// Shards come and go without a batch: the relay looks around at least this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Before a failed producer is replaced, or a database that does not answer is asked again.
@@ -119,16 +120,12 @@ enum Interruption {
     },
     #[error("a record was not taken")]
     Refused(#[source] KafkaError),
+    #[error("the topic takes records before those that it had")]
+    Remade,
+    #[error("the table of what Kafka has was put back")]
+    PutBack,
     #[error("the service has stopped")]
     SourceGone,
-}
-
-/// How far Kafka has the logs of shards.
-async fn places(database: &Database, shards: &[ShardId]) -> Result<HashMap<ShardId, Seq>, Failure> {
-    let ids: Vec<i16> = shards.iter().map(|shard| shard.as_i16()).collect();
-    let client = database.get().await?;
-    let rows = client.query("SELECT shard, seq FROM relayed WHERE shard = ANY($1)", &[&ids]).await?;
-    Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).cast_unsigned()), row.get(1))).collect())
 }
 
 impl Relay {
@@ -141,7 +138,7 @@ impl Relay {
     }
 
     async fn run(self) {
-        let noting = note_progress(self.topic, self.database.clone(), Arc::clone(&self.progress));
+        let noting = note_progress(self.topic, self.database.clone(), &self.progress);
         tokio::select! {
             () = self.relay() => {}
             () = noting => {}
@@ -150,6 +147,7 @@ impl Relay {
 
     async fn relay(&self) {
         let mut lines = HashMap::new();
+        let mut ends = HashMap::new();
         loop {
             let (producer, mut reports) = match Producer::new(&self.kafka, self.topic) {
                 Ok(made) => made,
@@ -159,21 +157,44 @@ impl Relay {
                     continue;
                 }
             };
-            let interruption = self.publish(&producer, &mut reports, &mut lines).await;
+            let interruption = self.publish(&producer, &mut reports, &mut lines, &mut ends).await;
             if matches!(interruption, Interruption::SourceGone) {
                 return;
             }
             counter!("rookery_relay_interruptions_total", "topic" => self.topic.kafka_name()).increment(1);
-            let error = anyhow::Error::from(interruption);
-            tracing::warn!(
-                kafka.topic = self.topic.kafka_name(),
-                error = format!("{error:#}"),
-                "delivery failed, sending again what is not confirmed"
-            );
             // With the producer goes all that it has queued or in flight; only then may the same records go out again.
             producer.purge().await;
             lines.values_mut().for_each(Line::rewind);
+            self.recover(interruption, &mut lines, &mut ends).await;
             sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Decides where the next producer goes on.
+    async fn recover(&self, interruption: Interruption, lines: &mut HashMap<ShardId, Line>, ends: &mut HashMap<i32, i64>) {
+        let is_remade = matches!(interruption, Interruption::Remade);
+        let begins_anew = is_remade || matches!(interruption, Interruption::PutBack);
+        let error = anyhow::Error::from(interruption);
+        tracing::warn!(
+            kafka.topic = self.topic.kafka_name(),
+            error = format!("{error:#}"),
+            "delivery failed, sending again what is not confirmed"
+        );
+        if !begins_anew {
+            return;
+        }
+        // The places of all lines are read anew.
+        lines.clear();
+        ends.clear();
+        self.progress.forget();
+        while is_remade {
+            match forget_relayed(&self.database).await {
+                Ok(_) => return,
+                Err(failure) => {
+                    tracing::debug!(kafka.topic = self.topic.kafka_name(), %failure, "cannot put back yet how far Kafka has the log");
+                    sleep(LOOK_EVERY).await;
+                }
+            }
         }
     }
 
@@ -183,6 +204,7 @@ impl Relay {
         producer: &Producer,
         reports: &mut UnboundedReceiver<Report>,
         lines: &mut HashMap<ShardId, Line>,
+        ends: &mut HashMap<i32, i64>,
     ) -> Interruption {
         let mut batches = self.source.batches();
         let mut window = Window::default();
@@ -207,12 +229,13 @@ impl Relay {
                         }
                         None
                     }
+                    () = self.progress.put_back() => return Interruption::PutBack,
                     () = sleep(patience) => None,
                 }
             };
             let mut next = report;
             while let Some(report) = next {
-                if let Err(interruption) = self.take(report, lines, &mut window) {
+                if let Err(interruption) = self.take(report, lines, ends, &mut window) {
                     return interruption;
                 }
                 next = reports.try_recv().ok();
@@ -236,7 +259,10 @@ impl Relay {
                     return false;
                 }
             };
-            lines.extend(new.into_iter().map(|shard| (shard, Line::after(places.get(&shard).copied().unwrap_or(0)))));
+            let new: Vec<(ShardId, Seq)> =
+                new.into_iter().map(|shard| (shard, places.get(&shard).copied().unwrap_or(0))).collect();
+            self.progress.follow(|shard| ours.contains_key(&shard), &new);
+            lines.extend(new.into_iter().map(|(shard, place)| (shard, Line::after(place))));
         }
         true
     }
@@ -272,10 +298,25 @@ impl Relay {
         Ok(sent)
     }
 
-    fn take(&self, report: Report, lines: &mut HashMap<ShardId, Line>, window: &mut Window) -> Result<(), Interruption> {
+    fn take(
+        &self,
+        report: Report,
+        lines: &mut HashMap<ShardId, Line>,
+        ends: &mut HashMap<i32, i64>,
+        window: &mut Window,
+    ) -> Result<(), Interruption> {
         let Report { shard, seq, at, result } = report;
         let topic = self.topic.kafka_name();
-        result.map_err(|error| Interruption::Undelivered { service: self.topic.service(), shard, error })?;
+        let (partition, offset) =
+            result.map_err(|error| Interruption::Undelivered { service: self.topic.service(), shard, error })?;
+        // A repetition that the broker has already has no offset.
+        if offset >= 0 {
+            let end = ends.entry(partition).or_insert(-1);
+            if offset <= *end {
+                return Err(Interruption::Remade);
+            }
+            *end = offset;
+        }
         // A shard that left has no line, and what its records became is its new owner's concern.
         if let Some(bytes) = lines.get_mut(&shard).and_then(|line| line.confirm(seq)) {
             window.remove(bytes);
@@ -321,7 +362,8 @@ struct Report {
     shard: ShardId,
     seq: Seq,
     at: Timestamp,
-    result: Result<(), KafkaError>,
+    /// Where it is: partition and offset.
+    result: Result<(i32, i64), KafkaError>,
 }
 
 /// What travels with a record through the client.
@@ -359,7 +401,7 @@ impl ProducerContext for Courier {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let result = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
+        let result = result.as_ref().map(|message| (message.partition(), message.offset())).map_err(|(error, _)| error.clone());
         let Ticket { shard, seq, at } = *ticket;
         // Nobody listens once the producer is being replaced.
         let _ = self.reports.send(Report { shard, seq, at, result });
@@ -410,54 +452,4 @@ impl Drop for Producer {
             std::thread::spawn(move || drop(inner));
         }
     }
-}
-
-/// How far Kafka has the log, where the database does not know it yet.
-#[derive(Default)]
-struct Progress {
-    unnoted: Mutex<HashMap<ShardId, Seq>>,
-}
-
-impl Progress {
-    fn reached(&self, shard: ShardId, seq: Seq) {
-        let mut unnoted = self.unnoted.lock().expect("no panic under this lock");
-        let reached = unnoted.entry(shard).or_insert(seq);
-        *reached = (*reached).max(seq);
-    }
-
-    fn take(&self) -> HashMap<ShardId, Seq> {
-        mem::take(&mut self.unnoted.lock().expect("no panic under this lock"))
-    }
-}
-
-async fn note_progress(topic: Topic, database: Database, progress: Arc<Progress>) {
-    loop {
-        sleep(NOTE_EVERY).await;
-        let reached = progress.take();
-        if reached.is_empty() {
-            continue;
-        }
-        let noted = timeout(Duration::from_secs(5), note(&database, &reached)).await;
-        if let Ok(Ok(())) = noted {
-            continue;
-        }
-        tracing::debug!(kafka.topic = topic.kafka_name(), "cannot note yet how far Kafka has the log");
-        reached.into_iter().for_each(|(shard, seq)| progress.reached(shard, seq));
-    }
-}
-
-/// Only forward: a former owner that still confirms must not take back what the new one noted.
-async fn note(database: &Database, reached: &HashMap<ShardId, Seq>) -> Result<(), Failure> {
-    let mut reached: Vec<(ShardId, Seq)> = reached.iter().map(|(shard, seq)| (*shard, *seq)).collect();
-    reached.sort_unstable();
-    let (shards, seqs): (Vec<i16>, Vec<Seq>) = reached.iter().map(|(shard, seq)| (shard.as_i16(), *seq)).unzip();
-    let client = database.get().await?;
-    client
-        .execute(
-            "INSERT INTO relayed (shard, seq) SELECT shard, seq FROM UNNEST($1::int2[], $2::int8[]) AS r(shard, seq) ORDER BY shard
-             ON CONFLICT (shard) DO UPDATE SET seq = excluded.seq WHERE relayed.seq < excluded.seq",
-            &[&shards, &seqs],
-        )
-        .await?;
-    Ok(())
 }

@@ -113,6 +113,11 @@ impl Sequence {
         self.ahead
     }
 
+    /// The last record that is here, or that the reader has.
+    pub(crate) fn last(&self) -> Seq {
+        self.next() - 1
+    }
+
     /// The topic is being read from an earlier place: whatever is missing may be there.
     pub(crate) fn forget_ahead(&mut self) {
         self.ahead = None;

@@ -59,20 +59,42 @@ pub fn dead_letters(topic: Topic) -> String {
     format!("{}.dlt", topic.kafka_name())
 }
 
-/// Makes the topics that are missing and checks those that are there.
+/// All topics, those of the dead letters too.
+pub(crate) fn all() -> Vec<String> {
+    Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect()
+}
+
+/// Makes the topics that are missing, and returns their names: they are empty. [`check`] looks at the others.
 ///
 /// # Errors
 /// [`TopicsError`]; what was made stays.
-pub async fn ensure(kafka: &Kafka) -> Result<(), TopicsError> {
+pub async fn make(kafka: &Kafka) -> Result<Vec<String>, TopicsError> {
     let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
-    let names: Vec<String> =
-        Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect();
-    create(&admin, kafka, &names).await?;
+    create(&admin, kafka, &all()).await
+}
+
+/// Checks that the topics are as they should be.
+///
+/// # Errors
+/// [`TopicsError`].
+pub async fn check(kafka: &Kafka) -> Result<(), TopicsError> {
+    let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
+    let names = all();
     let admin = check_partitions(admin, kafka, names.clone()).await?;
     check_policies(&admin, &names).await
 }
 
-async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<(), TopicsError> {
+/// Makes the topics that are missing and checks all of them.
+///
+/// # Errors
+/// [`TopicsError`]; what was made stays.
+pub async fn ensure(kafka: &Kafka) -> Result<Vec<String>, TopicsError> {
+    let made = make(kafka).await?;
+    check(kafka).await?;
+    Ok(made)
+}
+
+async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<Vec<String>, TopicsError> {
     let retention_ms = kafka.retention.as_millis().to_string();
     let topics: Vec<NewTopic<'_>> = names
         .iter()
@@ -82,15 +104,24 @@ async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -
                 .set("retention.ms", &retention_ms)
         })
         .collect();
+    let mut made = Vec::new();
+    let mut refused = None;
     for created in admin.create_topics(&topics, &options()).await? {
         match created {
-            Ok(topic) => tracing::info!(kafka.topic = topic, "made the topic {topic}"),
+            Ok(topic) => {
+                tracing::info!(kafka.topic = topic, "made the topic {topic}");
+                made.push(topic);
+            }
             // The usual case; nodes that start together race for it as well.
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((topic, code)) => return Err(TopicsError::Refused { topic, code }),
+            Err((topic, code)) => refused = Some(TopicsError::Refused { topic, code }),
         }
     }
-    Ok(())
+    match refused {
+        // What was made has to be filled all the same; the next look tells of the refusal again.
+        Some(refused) if made.is_empty() => Err(refused),
+        _ => Ok(made),
+    }
 }
 
 /// Waits until every broker that we ask knows the topics, then counts their partitions.

@@ -10,11 +10,11 @@ use super::services::Started;
 use crate::{
     config::{Kafka, Role, Roles},
     event_log::{EmbeddedLog, LogSource},
-    kafka::{self, DeadLetters, Hints, KafkaLog, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
+    kafka::{DeadLetters, Hints, KafkaLog, Keeper, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
 };
 
-/// Before Kafka is asked again when it does not answer at the start.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Between two looks whether the topics are there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a stop waits for Kafka to confirm.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -56,19 +56,22 @@ impl Events {
         ];
         let publishers: Vec<_> =
             databases.iter().filter_map(|(.., database, topic)| Some(((*topic)?, database.clone()))).collect();
+        let consumers = databases.iter().map(|(_, _, database, _)| database.clone()).collect();
+        let mut keeper = Keeper::new(kafka.clone(), publishers.clone(), consumers);
         // What is not owned here is published elsewhere.
         let databases: Vec<_> = databases.into_iter().filter(|(role, ..)| roles.has(*role)).collect();
         for consumer in databases.iter().map(|(role, ..)| role.as_str()) {
             // A log each: readers that share one would keep rewinding each other.
             let hints = Hints::new(publishers.clone(), consumer);
-            events.logs.insert(consumer, Arc::new(KafkaLog::new(kafka.clone(), consumer).with_hints(hints)));
+            let log = KafkaLog::new(kafka.clone(), consumer).with_hints(hints).with_outbox(Arc::clone(&events.embedded));
+            events.logs.insert(consumer, Arc::new(log));
         }
         let (settings, publishers) = (kafka.clone(), Arc::clone(&events.publishers));
         events.kafka = Some(kafka.clone());
         events.publishing = Some(tokio::spawn(async move {
-            while let Err(error) = kafka::topics::ensure(&settings).await {
+            while let Err(error) = keeper.look().await {
                 tracing::error!(%error, "the topics are not as they should be, or Kafka does not answer; trying again");
-                tokio::time::sleep(RETRY_AFTER).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
             let mut running = publishers.lock().await;
             for (role, source, database, topic) in databases {
@@ -78,6 +81,13 @@ impl Events {
                 match DeadLetters::start(settings.clone(), role.as_str(), source, database) {
                     Ok(letters) => running.dead_letters.push(letters),
                     Err(error) => tracing::error!(service.name = %role, %error, "dead letters stay in the database"),
+                }
+            }
+            drop(running);
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if let Err(error) = keeper.look().await {
+                    tracing::error!(%error, "the topics cannot be kept");
                 }
             }
         }));

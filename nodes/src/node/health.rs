@@ -1,5 +1,8 @@
 //! How the node is: what its roles need, looked at within a second.
 //!
+//! Events that are late make it degraded and never unready. How late they are the outbox says, for the relay and for whoever
+//! applies them: a reader that finds nothing new may have lost the place where the new is.
+//!
 //! A service needs its database and a valid lease; the gateway needs every database, for it reads names and lists
 //! whosever the shards are, and of each service that is not here a node that it can ask.
 
@@ -15,11 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::future::{BoxFuture, FutureExt, join, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::statvfs::statvfs;
+use rdkafka::error::KafkaError;
 use rookery_actors::{
-    runtime::{Database, Router, Runtime},
+    entity::Failure,
+    event::Topic,
+    runtime::{Database, Router, Runtime, Waiting},
     service::Service,
     supervisor::SupervisorRef,
 };
@@ -28,7 +34,10 @@ use rookery_gateway::{
     health::{self, Health, Probe, Report, Status},
     server::{self, Ending, Limits},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
 
 use super::{
     NamedBridge,
@@ -46,8 +55,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A data folder with less room makes the node degraded: a private Postgres takes up to 1 GiB for its log alone, some 16 MiB at
 /// a time.
 const DISK_LOW_MIB: u64 = 256;
-/// A bridge further behind than this makes the node degraded.
+/// A bridge or a relay with an event older than this makes the node degraded.
 const LAG_MAX: Duration = Duration::from_secs(10);
+/// The logs are asked what waits in them no more often than this, however many ask how we are.
+const LAG_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct NodeHealth {
     started: Instant,
@@ -63,6 +74,8 @@ pub(super) struct NodeHealth {
     breakers: Option<Arc<Services>>,
     tree: SupervisorRef,
     kafka: Option<Arc<kafka::client::Probe>>,
+    /// What the logs said, and when.
+    lags: Mutex<Option<(Instant, Vec<(String, Probe)>)>>,
 }
 
 /// A service, as far as health is concerned.
@@ -73,6 +86,8 @@ trait Probed: Send + Sync {
     fn database(&self) -> BoxFuture<'_, Probe>;
     /// `all`: whether every shard must be served here.
     fn serving(&self, all: bool) -> Probe;
+    /// The oldest record of its log that Kafka is not known to have.
+    fn unrelayed(&self) -> BoxFuture<'_, Result<Option<Waiting>, Failure>>;
     /// Of its shards and entities.
     fn restarts(&self) -> u64;
 }
@@ -116,6 +131,10 @@ impl<S: Service> Probed for OnThisNode<S> {
         Probe { status, latency_ms: None, detail }
     }
 
+    fn unrelayed(&self) -> BoxFuture<'_, Result<Option<Waiting>, Failure>> {
+        self.runtime.oldest_unrelayed().boxed()
+    }
+
     fn restarts(&self) -> u64 {
         self.runtime.restarts()
     }
@@ -150,7 +169,37 @@ impl NodeHealth {
             breakers,
             tree,
             kafka,
+            lags: Mutex::new(None),
         }
+    }
+
+    /// What waits in the logs for this node.
+    async fn lags(&self) -> Vec<(String, Probe)> {
+        // Whoever comes meanwhile waits for the same answer.
+        let mut lags = self.lags.lock().await;
+        match &*lags {
+            Some((looked, lags)) if looked.elapsed() < LAG_EVERY => lags.clone(),
+            _ => lags.insert((Instant::now(), self.look_at_lags().await)).1.clone(),
+        }
+    }
+
+    async fn look_at_lags(&self) -> Vec<(String, Probe)> {
+        let bridges = self.bridges.iter().map(async |NamedBridge { topic, consumer, bridge }| {
+            let probe = match bridge.outside().into_iter().next() {
+                Some(outside) => degraded(outside.reason),
+                None => lag(topic.service(), "applied", bridge.oldest_unapplied()).await,
+            };
+            (format!("{consumer}.events.{}", topic.service()), probe)
+        });
+        let publishes = |service: &&Box<dyn Probed>| {
+            self.kafka.is_some() && service.is_member() && Topic::ALL.iter().any(|topic| topic.service() == service.name())
+        };
+        let relays = self.services.iter().filter(publishes).map(async |service| {
+            (format!("{}.relay", service.name()), lag(service.name(), "relayed to Kafka", service.unrelayed()).await)
+        });
+        let (mut lags, relays) = join(join_all(bridges), join_all(relays)).await;
+        lags.extend(relays);
+        lags
     }
 
     /// Among other nodes.
@@ -182,18 +231,8 @@ impl Health for NodeHealth {
                     probes.insert(format!("{}.nodes", service.name()), reach(routes, service.name()));
                 }
             }
-            for NamedBridge { topic, consumer, bridge } in self.bridges.iter() {
-                let lag = bridge.caught_up_at().elapsed();
-                let late = lag > LAG_MAX;
-                let detail = match bridge.outside().into_iter().next() {
-                    Some(outside) => Some(outside.reason),
-                    None => late.then(|| format!("behind for {} s", lag.as_secs())),
-                };
-                let status = if detail.is_some() { Status::Degraded } else { Status::Ok };
-                let probe = Probe { status, latency_ms: None, detail };
-                probes.insert(format!("{consumer}.events.{}", topic.service()), probe);
-            }
             probes.insert("disk".to_owned(), look_at_disk(&self.data_dir));
+            probes.extend(self.lags().await);
             if let Some(probe) = &self.kafka {
                 probes.insert("kafka".to_owned(), look_at_kafka(probe).await);
             }
@@ -261,14 +300,34 @@ fn look_at_disk(data: &Path) -> Probe {
     Probe { status, latency_ms: None, detail }
 }
 
+/// How late a log is: by the oldest record that waits in it.
+async fn lag(publisher: &str, done: &str, oldest: impl Future<Output = Result<Option<Waiting>, Failure>>) -> Probe {
+    match tokio::time::timeout(PATIENCE, oldest).await {
+        Ok(Ok(Some(waiting))) if waiting.age() > LAG_MAX => {
+            let Waiting { shard, seq, .. } = waiting;
+            degraded(format!("behind for {} s: {publisher}/{shard}/{seq} is not {done}", waiting.age().as_secs()))
+        }
+        Ok(Ok(_)) => Probe { status: Status::Ok, latency_ms: None, detail: None },
+        Ok(Err(failure)) => degraded(format!("the log of {publisher} cannot be compared with: {failure}")),
+        Err(_) => degraded(format!("the log of {publisher} cannot be compared with: no answer within a second")),
+    }
+}
+
+fn degraded(detail: String) -> Probe {
+    Probe { status: Status::Degraded, latency_ms: None, detail: Some(detail) }
+}
+
 /// Without Kafka everything works but freshness: degraded, not unready.
 async fn look_at_kafka(probe: &Arc<kafka::client::Probe>) -> Probe {
     let probe = Arc::clone(probe);
-    let looked = tokio::task::spawn_blocking(move || probe.latency(PATIENCE)).await;
-    match looked {
-        Ok(Ok(latency)) => Probe { status: Status::Ok, latency_ms: Some(Probe::milliseconds(latency)), detail: None },
-        Ok(Err(error)) => Probe { status: Status::Degraded, latency_ms: None, detail: Some(error.to_string()) },
-        Err(_) => Probe { status: Status::Degraded, latency_ms: None, detail: Some("the look at Kafka ended badly".to_owned()) },
+    let looked = tokio::task::spawn_blocking(move || Ok::<_, KafkaError>((probe.latency(PATIENCE)?, probe.missing(PATIENCE)?)));
+    match looked.await {
+        Ok(Ok((latency, missing))) if missing.is_empty() => {
+            Probe { status: Status::Ok, latency_ms: Some(Probe::milliseconds(latency)), detail: None }
+        }
+        Ok(Ok((_, missing))) => degraded(format!("topics are missing: {}", missing.join(", "))),
+        Ok(Err(error)) => degraded(error.to_string()),
+        Err(_) => degraded("the look at Kafka ended badly".to_owned()),
     }
 }
 

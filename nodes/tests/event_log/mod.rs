@@ -134,7 +134,7 @@ pub async fn broker(test: &str) -> Option<MutexGuard<'static, TestKafka>> {
 }
 
 /// Topic names are fixed, so each test begins by deleting what the last one left.
-async fn delete_topics(config: &config::Kafka) {
+pub async fn delete_topics(config: &config::Kafka) {
     let admin: AdminClient<DefaultClientContext> = client(config).create().unwrap();
     let names: Vec<String> =
         Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), topics::dead_letters(topic)]).collect();

@@ -4,6 +4,11 @@ mod process;
 
 use std::{collections::HashSet, process::Command, time::Duration};
 
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+};
 use rookery::testing::{TestKafka, Turn};
 use serde_json::{Value, json};
 
@@ -214,13 +219,32 @@ async fn kafka_carries_the_events_and_may_die_meanwhile() {
     broker.kill();
     let after = node.publish(&token, "after the break").await;
     assert_eq!(node.get(&format!("/api/v1/posts/{after}")).await["title"], "after the break", "everything works but freshness");
+    let probe = async |node: &NodeProcess, name: &str| node.get("/readyz?verbose").await["probes"][name].clone();
+    node.until("the relay and who waits for it are late", async |node| {
+        let (relay, search) = (probe(node, "posts.relay").await, probe(node, "search.events.posts").await);
+        let late = |probe: &Value| probe["status"] == "degraded" && probe["detail"].as_str().unwrap().contains("posts/");
+        late(&relay) && late(&search)
+    })
+    .await;
     assert_eq!(node.status("/readyz").await, 200, "a missing Kafka is degraded, not unready");
     let broker = tokio::task::spawn_blocking(move || {
         broker.restart().unwrap();
         broker
     });
-    let _broker = broker.await.unwrap();
+    let broker = broker.await.unwrap();
     node.until("the second post in the index", async |node| found(node, "after").await).await;
-    node.until("the author's count", async |node| node.get("/api/v1/users/ada").await["post_count"] == json!(2)).await;
+
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", broker.config(4).brokers[0].as_str()).create().unwrap();
+    let topics = ["user.events.v1", "post.events.v1", "comment.events.v1"];
+    admin.delete_topics(&topics, &AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)))).await.unwrap();
+    node.publish(&token, "without a topic").await;
+    node.until("the post in the index although its topic was deleted", async |node| found(node, "without").await).await;
+    node.until("nothing waits", async |node| {
+        probe(node, "posts.relay").await["status"] == "ok" && probe(node, "kafka").await["status"] == "ok"
+    })
+    .await;
+    node.until("the author's count", async |node| node.get("/api/v1/users/ada").await["post_count"] == json!(3)).await;
     node.stop().await;
+    drop(broker);
 }

@@ -1,5 +1,6 @@
 //! Where in Kafka a consumer's places are, kept beside them: so that a restart, or whoever is given a shard, need not read a
-//! topic from its beginning. One that is wrong, for instance because a topic was made anew, costs time and nothing else.
+//! topic from its beginning. One that is wrong, for instance because a topic was made anew, costs time and nothing else: a
+//! reader that comes to the end of a partition before what Kafka is known to have looks elsewhere for the rest.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,6 +20,9 @@ use tokio::time::Instant;
 /// which it belongs is noted by then.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
+/// Between two looks how far Kafka has the log, for readers that wait for news.
+const RELAYED_EVERY: Duration = Duration::from_secs(3);
+
 /// The hints of one consumer, in the publishers' databases.
 pub struct Hints {
     databases: HashMap<Topic, Database>,
@@ -33,6 +37,14 @@ struct Round {
     offsets: HashMap<ShardId, i64>,
     /// The shards whose hints were asked for.
     known: HashSet<ShardId>,
+    /// When it was last asked how far Kafka has the log.
+    relayed: Option<Instant>,
+}
+
+impl Round {
+    fn new(now: Instant) -> Self {
+        Self { began: now, offsets: HashMap::new(), known: HashSet::new(), relayed: None }
+    }
 }
 
 impl Hints {
@@ -53,9 +65,7 @@ impl Hints {
     pub(super) async fn unknown(&self, topic: Topic, positions: &[(ShardId, Seq)]) -> Vec<(ShardId, i64)> {
         let unknown: Vec<i16> = {
             let mut rounds = self.rounds.lock().expect("no panic under this lock");
-            let now = Instant::now();
-            let round =
-                rounds.entry(topic).or_insert_with(|| Round { began: now, offsets: HashMap::new(), known: HashSet::new() });
+            let round = rounds.entry(topic).or_insert_with(|| Round::new(Instant::now()));
             positions.iter().filter(|(shard, _)| round.known.insert(*shard)).map(|(shard, _)| shard.as_i16()).collect()
         };
         if unknown.is_empty() {
@@ -73,6 +83,30 @@ impl Hints {
         let select = "SELECT shard, hint FROM consumer WHERE name = $1 AND shard = ANY($2) AND hint IS NOT NULL";
         let rows = client.query(select, &[&self.consumer, &shards]).await?;
         Ok(rows.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
+    }
+
+    /// How far Kafka is known to have the logs of these shards, if it is time to ask that.
+    pub(super) async fn relayed(&self, topic: Topic, positions: &[(ShardId, Seq)]) -> Option<Vec<(ShardId, Seq)>> {
+        let database = self.databases.get(&topic)?;
+        {
+            let mut rounds = self.rounds.lock().expect("no panic under this lock");
+            let now = Instant::now();
+            let round = rounds.entry(topic).or_insert_with(|| Round::new(now));
+            if round.relayed.is_some_and(|asked| now - asked < RELAYED_EVERY) {
+                return None;
+            }
+            round.relayed = Some(now);
+        }
+        let shards: Vec<i16> = positions.iter().map(|(shard, _)| shard.as_i16()).collect();
+        let ask = async {
+            let client = database.get().await?;
+            let select = "SELECT shard, seq FROM relayed WHERE shard = ANY($1)";
+            Ok::<_, Failure>(client.query(select, &[&shards]).await?)
+        };
+        let rows = ask.await.inspect_err(|failure| {
+            tracing::debug!(kafka.topic = topic.kafka_name(), %failure, "cannot ask how far Kafka has the log");
+        });
+        Some(rows.ok()?.iter().map(|row| (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get(1))).collect())
     }
 
     /// Notes the hints of the round before, once a round has passed. `offsets` are those of now.

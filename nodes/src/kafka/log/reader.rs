@@ -51,9 +51,9 @@ struct Shared {
 }
 
 impl Reader {
-    pub(super) fn start(kafka: Kafka, topic: Topic, consumer: &str, gap_patience: Duration) -> Self {
+    pub(super) fn start(kafka: Kafka, topic: Topic, consumer: &str, state: State) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::new(topic, kafka.partitions, gap_patience)),
+            state: Mutex::new(state),
             news: Arc::new(Notify::new()),
             outage: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -78,6 +78,11 @@ impl Reader {
     /// Where to begin for shards that nobody has asked for yet.
     pub(super) fn hint(&self, offsets: Vec<(ShardId, i64)>) {
         self.shared.state().hint(offsets);
+    }
+
+    /// How far Kafka is known to have the logs of shards.
+    pub(super) fn relayed(&self, relayed: &[(ShardId, Seq)]) {
+        self.shared.state().relayed(relayed, Instant::now());
     }
 
     /// Where to begin for these positions.
@@ -149,21 +154,30 @@ impl Worker {
     /// Reads until the log is dropped.
     fn read(&self, consumer: &BaseConsumer<Reports>) -> KafkaResult<()> {
         let mut asked = Instant::now();
+        let mut topic_is_away = false;
         while !self.shared.is_stopped() {
             let orders = self.shared.state().orders(Instant::now());
             for order in orders {
                 self.carry_out(consumer, order);
             }
-            self.take_run(consumer)?;
+            topic_is_away |= self.take_run(consumer)?;
             if self.shared.outage.lock().expect("no panic under this lock").is_some() && asked.elapsed() > RETRY_AFTER {
                 asked = Instant::now();
                 // Nothing tells us that a quiet cluster is back but itself.
-                if consumer.fetch_metadata(Some(self.topic.kafka_name()), RETRY_AFTER).is_ok() {
+                if self.has_topic(consumer) {
                     self.shared.set_outage(None);
+                    if std::mem::take(&mut topic_is_away) {
+                        self.shared.state().remade();
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    fn has_topic(&self, consumer: &BaseConsumer<Reports>) -> bool {
+        let metadata = consumer.fetch_metadata(Some(self.topic.kafka_name()), RETRY_AFTER);
+        metadata.is_ok_and(|metadata| metadata.topics().iter().any(|topic| !topic.partitions().is_empty()))
     }
 
     fn carry_out(&self, consumer: &BaseConsumer<Reports>, order: Order) {
@@ -198,9 +212,9 @@ impl Worker {
         list
     }
 
-    /// Takes what there is, then wakes those who wait for it.
-    fn take_run(&self, consumer: &BaseConsumer<Reports>) -> KafkaResult<()> {
-        let mut news = false;
+    /// Takes what there is, then wakes those who wait for it; whether the topic was said to be gone.
+    fn take_run(&self, consumer: &BaseConsumer<Reports>) -> KafkaResult<bool> {
+        let (mut news, mut topic_is_away) = (false, false);
         let mut patience = POLL;
         for _ in 0..RUN_MAX {
             let Some(polled) = consumer.poll(patience) else {
@@ -218,6 +232,7 @@ impl Worker {
                 // One connection that broke is not the cluster; it comes back by itself.
                 Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)) => {}
                 Err(error) => {
+                    topic_is_away |= is_unknown_topic(&error);
                     tracing::debug!(kafka.topic = self.topic.kafka_name(), %error, "a topic cannot be read now");
                     self.shared.set_outage(Some(error.to_string()));
                 }
@@ -226,7 +241,7 @@ impl Worker {
         if news {
             self.shared.news.notify_waiters();
         }
-        Ok(())
+        Ok(topic_is_away)
     }
 
     fn take(&self, message: &impl Message) -> bool {
@@ -242,4 +257,11 @@ impl Worker {
         });
         self.shared.state().offer(partition, message.offset(), read.ok(), Instant::now())
     }
+}
+
+/// Whether the cluster does not know the topic, or knows another one by its name.
+fn is_unknown_topic(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+
+    matches!(error, KafkaError::MessageConsumption(UnknownTopicOrPartition | UnknownTopic | UnknownPartition))
 }

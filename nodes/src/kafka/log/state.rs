@@ -16,6 +16,8 @@ use crate::kafka::sequence::{Ahead, Marks, Offered, Sequence};
 const KEPT_BYTES_MAX: usize = 512 << 10;
 /// A shard whose records nobody has come for since makes room for those that somebody waits for.
 const LEFT_AFTER: Duration = Duration::from_secs(2);
+/// At the end of a partition, before a record that Kafka is known to have counts as missing there: it may be on its way.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// A shard that nobody has asked for since is not read any more; longer than any wait of a fetch.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
@@ -24,6 +26,8 @@ pub(super) struct State {
     topic: Topic,
     count: u16,
     gap_patience: Duration,
+    /// What the topic does not have is asked of the outboxes, not of the topic's beginning.
+    has_outbox: bool,
     partitions: BTreeMap<u16, Partition>,
     /// Where to begin for shards that were read elsewhere, or before.
     hints: HashMap<ShardId, i64>,
@@ -42,6 +46,8 @@ struct Partition {
     complete: bool,
     /// When the end of the partition was last reached.
     ended: Option<Instant>,
+    /// Nothing was read since.
+    at_end: bool,
     paused: bool,
 }
 
@@ -49,6 +55,8 @@ struct Line {
     sequence: Sequence,
     asked: Instant,
     alarmed: bool,
+    /// How far Kafka is known to have the shard's log, and since when we are behind that.
+    relayed: Option<(Seq, Instant)>,
 }
 
 /// Where to begin.
@@ -75,7 +83,13 @@ pub(super) enum Order {
 
 impl State {
     pub(super) fn new(topic: Topic, count: u16, gap_patience: Duration) -> Self {
-        Self { topic, count, gap_patience, partitions: BTreeMap::new(), hints: HashMap::new() }
+        Self { topic, count, gap_patience, has_outbox: false, partitions: BTreeMap::new(), hints: HashMap::new() }
+    }
+
+    /// What the topic does not have is asked of somebody else: [`LogError::OutOfRange`] comes without a look from the topic's
+    /// very beginning.
+    pub(super) fn with_outbox(self) -> Self {
+        Self { has_outbox: true, ..self }
     }
 
     /// What follows the positions, as far as it was read.
@@ -123,12 +137,35 @@ impl State {
         positions.iter().filter_map(offset).collect()
     }
 
+    /// How far Kafka is known to have the logs of shards.
+    pub(super) fn relayed(&mut self, relayed: &[(ShardId, Seq)], now: Instant) {
+        for (shard, seq) in relayed {
+            let partition = self.partitions.get_mut(&(shard.0 % self.count));
+            let Some(line) = partition.and_then(|partition| partition.lines.get_mut(shard)) else { continue };
+            let behind_since = match line.relayed {
+                Some((before, since)) if line.sequence.last() < before => since,
+                _ => now,
+            };
+            line.relayed = Some((*seq, behind_since));
+        }
+    }
+
+    /// The topic was away, and may be another by now: no offset means anything any more.
+    pub(super) fn remade(&mut self) {
+        self.hints.clear();
+        for partition in self.partitions.values_mut() {
+            partition.marks.clear();
+            partition.restart = Some(Start::Beginning);
+        }
+    }
+
     /// A message was read: whether it is news to somebody.
     pub(super) fn offer(&mut self, partition: u16, offset: i64, read: Option<(ShardId, Record)>, now: Instant) -> bool {
         let Some(partition) = self.partitions.get_mut(&partition) else {
             return false;
         };
         partition.next = Some(offset + 1);
+        partition.at_end = false;
         let Some((shard, record)) = read else {
             return false;
         };
@@ -149,7 +186,7 @@ impl State {
     /// The end of a partition was reached.
     pub(super) fn ended(&mut self, partition: u16, now: Instant) {
         if let Some(partition) = self.partitions.get_mut(&partition) {
-            partition.ended = Some(now);
+            (partition.ended, partition.at_end) = (Some(now), true);
         }
     }
 
@@ -204,7 +241,8 @@ impl State {
         self.partitions.get(&(shard.0 % self.count))?.lines.get(&shard)
     }
 
-    /// Whether a hole before a shard's next record lasts, although we have read to the end since it was seen.
+    /// Whether a shard's next record is missing, although we have read to the end: later ones were seen, or Kafka is known to
+    /// have had it.
     fn check(&mut self, shard: ShardId, position: Seq, now: Instant) -> Result<(), LogError> {
         let Some(partition) = self.partitions.get_mut(&(shard.0 % self.count)) else {
             return Ok(());
@@ -212,28 +250,43 @@ impl State {
         let Some(line) = partition.lines.get_mut(&shard) else {
             return Ok(());
         };
-        let Some(Ahead { since, floor, head }) = line.sequence.ahead() else {
-            return Ok(());
+        let last = line.sequence.last();
+        let (floor, head) = match (line.sequence.ahead(), line.relayed) {
+            (Some(Ahead { since, floor, head }), _) => {
+                let read_on = partition.ended.is_some_and(|ended| ended >= since);
+                // Records before the place where this pass began may be what is missing: no need to wait for them here.
+                let patience = if partition.complete { self.gap_patience } else { END_PATIENCE.min(self.gap_patience) };
+                if !read_on || now.duration_since(since) < patience {
+                    return Ok(());
+                }
+                (floor, head)
+            }
+            (None, Some((relayed, since))) if last < relayed => {
+                if !partition.at_end || now.duration_since(since) < END_PATIENCE.min(self.gap_patience) {
+                    return Ok(());
+                }
+                (relayed + 1, relayed)
+            }
+            _ => return Ok(()),
         };
-        let read_on = partition.ended.is_some_and(|ended| ended >= since);
-        if !read_on || now.duration_since(since) < self.gap_patience {
-            return Ok(());
-        }
         let source_shard = Source { topic: self.topic, shard };
         if !line.alarmed {
             line.alarmed = true;
             metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name()).increment(1);
-            tracing::error!(
+            tracing::warn!(
                 source = %source_shard, position, kafka.floor = floor, kafka.head = head,
-                "records of {source_shard} after {position} are missing in Kafka, which goes on with {floor}"
+                "records of {source_shard} after {position} are missing in Kafka"
             );
         }
-        if partition.complete {
+        if partition.complete || self.has_outbox {
             return Err(LogError::OutOfRange { source_shard, position, floor, head });
         }
         // A hint may have led past them: once more from the very beginning, before anybody despairs.
         partition.marks.remove(&shard);
         partition.restart = Some(Start::Beginning);
+        if let Some((_, since)) = &mut line.relayed {
+            *since = now;
+        }
         Ok(())
     }
 }
@@ -247,7 +300,7 @@ impl Partition {
             }
             None => {
                 let sequence = Sequence::after(position);
-                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false });
+                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false, relayed: None });
                 true
             }
         };
@@ -270,7 +323,7 @@ impl Partition {
             Start::At(offset) => offset,
         });
         self.complete = start == Start::Beginning;
-        self.ended = None;
+        (self.ended, self.at_end) = (None, false);
         self.paused = false;
         self.lines.values_mut().for_each(|line| line.sequence.forget_ahead());
     }
@@ -435,6 +488,61 @@ mod tests {
         state.ended(0, now);
         fetch(&mut state, &[(A, 1)], now + PATIENCE);
         assert_eq!(state.orders(now), [FROM_THE_START]);
+    }
+
+    #[test]
+    fn an_end_before_what_is_known_to_be_relayed_is_a_reason_to_look_again() {
+        let (mut state, now) = (state(), Instant::now());
+        // The topic was made anew: what follows 5 now lies before the hint, and nothing comes after it.
+        state.hint(vec![(A, 40)]);
+        fetch(&mut state, &[(A, 5)], now);
+        assert_eq!(state.orders(now), [Order::Read { partition: 0, start: Start::At(40) }]);
+        state.ended(0, now);
+        state.relayed(&[(A, 25)], now);
+        fetch(&mut state, &[(A, 5)], now + END_PATIENCE / 2);
+        assert_eq!(state.orders(now), [], "it may be on its way");
+        fetch(&mut state, &[(A, 5)], now + END_PATIENCE);
+        assert_eq!(state.orders(now), [FROM_THE_START]);
+        for seq in 1..=25 {
+            state.offer(0, seq, Some((A, record(seq, 1))), now);
+        }
+        assert_eq!(fetch(&mut state, &[(A, 5)], now), [(A, (6..=25).collect())]);
+        state.ended(0, now);
+        fetch(&mut state, &[(A, 25)], now + PATIENCE);
+        assert_eq!(state.orders(now), [], "it has all that Kafka is known to have");
+    }
+
+    #[test]
+    fn what_the_topic_does_not_have_is_asked_of_the_outbox_at_once() {
+        let (state, now) = (state(), Instant::now());
+        let mut state = state.with_outbox();
+        state.hint(vec![(A, 40)]);
+        fetch(&mut state, &[(A, 5)], now);
+        state.orders(now);
+        state.ended(0, now);
+        state.relayed(&[(A, 25)], now);
+        let missing = state.look(&[(A, 5)], 1, now + END_PATIENCE).unwrap_err();
+        assert!(matches!(missing, LogError::OutOfRange { position: 5, floor: 26, head: 25, .. }), "{missing}");
+        // The outbox gave them; Kafka goes on.
+        assert_eq!(fetch(&mut state, &[(A, 25)], now + END_PATIENCE), []);
+        state.offer(0, 41, Some((A, record(26, 1))), now);
+        assert_eq!(fetch(&mut state, &[(A, 25)], now), [(A, vec![26])]);
+    }
+
+    #[test]
+    fn a_topic_that_was_away_is_read_from_its_beginning_whatever_was_known_of_it() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 0)], now);
+        state.orders(now);
+        for seq in 1..=600 {
+            state.offer(0, seq, Some((A, record(seq, 1))), now);
+        }
+        fetch(&mut state, &[(A, 600)], now);
+        state.remade();
+        assert_eq!(state.orders(now), [FROM_THE_START]);
+        state.failed(0);
+        fetch(&mut state, &[(A, 300)], now);
+        assert_eq!(state.orders(now), [FROM_THE_START], "a mark of the former topic leads nowhere");
     }
 
     #[test]
