@@ -8,6 +8,7 @@ pub mod authors;
 pub mod caller;
 pub mod comments;
 pub mod entity;
+pub mod episodes;
 pub mod event;
 pub mod fail_point;
 pub mod ids;

@@ -20,6 +20,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, 
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
+use rookery_actors::episodes::{self, Severity};
 use tower::{Layer, Service};
 
 use crate::admission::{Admission, Place};
@@ -66,7 +67,11 @@ impl Edge {
         let shed = self.admission.take_shed();
         if shed > 0 {
             let limit = self.config.requests_max;
-            tracing::warn!(requests = shed, "refused {shed} requests with 503: {limit} were in flight, as many as are taken");
+            episodes::warn(
+                "requests are refused with 503, as many are in flight as are taken",
+                "",
+                format_args!("{shed} requests, with {limit} in flight"),
+            );
         }
         self.limits.sweep();
         self.outgoing.sweep(Instant::now());
@@ -360,29 +365,42 @@ impl Record {
         self.stats.duration.record(elapsed.as_secs_f64());
         self.stats.answered(status).increment(1);
         let slow = elapsed.as_millis() as u64 >= self.edge.config.slow_request_ms;
+        let (method, route, status) = (self.method.as_str(), self.stats.route, status.as_u16());
+        let duration_ms = elapsed.as_millis() as u64;
         macro_rules! access {
-            ($level:ident) => {
+            ($level:ident, $($message:tt)+) => {
                 tracing::event!(
                     target: "rookery::access",
                     tracing::Level::$level,
                     request.id = self.request_id.to_str().unwrap_or_default(),
                     trace.id = %format_args!("{:032x}", self.trace.trace_id),
-                    http.method = self.method.as_str(),
+                    http.method = method,
                     // Never the query: it may hold what somebody searched for.
                     url.path = self.uri.path(),
-                    http.route = self.stats.route,
-                    http.status = status.as_u16(),
-                    duration_ms = elapsed.as_millis() as u64,
-                    "answered {} {} with {}", self.method, self.stats.route, status.as_u16()
+                    http.route = route,
+                    http.status = status,
+                    duration_ms,
+                    $($message)+
                 )
             };
         }
         // Slowness in such a crowd is no news, and a line for each would make it worse.
-        let crowded = self.shed || slow && !status.is_server_error() && self.edge.admission.is_shedding();
-        if (status.is_server_error() || slow) && !crowded {
-            access!(WARN);
-        } else {
-            access!(DEBUG);
+        let crowded = self.shed || slow && status < 500 && self.edge.admission.is_shedding();
+        // The first of an episode is told whole, the others are counted with it.
+        let begins =
+            |what, of: &str| episodes::begins(Severity::Warn, what, of, &format_args!("{method} {route} in {duration_ms} ms"));
+        match status {
+            _ if crowded => access!(DEBUG, "answered {method} {route} with {status}"),
+            // A service that is away fails on every route, and says so itself.
+            503 if begins("requests are answered with 503", "") => access!(WARN, "answered {method} {route} with 503"),
+            500..503 | 504.. if begins("requests meet an error of ours", route) => {
+                access!(WARN, "answered {method} {route} with {status}");
+            }
+            ..500 if slow && begins("requests are slow", route) => {
+                access!(WARN, "answered {method} {route} slowly, in {duration_ms} ms, with {status}");
+            }
+            _ if slow => access!(DEBUG, "answered {method} {route} slowly, in {duration_ms} ms, with {status}"),
+            _ => access!(DEBUG, "answered {method} {route} with {status}"),
         }
     }
 }

@@ -17,6 +17,7 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rookery_actors::episodes;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service;
@@ -192,7 +193,7 @@ impl Server {
                 Ok((stream, peer)) => self.spawn(stream, peer, permit),
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) if is_shortage(&error) => {
-                    tracing::warn!("cannot accept a connection for the moment: {error}");
+                    episodes::warn("connections cannot be accepted for the moment", "", &error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => return Err(error),

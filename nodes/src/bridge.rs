@@ -11,6 +11,7 @@ use std::{
 use futures_util::future::{BoxFuture, join_all};
 use rookery_actors::{
     entity::Failure,
+    episodes,
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
     ids::{Seq, ShardId, shard_of},
     runtime::{DeadLetter, ProjectError, Runtime, Slice, SlicePart, Waiting},
@@ -207,7 +208,7 @@ impl<S: Service> Reader for Carrier<S> {
 
     fn outside(&self, error: &LogError) -> Option<(ShardId, Seq)> {
         metrics::counter!("rookery_bridge_outside_total", "consumer" => S::NAME, "topic" => self.topic.service()).increment(1);
-        tracing::error!(consumer = S::NAME, %error, "a bridge is outside of the log");
+        episodes::error("places of bridges are outside of the log", S::NAME, error);
         None
     }
 }
@@ -244,7 +245,7 @@ impl<S: Service> Carrier<S> {
                     sleep(RETRY_AFTER).await;
                 }
                 Err(error @ (ProjectError::Poison { .. } | ProjectError::Refused(_))) => {
-                    tracing::warn!(consumer = S::NAME, shard.id = %target, %error, "a slice was refused, going record by record");
+                    episodes::warn("slices of events are refused, going record by record", S::NAME, &error);
                     for part in &slice.parts {
                         self.deliver_singly(target, part).await;
                     }
@@ -276,7 +277,7 @@ impl<S: Service> Carrier<S> {
                 tracing::error!(consumer = S::NAME, source = %part.source, seq = record.seq, reason, "a record goes to the dead letters");
                 let letter = DeadLetter { source: part.source, record: Arc::clone(record), reason };
                 while let Err(error) = self.consumer.bury(target, letter.clone()).await {
-                    tracing::warn!(consumer = S::NAME, %error, "a dead letter must wait");
+                    episodes::warn("dead letters must wait", S::NAME, &error);
                     sleep(RETRY_AFTER).await;
                 }
                 break;

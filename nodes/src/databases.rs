@@ -1,7 +1,12 @@
 //! The four databases: configured ones, and the private Postgres for the rest.
 
+use std::time::Duration;
+
 use anyhow::Context;
-use rookery_actors::runtime::{self, PoolSize};
+use rookery_actors::{
+    episodes,
+    runtime::{self, PoolSize},
+};
 use tokio::sync::Mutex;
 use tokio_postgres::config::Host;
 
@@ -10,6 +15,9 @@ use crate::{
     migrate::{self, Applied, Database},
     postgres::{DataDir, EmbeddedPostgres},
 };
+
+/// Between two looks at the length of the private Postgres' log.
+const SHORTEN_EVERY: Duration = Duration::from_secs(10);
 
 /// Where the databases are.
 pub struct Databases {
@@ -89,7 +97,15 @@ impl Databases {
             return std::future::pending().await;
         };
         loop {
-            let status = postgres.exited().await;
+            let status = tokio::select! {
+                status = postgres.exited() => status,
+                () = tokio::time::sleep(SHORTEN_EVERY) => {
+                    if let Err(error) = postgres.shorten_log() {
+                        episodes::warn("the log of the private Postgres cannot be kept", "", &error);
+                    }
+                    continue;
+                }
+            };
             tracing::error!(%status, "the private Postgres died, starting it again");
             if let Err(error) = postgres.restart().await {
                 tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the private Postgres does not start again");

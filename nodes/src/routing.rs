@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use rookery_actors::{
     caller,
+    episodes::{self, Severity},
     ids::{Epoch, ShardId},
     runtime::{NodeName, Router, Runtime, SendError},
     service::Service,
@@ -283,15 +284,19 @@ impl Routes {
                 let answer = served.serve(request.body).await;
                 // Without a client it is a long poll for news.
                 if asked.elapsed() > SLOW && !request.meta.request_id.is_empty() {
-                    tracing::warn!(
-                        node.id = %request.peer,
-                        request.id = %request.meta.request_id,
-                        traceparent = %request.meta.traceparent,
-                        "a question of node {} about {} took {} ms",
-                        request.peer,
-                        SERVICES[usize::from(service)],
-                        asked.elapsed().as_millis()
-                    );
+                    let (service, duration_ms) = (SERVICES[usize::from(service)], asked.elapsed().as_millis());
+                    let peer = &request.peer;
+                    let reason = format_args!("of node {peer}, in {duration_ms} ms").to_string();
+                    // The first of an episode names its request, the others are counted with it.
+                    if episodes::begins(Severity::Warn, "questions of other nodes are slow", service, &reason) {
+                        tracing::warn!(
+                            node.id = %peer,
+                            request.id = %request.meta.request_id,
+                            traceparent = %request.meta.traceparent,
+                            duration_ms = u64::try_from(duration_ms).unwrap_or(u64::MAX),
+                            "a question of node {peer} about {service} was slow: {duration_ms} ms"
+                        );
+                    }
                 }
                 Ok(answer)
             }

@@ -2,21 +2,26 @@
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
+    collections::HashMap,
     env,
     io::{self, IsTerminal, Write},
     panic::{self, PanicHookInfo},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use rookery_actors::episodes;
 use thiserror::Error;
-use tracing::{Level, Metadata, Subscriber, error};
+use tracing::{
+    Event, Level, Metadata, Subscriber, error,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::filter_fn,
     fmt::{self, MakeWriter},
-    layer::SubscriberExt,
+    layer::{Context, Filter, SubscriberExt},
     util::{SubscriberInitExt, TryInitError},
 };
 
@@ -25,6 +30,9 @@ use crate::config::{Log, LogFilter, LogFormat, Mismatch};
 /// Bounds of the histograms of times, in seconds: fine where requests should be, coarse up to the request timeout.
 const SECONDS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// A line of a library is written once in this time.
+const FOLD: Duration = Duration::from_secs(60);
 
 /// How often histograms give back the memory of what nobody has asked for.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -43,6 +51,9 @@ pub enum TelemetryError {
     /// Somebody else installed a logger first.
     #[error("logs are set up already")]
     Logs(#[from] TryInitError),
+    /// There is no room for a thread.
+    #[error("the thread that tells of what goes on cannot be started")]
+    Thread(#[from] io::Error),
     /// Somebody else installed a metrics recorder first.
     #[error("metrics are set up already")]
     Metrics(#[from] BuildError),
@@ -66,7 +77,19 @@ pub fn install(log: &Log, node: Option<&str>) -> Result<PrometheusHandle, Teleme
     let mark = node.map(|node| format.mark(node)).unwrap_or_default();
     subscriber(&filter, format, Marked { mark: mark.into(), to: io::stderr }).try_init()?;
     panic::set_hook(Box::new(log_panic));
+    // A thread of its own: it tells of what goes on also while the runtime is busy with just that.
+    std::thread::Builder::new().name("episodes".to_owned()).spawn(|| {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            episodes::sweep();
+        }
+    })?;
     Ok(recorder().install_recorder()?)
+}
+
+/// Tells what is still to be told; the last thing before the process ends.
+pub fn finish() {
+    episodes::finish();
 }
 
 /// Keeps the metrics recorder's memory bounded, for as long as it is polled.
@@ -152,7 +175,81 @@ where
         // Flat, so that a field is found under the dotted name that the code gives it.
         Format::Json => layer.json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(filter_fn(bearable)).with(lines)
+    tracing_subscriber::registry().with(filter).with(filter_fn(bearable)).with(lines.with_filter(Folded::default()))
+}
+
+/// Whether a line is one of ours.
+fn is_ours(target: &str) -> bool {
+    target.starts_with("rookery")
+}
+
+/// Says what a library says over and over once a minute: it does not know that its line is the thousandth of an outage, of
+/// which we tell ourselves.
+#[derive(Default)]
+struct Folded {
+    /// When a line was last written, by where it comes from.
+    written: Mutex<HashMap<Place, Instant>>,
+}
+
+/// Where a line comes from. Libraries that use `log` say it in fields.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+struct Place {
+    target: String,
+    line: u64,
+}
+
+impl Place {
+    fn of(event: &Event<'_>) -> Self {
+        let metadata = event.metadata();
+        let mut place = Self { target: metadata.target().to_owned(), line: metadata.line().unwrap_or_default().into() };
+        if place.target == "log" {
+            event.record(&mut place);
+        }
+        place
+    }
+}
+
+impl Visit for Place {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "log.target" {
+            value.clone_into(&mut self.target);
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "log.line" {
+            self.line = value;
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+impl Folded {
+    fn is_news(&self, place: Place, now: Instant) -> bool {
+        let mut written = self.written.lock().expect("no panic under this lock");
+        let is_news = written.get(&place).is_none_or(|written| now.duration_since(*written) >= FOLD);
+        if is_news {
+            written.insert(place, now);
+        }
+        is_news
+    }
+}
+
+impl<S: Subscriber> Filter<S> for Folded {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let metadata = event.metadata();
+        // Who wants to see everything asks for more than what goes wrong.
+        if is_ours(metadata.target()) || *metadata.level() > Level::WARN {
+            return true;
+        }
+        let place = Place::of(event);
+        is_ours(&place.target) || self.is_news(place, Instant::now())
+    }
 }
 
 /// Keeps the actor libraries quiet, whatever the filter says: at `debug`, ractor_cluster formats every frame; and
@@ -160,7 +257,13 @@ where
 fn bearable(metadata: &Metadata<'_>) -> bool {
     let library = metadata.target().split("::").next().unwrap_or_default();
     match library {
-        "ractor" | "ractor_cluster" => metadata.is_event() && *metadata.level() <= Level::INFO,
+        "ractor" => metadata.is_event() && *metadata.level() <= Level::INFO,
+        // Of a session that ends in order it warns four times, once with all that it knows; the links tell of theirs.
+        "ractor_cluster" => metadata.is_event() && *metadata.level() <= Level::ERROR,
+        // Every client hands us the same lines, and we say once what follows from them.
+        "rdkafka" | "librdkafka" => false,
+        // A merge whose segments went meanwhile "couldn't find segment", which a reindex makes normal.
+        "tantivy" => *metadata.level() <= Level::ERROR,
         // Three lines for every migration of every database, each start: `rookery migrate` prints what it did.
         "refinery_core" => *metadata.level() <= Level::WARN,
         // What the server notices when it is asked for a table that is there.
@@ -189,8 +292,6 @@ fn recorder() -> PrometheusBuilder {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use tracing::{debug, info, info_span, subscriber::with_default};
 
     use super::*;
@@ -252,14 +353,38 @@ mod tests {
     }
 
     #[test]
+    fn a_library_that_says_the_same_over_and_over_is_heard_once() {
+        let lines = written("info", Format::Human { colours: false }, || {
+            for n in 0..100 {
+                tracing::warn!(target: "hyper::client", n, "the connection was reset");
+                tracing::warn!(target: "rookery_actors::episodes", "ours");
+            }
+            tracing::warn!(target: "hyper::server", "another line");
+        });
+        assert_eq!((lines.matches("was reset").count(), lines.matches("ours").count()), (1, 100), "{lines}");
+        assert!(lines.contains("another line"), "{lines}");
+    }
+
+    #[test]
+    fn what_the_clients_of_kafka_and_the_links_say_of_themselves_we_say() {
+        let lines = written("trace", Format::Human { colours: false }, || {
+            error!(target: "librdkafka", "all brokers are down");
+            error!(target: "rdkafka::client", "all brokers are down");
+            tracing::warn!(target: "ractor_cluster::node", "a session with everything in it");
+            tracing::warn!(target: "tantivy::indexer::segment_manager", "couldn't find segment");
+        });
+        assert_eq!(lines, "");
+    }
+
+    #[test]
     fn the_actor_libraries_stay_at_info() {
         let lines = written("trace", Format::Human { colours: false }, || {
             debug!(target: "ractor_cluster::net::session", "a frame");
-            info!(target: "ractor_cluster::node", "a peer");
+            info!(target: "ractor::supervision", "an actor");
             debug!(target: "rookery", "ours");
         });
         assert!(!lines.contains("a frame"), "{lines}");
-        assert!(lines.contains("a peer") && lines.contains("ours"), "{lines}");
+        assert!(lines.contains("an actor") && lines.contains("ours"), "{lines}");
     }
 
     #[test]

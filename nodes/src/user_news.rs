@@ -13,6 +13,7 @@ use std::{
 use rookery_actors::{
     comments::service::CommentService,
     entity::Failure,
+    episodes,
     event::{EventLog, Fetched, LogError, Record, Topic},
     ids::{Seq, ShardId},
     posts::PostService,
@@ -101,7 +102,7 @@ impl Reader for Hearing {
         let LogError::OutOfRange { source_shard, head, .. } = error else {
             return None;
         };
-        tracing::warn!(%error, "news of users were missed, they are learnt anew");
+        episodes::warn("news of users were missed, they are learnt anew", "users", error);
         self.listeners.posts.service().authors.clear();
         self.listeners.comments.service().authors.clear();
         let mut catching_up = self.catching_up.lock().expect("no panic under this lock");
@@ -109,7 +110,7 @@ impl Reader for Hearing {
             let (users, revoked) = (self.users.clone(), Arc::clone(&self.listeners.revoked));
             *catching_up = Some(tokio::spawn(async move {
                 while let Err(failure) = revoke_closed(&users, &revoked).await {
-                    tracing::warn!(%failure, "closed sessions cannot be read");
+                    episodes::warn("closed sessions cannot be read", "users", &failure);
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
             }));

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     entity::Failure,
+    episodes,
     fail_point::{self, Point},
     ids::{Epoch, Seq, ShardId},
     service::Service,
@@ -49,6 +50,9 @@ pub(crate) struct Committer<S: Service> {
     /// A stop waits no longer for outcomes that stay open.
     given_up: watch::Sender<bool>,
 }
+
+/// What is logged while the database takes nothing.
+const NO_WRITES: &str = "the database takes no writes";
 
 /// When commits last worked, and since when they have not.
 #[derive(Debug, Default)]
@@ -429,6 +433,7 @@ fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<
 /// The batch is in: memory follows, in order, then the callers hear.
 pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     inner.commits.worked();
+    episodes::over(NO_WRITES, S::NAME);
     inner.commits.batches.fetch_add(1, Ordering::Relaxed);
     inner.commits.units.fetch_add(placed.len() as u64, Ordering::Relaxed);
     metrics::histogram!("rookery_commit_units", "service" => S::NAME).record(placed.len() as f64);
@@ -459,7 +464,7 @@ async fn recover<S: Service>(
 ) -> Vec<Vec<Queued<S>>> {
     match verdict(error) {
         Verdict::Doubt => {
-            tracing::warn!(service.name = S::NAME, error = describe(error), "the outcome of a commit is open, resolving it");
+            episodes::warn("the outcome of a commit is open, resolving it", S::NAME, describe(error));
             inner.commits.failed();
             *session = None;
             doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
@@ -467,13 +472,13 @@ async fn recover<S: Service>(
         Verdict::Fenced => {
             // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
             // from ourselves answers both: what is no longer ours is left out, the rest goes on.
-            tracing::warn!(service.name = S::NAME, "a batch met a fence, finding out which shards are still ours");
+            episodes::warn("a batch met a fence, finding out which shards are still ours", S::NAME, describe(error));
             doubt::resolve(inner, tag, batch.id, placed, CommitError::Fenced).await
         }
         Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
         Verdict::Unavailable => {
             inner.database.note(error);
-            tracing::warn!(service.name = S::NAME, error = describe(error), "the database takes no writes");
+            episodes::warn(NO_WRITES, S::NAME, describe(error));
             inner.commits.failed();
             for Placed { queued, .. } in placed {
                 queued.finish(Err(CommitError::Unavailable(describe(error))));

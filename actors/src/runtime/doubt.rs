@@ -18,7 +18,7 @@ use super::{
     directory::{Granted, SessionTag, ShardRow},
     transfer::take_over,
 };
-use crate::{ids::ShardId, service::Service};
+use crate::{episodes, ids::ShardId, service::Service};
 
 /// Resolves a batch that was sent through `session`; the groups of units that are proved absent and may be tried again.
 ///
@@ -50,7 +50,7 @@ pub(crate) async fn resolve<S: Service>(
     };
     let ours: HashMap<ShardId, Granted> = granted.into_iter().map(|granted| (granted.shard, granted)).collect();
     for shard in held.iter().filter(|shard| !ours.contains_key(shard)) {
-        tracing::warn!(service.name = S::NAME, shard.id = %shard, "lost a shard to another owner");
+        episodes::warn("shards were lost to other owners", S::NAME, format_args!("shard {shard}"));
         let gone = inner.shards[shard.index()].close_suspended();
         inner.memory.forget(gone);
     }
@@ -81,7 +81,7 @@ pub(crate) async fn resolve<S: Service>(
 /// The database is away. The lease ends meanwhile, so waiting here keeps nobody from taking over.
 pub(crate) async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &tokio_postgres::Error) {
     inner.commits.failed();
-    tracing::warn!(service.name = S::NAME, error = describe(error), "cannot resolve an open commit yet");
+    episodes::warn("an open commit cannot be resolved yet", S::NAME, describe(error));
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

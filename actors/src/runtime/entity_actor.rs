@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     entity::{AskError, Entity, Failure},
+    episodes,
     fail_point::{self, Point},
     service::Service,
 };
@@ -335,7 +336,7 @@ pub(crate) fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
         return Fault { error: AskError::Rejected(rejection), reload: true };
     }
     if let CommitError::Refused { message, .. } = &error {
-        tracing::error!(service.name = S::NAME, error = message, "the database refused a write");
+        episodes::error("the database refuses writes", S::NAME, message);
     }
     Fault { error: Failure::from(error).into(), reload: true }
 }

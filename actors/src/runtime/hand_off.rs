@@ -11,6 +11,7 @@ use super::{
     transfer::{grant, outcome_is_open, take_over},
 };
 use crate::{
+    episodes,
     ids::{Epoch, Incarnation, ShardId},
     service::Service,
 };
@@ -59,7 +60,7 @@ pub(crate) async fn hand_off<S: Service>(
             // Lost meanwhile, and closed.
             Ok(None) => {}
             Err(_) => {
-                tracing::info!(service.name = S::NAME, shard.id = %shard.id, "commits take too long, a hand-off is put off");
+                episodes::note("hand-offs of shards were put off, for commits take too long", S::NAME, 1);
                 shard.reopen();
             }
         }
@@ -91,13 +92,13 @@ async fn granted<S: Service>(
             return give_up(inner, granted);
         }
         Ok(Err(error)) if !outcome_is_open(&error) => {
-            tracing::warn!(service.name = S::NAME, error = describe(&error), "a grant was refused");
+            episodes::warn("grants of shards are refused", S::NAME, describe(&error));
             return Vec::new();
         }
         Ok(Err(error)) => describe(&error),
         Err(_) => "no answer".to_owned(),
     };
-    tracing::warn!(service.name = S::NAME, error, "the outcome of a hand-off is open, resolving it");
+    episodes::warn("the outcome of a hand-off is open, resolving it", S::NAME, error);
     let ours = taken_back(inner, directory, seen).await;
     for granted in &ours {
         inner.shards[granted.shard.index()].take_back(granted.epoch, granted.seq);

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     entity::{AskError, Failure},
+    episodes,
     service::Service,
 };
 
@@ -23,7 +24,7 @@ impl<S: Service> Runtime<S> {
             Ok((left, _)) if left.is_zero() => Answer::Refused(Failure::Expired),
             Ok((left, question)) => self.answer(question, Instant::now() + left).await,
             Err(error) => {
-                tracing::error!(service.name = S::NAME, %error, "a question of another node cannot be read");
+                episodes::error("questions of other nodes cannot be read", S::NAME, &error);
                 Answer::Refused(Failure::Unavailable(format!("the question cannot be read: {error}")))
             }
         };

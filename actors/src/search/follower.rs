@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     entity::Failure,
+    episodes,
     event::Source,
     ids::{Seq, ShardId},
     runtime::{NodeName, Runtime, strange_answer},
@@ -190,7 +191,7 @@ impl Follower {
                     tokio::time::sleep_until(began + pause).await;
                 }
                 Err(error) => {
-                    tracing::warn!(shard.id = %self.shard, %error, "an index cannot follow, it tries again");
+                    episodes::warn("indexes cannot follow, they try again", "search", &error);
                     // Nobody can tell what a write that failed has left behind, on a full disk say; the index is disposable.
                     self.doubtful |= !matches!(error, FollowError::Documents(_));
                     self.recover().await;
@@ -276,7 +277,7 @@ impl Follower {
 
     /// Builds the index from nothing and commits it in one piece, so that nobody ever finds half of it.
     async fn rebuild(&mut self, head: Seq, positions: &HashMap<Source, Seq>) -> Result<(), FollowError> {
-        tracing::info!(shard.id = %self.shard, "building an index anew");
+        episodes::note("indexes are built anew", "search", 1);
         self.with_partition(Partition::reset).await?;
         let mut applied: Seq = 0;
         loop {
@@ -387,7 +388,8 @@ impl Follower {
             tokio::time::sleep(COPY_RETRY_AFTER).await;
             return;
         }
-        tracing::info!(shard.id = %self.shard, node.id = %maker, %error, "an index cannot be copied, its documents are indexed here");
+        tracing::debug!(shard.id = %self.shard, node.id = %maker, %error, "an index cannot be copied, its documents are indexed here");
+        episodes::note("indexes could not be copied, their documents are indexed here", "search", 1);
         self.own_until = Instant::now() + OWN_AFTER_FAILURE;
         self.copy = None;
         if self.partition.as_ref().is_some_and(Partition::is_copying) {
@@ -402,7 +404,7 @@ impl Follower {
             && let Ok(Err(error)) = ended.await
         {
             self.doubtful |= matches!(error, CheckpointError::Lost(..));
-            tracing::warn!(shard.id = %self.shard, %error, "an index keeps its last checkpoint");
+            episodes::warn("indexes keep their last checkpoint", "search", &error);
         }
         if self.checkpoint.is_some() || self.doubtful || self.checkpoint_at.elapsed() < CHECKPOINT_EVERY {
             return;

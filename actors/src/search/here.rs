@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     entity::Failure,
+    episodes,
     event::Source,
     ids::{Seq, ShardId},
     runtime::{CommitError, Runtime, Unit},
@@ -178,8 +179,7 @@ async fn search(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Insta
         }
         let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
         let found = timeout_at(deadline, spawn_blocking(move || reader.search(&search))).await.ok()?.ok()?;
-        let found =
-            found.inspect_err(|error| tracing::warn!(shard.id = %partition, %error, "an index partition could not answer"));
+        let found = found.inspect_err(|error| episodes::warn("index partitions cannot answer", "search", error));
         Some((*partition, found.ok()?))
     });
     let (answered, hits) = join_all(parts).await.into_iter().flatten().unzip();

@@ -24,6 +24,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
+    episodes,
     ids::ShardId,
     runtime::{NodeName, Runtime},
     service::Service,
@@ -201,7 +202,7 @@ async fn look_around(runtime: Runtime<SearchService>, home: Option<Home>) {
                 *runtime.service().replicas.placed.write().expect("no panic under this lock") = Some(placed);
             }
             if let Err(error) = open_missing(&runtime, home, &wanted, since.elapsed() >= SETTLED_AFTER).await {
-                tracing::error!(%error, "a replica of an index cannot be opened");
+                episodes::error("replicas of indexes cannot be opened", SearchService::NAME, &error);
             }
             close_surplus(&runtime, home, &wanted);
         }
@@ -282,7 +283,7 @@ fn close_surplus(runtime: &Runtime<SearchService>, home: &Home, wanted: &[Vec<No
         let surplus = !holders.contains(&home.node) && holders.iter().all(|holder| has(holder, *partition));
         if surplus {
             // Its files stay: should it come back, it goes on from there.
-            tracing::info!(shard.id = %partition, "an index has moved to other nodes");
+            episodes::note("indexes have moved to other nodes", SearchService::NAME, 1);
         }
         !surplus
     });

@@ -2,7 +2,7 @@
 
 use rookery_actors::comments::{self, rules::BodyRejection};
 use rookery_actors::entity::Failure;
-use rookery_actors::{posts, users};
+use rookery_actors::{episodes, posts, users};
 
 use crate::call::Service;
 use crate::problem::{self, Problem};
@@ -67,6 +67,9 @@ impl From<BodyRejection> for Problem {
     }
 }
 
+/// What is logged of a service that fails.
+pub(crate) const NO_ANSWER: &str = "the service cannot answer";
+
 /// A failure as a 503 that says when to come back; what exactly failed is for the log, not for the client.
 pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
     let name = service.name();
@@ -87,9 +90,7 @@ pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
         Failure::Overloaded(_) | Failure::Expired => {
             tracing::debug!(service = name, error = %failure, "the {name} service could not answer");
         }
-        _ => {
-            tracing::warn!(service = name, error = %failure, "the {name} service could not answer")
-        }
+        _ => episodes::warn(NO_ANSWER, name, failure),
     }
     problem
 }

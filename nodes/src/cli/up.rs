@@ -36,6 +36,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Exit> {
         };
         let exit = signals.stopping(failed, node.stop()).await;
         upkeep.abort();
+        telemetry::finish();
         exit
     })
 }
@@ -57,7 +58,9 @@ pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> 
             () = signals.next() => None,
             () = fleet.failed() => Some(crate::node::POSTGRES_GONE.to_owned()),
         };
-        signals.stopping(failed, fleet.stop()).await
+        let exit = signals.stopping(failed, fleet.stop()).await;
+        telemetry::finish();
+        exit
     })
 }
 

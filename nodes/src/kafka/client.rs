@@ -10,7 +10,7 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
 };
 
-use rookery_actors::event::Topic;
+use rookery_actors::{episodes, event::Topic};
 
 use crate::config::Kafka;
 
@@ -66,7 +66,7 @@ impl ClientContext for Reports {
         // A broker that is away is reported by every connection, again and again; who acts on it says so once.
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::error!(kafka.client = self.client, facility, "{message}");
+                episodes::error("a Kafka client fails", &self.client, format_args!("{facility}: {message}"));
             }
             _ => tracing::debug!(kafka.client = self.client, facility, "{message}"),
         }

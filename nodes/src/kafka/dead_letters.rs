@@ -10,6 +10,7 @@ use rdkafka::{
 };
 use rookery_actors::{
     entity::Failure,
+    episodes,
     event::{Source, UnknownSource},
     ids::Seq,
     runtime::Database,
@@ -95,7 +96,7 @@ impl DeadLetters {
                 Ok(_) => {}
                 Err(error) => {
                     let error = anyhow::Error::from(error);
-                    tracing::warn!(consumer = self.consumer, error = format!("{error:#}"), "dead letters wait");
+                    episodes::warn("dead letters wait", self.consumer, format_args!("{error:#}"));
                 }
             }
             sleep(LOOK_EVERY).await;

@@ -84,12 +84,17 @@ impl KafkaLog {
         })
     }
 
-    /// What Kafka does not have, if the outbox does.
-    async fn from_outbox(&self, topic: Topic, missing: LogError, bytes_max: usize) -> Result<Vec<Fetched>, LogError> {
-        let (Some(outbox), LogError::OutOfRange { source_shard, position, .. }) = (&self.outbox, &missing) else {
-            return Err(missing);
-        };
-        let fetched = outbox.fetch(topic, &[(source_shard.shard, *position)], bytes_max, Duration::ZERO).await?;
+    /// What Kafka does not have, if the outbox does: for all that is read, since what one shard lacks its neighbours mostly
+    /// lack as well.
+    async fn from_outbox(
+        &self,
+        topic: Topic,
+        missing: LogError,
+        positions: &[(ShardId, Seq)],
+        bytes_max: usize,
+    ) -> Result<Vec<Fetched>, LogError> {
+        let Some(outbox) = &self.outbox else { return Err(missing) };
+        let fetched = outbox.fetch(topic, positions, bytes_max, Duration::ZERO).await?;
         let records = fetched.iter().map(|fetched| fetched.records.len()).sum::<usize>();
         metrics::counter!("rookery_log_outbox_records_total", "topic" => topic.kafka_name()).increment(records as u64);
         Ok(fetched)
@@ -117,7 +122,7 @@ impl EventLog for KafkaLog {
                 match reader.look(positions, bytes_max) {
                     Ok(fetched) if fetched.is_empty() => {}
                     Ok(fetched) => return Ok(fetched),
-                    Err(missing) => return self.from_outbox(topic, missing, bytes_max).await,
+                    Err(missing) => return self.from_outbox(topic, missing, positions, bytes_max).await,
                 }
                 if let Some(hints) = &self.hints
                     && let Some(relayed) = hints.relayed(topic, positions).await

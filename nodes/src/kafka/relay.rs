@@ -18,6 +18,7 @@ use rdkafka::{
 };
 use rookery_actors::{
     entity::Failure,
+    episodes,
     event::{Record, Topic},
     ids::{Seq, ShardId},
     runtime::Database,
@@ -51,6 +52,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Longest time that the client tries to deliver a record: a broker that restarts is back long before.
 const DELIVERY_TIMEOUT_MS: &str = "30000";
+
+/// What is logged while Kafka takes nothing.
+const UNDELIVERED: &str = "records are not delivered, sending again what is not confirmed";
 
 /// A service's outbox on its way to Kafka.
 pub struct Relay {
@@ -152,7 +156,7 @@ impl Relay {
             let (producer, mut reports) = match Producer::new(&self.kafka, self.topic) {
                 Ok(made) => made,
                 Err(error) => {
-                    tracing::error!(%error, "no Kafka producer can be made of this configuration");
+                    episodes::error("no Kafka producer can be made of this configuration", "", &error);
                     sleep(LOOK_EVERY).await;
                     continue;
                 }
@@ -175,11 +179,7 @@ impl Relay {
         let is_remade = matches!(interruption, Interruption::Remade);
         let begins_anew = is_remade || matches!(interruption, Interruption::PutBack);
         let error = anyhow::Error::from(interruption);
-        tracing::warn!(
-            kafka.topic = self.topic.kafka_name(),
-            error = format!("{error:#}"),
-            "delivery failed, sending again what is not confirmed"
-        );
+        episodes::warn(UNDELIVERED, self.topic.kafka_name(), format_args!("{error:#}"));
         if !begins_anew {
             return;
         }
@@ -320,6 +320,7 @@ impl Relay {
         // A shard that left has no line, and what its records became is its new owner's concern.
         if let Some(bytes) = lines.get_mut(&shard).and_then(|line| line.confirm(seq)) {
             window.remove(bytes);
+            episodes::over(UNDELIVERED, topic);
             self.progress.reached(shard, seq);
             counter!("rookery_relay_records_total", "topic" => topic).increment(1);
             let age = Timestamp::now().duration_since(at);

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use rookery_actors::episodes::{self, with_causes};
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender},
@@ -77,7 +78,7 @@ impl Door {
                 Ok(accepted) => accepted,
                 // Out of descriptors, mostly: trying again at once would only burn time.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection from another node");
+                    episodes::warn("connections of other nodes cannot be accepted", "", &error);
                     sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -107,25 +108,13 @@ impl Door {
 /// A stranger at the door is worth a line; one who hung up without a word, like a port check, is not.
 fn turned_away(address: SocketAddr, error: &DoorError) {
     metrics::counter!("rookery_link_refusals_total").increment(1);
-    let chain = chain(error);
+    let chain = with_causes(error);
     match error {
         DoorError::Greeting(GreetingError::Io(cause)) if cause.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(client.address = %address, error = chain, "a connection for the links ended before its greeting");
         }
         _ => {
-            tracing::warn!(client.address = %address, error = chain, "refused a connection for the links from {address}: {chain}")
+            episodes::warn("connections for the links are refused", &address.ip().to_string(), chain);
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
 }

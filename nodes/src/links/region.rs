@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, BytesConvertable, pg, registry::pid_registry};
+use rookery_actors::episodes;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
@@ -70,7 +71,7 @@ impl Actor for Region {
         let size = bytes.len() as u64;
         // A batch without a readable header cannot be laid to anybody's charge.
         let Ok((header, entries)) = Reader::new(Bytes::from(bytes)) else {
-            tracing::warn!("a batch without a header came from another node");
+            episodes::warn("batches without a header come from other nodes", "", "");
             return Ok(());
         };
         if let Err(error) = entrance.receive(header, entries, size) {

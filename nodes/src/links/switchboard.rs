@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rookery_actors::episodes::{self, with_causes};
 use tokio::{
     sync::{
         mpsc::{UnboundedReceiver, UnboundedSender},
@@ -22,7 +23,7 @@ use super::{
     Handler, PeerAddress, PeerStatus, Peers,
     board::{Action, Board},
     desk::Desk,
-    door::{Connection, Door, DoorError, chain},
+    door::{Connection, Door, DoorError},
     envelope::Layout,
     greeting::{self, Met, Rejection},
     link::{Fault, Link},
@@ -30,6 +31,9 @@ use super::{
     table::Table,
     wire::{Cut, Wire},
 };
+
+/// What is logged of a node that cannot be dialled.
+const UNREACHABLE: &str = "the node cannot be reached";
 
 /// What the switchboard hears.
 pub(super) enum Event {
@@ -152,9 +156,9 @@ impl Switchboard {
             Event::Ended { token } => self.ended(token),
             Event::Faulty { token, fault } => {
                 if let Some(line) = self.lines.get(&token) {
-                    let fault = chain(&fault);
+                    let fault = with_causes(&fault);
                     let peer = &line.link.peer;
-                    tracing::warn!(node.id = %peer.name, error = fault, "giving up the link to {}: {fault}", peer.name);
+                    episodes::warn("the link is given up", &peer.name, fault);
                 }
                 self.board.give_up(token, now)
             }
@@ -172,14 +176,10 @@ impl Switchboard {
                 Some((met.token, met.peer.incarnation))
             }
             Err(error) => {
-                let (error, failures) = (chain(&error), self.board.failures(&peer) + 1);
+                let (error, failures) = (with_causes(&error), self.board.failures(&peer) + 1);
                 metrics::counter!("rookery_link_failures_total", "peer" => peer.to_string()).increment(1);
-                // One that stays away is worth a line, not one for every attempt.
-                if failures == 1 {
-                    tracing::warn!(node.id = %peer, error, "cannot reach node {peer}: {error}");
-                } else {
-                    tracing::debug!(node.id = %peer, error, failures, "cannot reach node {peer}: {error}");
-                }
+                tracing::debug!(node.id = %peer, error, failures, "cannot reach node {peer}: {error}");
+                episodes::warn(UNREACHABLE, &peer, error);
                 None
             }
         };
@@ -200,6 +200,7 @@ impl Switchboard {
         self.table.ready(&link);
         let (node, incarnation) = (&link.peer.name, link.peer.incarnation);
         tracing::info!(node.id = %node, node.incarnation = %incarnation, "linked to node {node}");
+        episodes::over(UNREACHABLE, node);
         let (every, missed_max) = (self.habits.heartbeat, self.habits.heartbeats_missed_max);
         tokio::spawn(async move {
             if let Err(fault) = link.pump(region, every, missed_max).await {
@@ -308,7 +309,8 @@ impl Switchboard {
         line.cut.now();
         if line.since.take().is_some() {
             let node = &line.link.peer.name;
-            tracing::warn!(node.id = %node, "the link to node {node} has ended");
+            // Why it had to end was told, if there was a fault.
+            tracing::info!(node.id = %node, "the link to node {node} has ended");
         }
     }
 
@@ -342,7 +344,7 @@ fn refused(connection: &Connection, rejection: Rejection) {
     let peer = &connection.met.peer;
     let address = connection.socket.peer().map(|address| address.to_string()).unwrap_or_default();
     if rejection == Rejection::Namesake {
-        tracing::warn!(client.address = address, node.incarnation = %peer.incarnation, "the node at {address} has our own name");
+        episodes::warn("another node has our own name", &address, format_args!("its incarnation is {}", peer.incarnation));
     } else {
         tracing::debug!(node.id = %peer.name, client.address = address, %rejection, "refused a link to node {}", peer.name);
     }

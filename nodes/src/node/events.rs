@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use rookery_actors::event::{EventLog, Topic};
+use rookery_actors::{
+    episodes::{self, with_causes},
+    event::{EventLog, Topic},
+};
 use tokio::{sync::Mutex, task::JoinHandle};
 
 use super::services::Started;
@@ -13,6 +16,8 @@ use crate::{
     kafka::{DeadLetters, Hints, KafkaLog, Keeper, Relay, client::Probe, dead_letters::RunningDeadLetters, relay::RunningRelay},
 };
 
+/// What is logged while the topics cannot be looked after.
+const NOT_KEPT: &str = "Kafka does not answer, or its topics are not as they should be";
 /// Between two looks whether the topics are there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a stop waits for Kafka to confirm.
@@ -70,7 +75,7 @@ impl Events {
         events.kafka = Some(kafka.clone());
         events.publishing = Some(tokio::spawn(async move {
             while let Err(error) = keeper.look().await {
-                tracing::error!(%error, "the topics are not as they should be, or Kafka does not answer; trying again");
+                episodes::error(NOT_KEPT, "", with_causes(&error));
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             let mut running = publishers.lock().await;
@@ -86,8 +91,9 @@ impl Events {
             drop(running);
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
-                if let Err(error) = keeper.look().await {
-                    tracing::error!(%error, "the topics cannot be kept");
+                match keeper.look().await {
+                    Ok(()) => episodes::over(NOT_KEPT, ""),
+                    Err(error) => episodes::error(NOT_KEPT, "", with_causes(&error)),
                 }
             }
         }));

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rookery_actors::{
+    episodes::{self, with_causes},
     runtime::{Retention, Runtime},
     search::SearchService,
     secret::KeyRing,
@@ -35,9 +36,7 @@ pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str
             match runtime.trim(&retention).await {
                 Ok(0) => {}
                 Ok(rows) => tracing::debug!(service.name = S::NAME, rows, "trimmed the log"),
-                Err(failure) => {
-                    tracing::warn!(service.name = S::NAME, %failure, "the log could not be trimmed")
-                }
+                Err(failure) => episodes::warn("the log cannot be trimmed", S::NAME, &failure),
             }
         }
     })
@@ -49,7 +48,7 @@ pub(super) fn sweep(users: Users) -> JoinHandle<()> {
         while !users.runtime().is_stopped() {
             tokio::time::sleep(LOOK_EVERY).await;
             if let Err(failure) = users.sweep_departed(Instant::now() + EVERY).await {
-                tracing::warn!(%failure, "the edges of deleted accounts must wait");
+                episodes::warn("the edges of deleted accounts must wait", "users", &failure);
             }
         }
     })
@@ -66,7 +65,7 @@ pub(super) fn follow_keys(
             tokio::time::sleep(EVERY).await;
             match SigningKeys::load_or_create(users.database(), &secrets).await {
                 Ok(keys) => install(&keys),
-                Err(error) => tracing::warn!(%error, "the signing keys could not be read"),
+                Err(error) => episodes::warn("the signing keys cannot be read", "users", with_causes(&error)),
             }
         }
     })
@@ -91,10 +90,11 @@ pub(super) fn rebuild_search(
             if outside.is_empty() {
                 continue;
             }
-            tracing::warn!(shards = outside.len(), "search has missed events for good, its documents are built anew");
+            let shards = format_args!("of {} shards", outside.len()).to_string();
+            episodes::warn("events were missed for good, the documents are built anew", "search", shards);
             match reindex::unwatched(&admin).await {
                 Ok(()) => outside.iter().for_each(|(bridge, outside)| bridge.bridge.rebuilt(outside)),
-                Err(failure) => tracing::warn!(%failure, "the search documents could not be built anew, trying again"),
+                Err(failure) => episodes::warn("the search documents cannot be built anew, trying again", "search", &failure),
             }
         }
     })

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rookery_actors::{
+    episodes::{self, with_causes},
     ids::{Incarnation, ShardId},
     runtime::{Directory, DirectoryError, Granted, MemberRow, Runtime, ShardRow},
     service::Service,
@@ -21,6 +22,8 @@ use super::{
     view::{Board, Draining, View},
 };
 
+/// What is logged while the directory does not answer.
+const NOT_RENEWED: &str = "the membership cannot be renewed";
 /// Shards opened at a time: a takeover must not starve what already runs.
 const OPEN_GROUP: usize = 64;
 
@@ -88,11 +91,15 @@ impl<S: Service> Member<S> {
                 step = tokio::time::timeout(patience, self.step(renew)) => step,
                 _ = stopped.changed() => break,
             };
-            if let Err(error) = step.unwrap_or(Err(DirectoryError::Timeout(patience))) {
+            let step = step.unwrap_or(Err(DirectoryError::Timeout(patience)));
+            if step.is_ok() {
+                episodes::over(NOT_RENEWED, S::NAME);
+            }
+            if let Err(error) = step {
                 if let DirectoryError::Database(error) = &error {
                     self.runtime.database().note(error);
                 }
-                tracing::warn!(service.name = S::NAME, %error, "the membership could not be renewed");
+                episodes::warn(NOT_RENEWED, S::NAME, with_causes(&error));
                 self.looking.blink();
                 let silent = matches!(error, DirectoryError::Timeout(_));
                 if (silent || self.directory.is_closed())
@@ -152,7 +159,7 @@ impl<S: Service> Member<S> {
         let ttl = self.membership.lease.ttl;
         // A member that cannot commit must not keep others from serving (rule 10).
         if !self.runtime.commits_work(ttl * 2) {
-            tracing::warn!(service.name = S::NAME, "commits have not worked for two leases, not renewing");
+            episodes::warn("commits have not worked for two leases, not renewing", S::NAME, "");
             return Ok(());
         }
         let sent = self.directory.renew(self.runtime.incarnation(), ttl).await?;
@@ -252,7 +259,7 @@ impl<S: Service> Member<S> {
         if lost.is_empty() {
             return;
         }
-        tracing::warn!(service.name = S::NAME, shards = lost.len(), "lost {} shards of {} to other owners", lost.len(), S::NAME);
+        episodes::warn("shards were lost to other owners", S::NAME, format_args!("{} shards", lost.len()));
         lost.into_iter().for_each(|shard| self.runtime.close(shard));
         (self.membership.changed)();
     }
@@ -335,7 +342,7 @@ impl<S: Service> Member<S> {
             for granted in group {
                 let positions = inbox.remove(&granted.shard).unwrap_or_default();
                 if let Err(error) = self.runtime.open(*granted, positions).await {
-                    tracing::error!(service.name = S::NAME, shard.id = %granted.shard, %error, "a shard could not be opened");
+                    episodes::error("shards cannot be opened", S::NAME, format_args!("{}: {error}", granted.shard));
                 }
             }
             tokio::task::yield_now().await;
@@ -343,7 +350,7 @@ impl<S: Service> Member<S> {
         metrics::counter!("rookery_shards_taken_up_total", "service" => S::NAME).increment(granted.len() as u64);
         // Heads of lists may have been read while shards were missing.
         (self.membership.changed)();
-        tracing::info!(service.name = S::NAME, shards = granted.len(), "serving {} more shards of {}", granted.len(), S::NAME);
+        episodes::note("shards are served here from now on", S::NAME, granted.len());
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use rookery_actors::{
+    episodes,
     ids::{Incarnation, ShardId},
     runtime::{Directory, DirectoryError, MemberRow, Runtime},
     service::Service,
@@ -181,7 +182,7 @@ async fn give<S: Service>(
     (membership.changed)();
     metrics::counter!("rookery_shards_handed_off_total", "service" => S::NAME).increment(handed.granted.len() as u64);
     metrics::histogram!("rookery_hand_off_pause_seconds", "service" => S::NAME).record(handed.pause.as_secs_f64());
-    tracing::info!(
+    tracing::debug!(
         service.name = S::NAME,
         node.id = to.node,
         shards = handed.granted.len(),
@@ -191,6 +192,7 @@ async fn give<S: Service>(
         S::NAME,
         to.node
     );
+    episodes::note("shards were handed over", &format!("{} to {}", S::NAME, to.node), handed.granted.len());
     let told = told.await == Ok(true);
     drop(turn);
     if !told {

@@ -185,7 +185,7 @@ pub(super) struct Log {
     begin: u64,
 }
 
-/// A log that is longer at a start begins anew; the old one is kept once.
+/// A log that is longer begins anew; the old one is kept once.
 const LOG_BYTES_MAX: u64 = 10 << 20;
 
 /// What an error quotes of the log.
@@ -203,6 +203,19 @@ impl Log {
         Ok((Log { path, begin }, file))
     }
 
+    /// Begins the log of a running server anew when it has grown too long; the old one is kept once. The server goes on writing
+    /// into the same file, at its end.
+    pub(super) fn shorten(data: &Path) -> io::Result<()> {
+        let path = data.join("postgres.log");
+        if !fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+            return Ok(());
+        }
+        // On a full disk there is no room for the old one, and the more reason to let it go.
+        let kept = fs::copy(&path, data.join("postgres.log.1"));
+        File::options().write(true).open(&path)?.set_len(0)?;
+        kept.map(drop)
+    }
+
     /// The last lines that the server wrote since this start.
     pub(super) fn last_lines(&self) -> String {
         let mut text = Vec::new();
@@ -216,5 +229,26 @@ impl Log {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(LINES_QUOTED)..].join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_has_grown_too_long_begins_anew_and_the_running_server_goes_on_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, mut server) = Log::open(folder.path()).unwrap();
+        server.write_all(b"short").unwrap();
+        Log::shorten(folder.path()).unwrap();
+        assert_eq!(fs::read(&log.path).unwrap(), b"short");
+        server.write_all(&vec![b'x'; usize::try_from(LOG_BYTES_MAX).unwrap()]).unwrap();
+        Log::shorten(folder.path()).unwrap();
+        server.write_all(b"after").unwrap();
+        assert_eq!(fs::read(&log.path).unwrap(), b"after");
+        assert_eq!(fs::metadata(folder.path().join("postgres.log.1")).unwrap().len(), LOG_BYTES_MAX + 5);
     }
 }

@@ -183,6 +183,14 @@ impl EmbeddedPostgres {
         self.process.exited().await
     }
 
+    /// Begins the server's log anew when it has grown too long; to be called now and then.
+    ///
+    /// # Errors
+    /// When the old log could not be kept.
+    pub fn shorten_log(&self) -> io::Result<()> {
+        Log::shorten(&self.data)
+    }
+
     /// Starts the server again on the same socket, so that old configurations and URLs stay good. What still runs of the
     /// old one is ended first.
     ///

@@ -3,6 +3,7 @@
 //! `ROOKERY_TEST_SEED` repeats the wishes of a run, `ROOKERY_CHAOS_NODES` says on how many nodes.
 
 mod harness;
+mod logs;
 mod stories;
 
 use rookery::chaos::{

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use rookery_actors::caller::on_behalf_of;
+use rookery_actors::episodes;
 use rookery_actors::posts::rules::Tag;
 use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort, Suggestion};
 use rookery_actors::search::{Found, SearchToken};
@@ -17,6 +18,7 @@ use crate::cursor::Cursors;
 use crate::extract::{Json, Query};
 use crate::problem::{self, Problem};
 use crate::routes::page::{bad_query, page_size, within};
+use crate::routes::rejection::NO_ANSWER;
 use crate::routes::{Api, SharedApi};
 
 /// How long a search may take before what has not answered is left out.
@@ -230,7 +232,7 @@ impl Api {
 }
 
 fn unavailable(error: &SearchError) -> Problem {
-    tracing::warn!(service = "search", %error, "the search service could not answer");
+    episodes::warn(NO_ANSWER, Service::Search.name(), error);
     Problem::unavailable("the search service is not available", 1)
 }
 

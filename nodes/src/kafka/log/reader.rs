@@ -16,6 +16,7 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use rookery_actors::{
+    episodes,
     event::{Fetched, LogError, Topic},
     ids::{Seq, ShardId},
 };
@@ -127,7 +128,7 @@ impl Worker {
         while !self.shared.is_stopped() {
             let ended = self.consumer().and_then(|consumer| self.read(&consumer));
             if let Err(error) = ended {
-                tracing::error!(kafka.topic = self.topic.kafka_name(), %error, "a Kafka consumer failed, making another");
+                episodes::error("Kafka consumers fail, making others", self.topic.kafka_name(), &error);
                 self.shared.set_outage(Some(error.to_string()));
                 self.shared.state().failed_all();
                 std::thread::sleep(RETRY_AFTER);
@@ -189,7 +190,7 @@ impl Worker {
             Order::Leave { partition } => (partition, consumer.incremental_unassign(&self.list(partition)).or(Ok(()))),
         };
         if let Err(error) = done {
-            tracing::warn!(kafka.topic = self.topic.kafka_name(), kafka.partition = partition, %error, "a Kafka partition is read anew");
+            episodes::warn("Kafka partitions are read anew", self.topic.kafka_name(), format_args!("{partition}: {error}"));
             self.shared.state().failed(partition);
             std::thread::sleep(POLL);
         }
@@ -250,10 +251,8 @@ impl Worker {
         };
         let read = message::read(message).inspect_err(|error| {
             metrics::counter!("rookery_log_unreadable_total", "topic" => self.topic.kafka_name()).increment(1);
-            tracing::error!(
-                kafka.topic = self.topic.kafka_name(), kafka.partition = partition, kafka.offset = message.offset(), %error,
-                "a message that is not ours is skipped"
-            );
+            let place = format_args!("partition {partition}, offset {}: {error}", message.offset()).to_string();
+            episodes::error("messages that are not ours are skipped", self.topic.kafka_name(), place);
         });
         self.shared.state().offer(partition, message.offset(), read.ok(), Instant::now())
     }

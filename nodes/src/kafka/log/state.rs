@@ -6,6 +6,7 @@ use std::{
 };
 
 use rookery_actors::{
+    episodes,
     event::{Fetched, LogError, Record, Source, Topic},
     ids::{Seq, ShardId},
 };
@@ -273,9 +274,10 @@ impl State {
         if !line.alarmed {
             line.alarmed = true;
             metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name()).increment(1);
-            tracing::warn!(
-                source = %source_shard, position, kafka.floor = floor, kafka.head = head,
-                "records of {source_shard} after {position} are missing in Kafka"
+            episodes::warn(
+                "records are missing in Kafka",
+                self.topic.kafka_name(),
+                format_args!("{source_shard} after {position}, up to {floor}"),
             );
         }
         if partition.complete || self.has_outbox {
