@@ -58,6 +58,11 @@ impl Databases {
         found.expect("every service has a database").1.clone()
     }
 
+    /// How to connect to each of them.
+    pub fn configs(&self) -> Vec<tokio_postgres::Config> {
+        self.configs.iter().map(|(_, config)| config.clone()).collect()
+    }
+
     /// The URLs of the databases that the private Postgres holds, for other processes of this user.
     pub async fn private_urls(&self, config: &Config) -> Vec<(Database, String)> {
         let embedded = self.embedded.lock().await;

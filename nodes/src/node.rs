@@ -3,6 +3,7 @@
 //! Everything starts in the order in which it is needed and stops in the reverse order: the gateway drains, Kafka gets
 //! what it has not got, the bridges end, the committers answer what waits, the shards are given up, the database goes last.
 
+pub(crate) mod address;
 mod cluster;
 mod events;
 mod front;
@@ -144,8 +145,9 @@ impl Node {
         let name = config.node.name.to_string();
         let settled = secret::Settled::look(&secrets, &users, &name).await?;
         let settling = secret::follow(secrets.clone(), users, name.clone());
-        let cluster = Cluster::start(&config, &secrets, settled.cookie).await?;
+        let cluster = Cluster::start(&config, &databases, &secrets, settled.cookie).await?;
         let services = services::start(&config, &databases, &tree, cluster.as_ref()).await?;
+        let reached = gateway.map(|bound| address::of_gateway(bound, cluster.as_ref().map(|cluster| &*cluster.address)));
         let cluster = cluster.map(|cluster| cluster.running(&services));
 
         let events = Events::start(&config.kafka, roles, &services);
@@ -161,7 +163,7 @@ impl Node {
             Some((front, _)) => Box::new(front.keys_changed()),
             None => Box::new(|_| ()),
         };
-        let look = services.look(roles, gateway, &secrets, started);
+        let look = services.look(roles, reached, &secrets, started);
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
         let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secrets, keys_changed));

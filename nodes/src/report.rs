@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Report {
     /// What it does.
     pub roles: Vec<String>,
-    /// Where its gateway listens, if it has one.
+    /// Where its gateway is reached, if it has one.
     pub gateway: Option<String>,
     /// Its process.
     pub pid: u32,

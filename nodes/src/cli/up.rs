@@ -8,7 +8,7 @@ use super::Exit;
 use crate::{
     config::{self, Config, Role},
     fleet::Fleet,
-    node::Node,
+    node::{Node, address::on_this_machine},
     open_files,
     postgres::DataDir,
     telemetry,
@@ -146,7 +146,7 @@ fn greet(node: &Node) {
         ports => health(ports.iter().copied()),
     };
     let (data, new) = (node.data_dir().path().display(), new(node.data_dir()));
-    let text = match node.gateway.map(reachable) {
+    let text = match node.gateway.map(on_this_machine) {
         Some(gateway) => {
             format!("Rookery listens on http://{gateway}  (data in {data})\nhealth: {health}\n{new}{}", first(gateway))
         }
@@ -157,7 +157,7 @@ fn greet(node: &Node) {
 
 /// Where the nodes listen, and a first request that works.
 async fn greet_for_all(fleet: &Fleet, health: &str) {
-    let listening = |gateway: Option<String>| gateway.and_then(|gateway| gateway.parse().ok()).map(reachable);
+    let listening = |gateway: Option<String>| gateway.and_then(|gateway| gateway.parse().ok()).map(on_this_machine);
     let gateways: Vec<_> =
         fleet.nodes().await.into_iter().filter_map(|node| Some((node.name, listening(node.gateway)?))).collect();
     let Some((_, gateway)) = gateways.first() else { return };
@@ -195,27 +195,4 @@ Try it:
 The contract is at http://{gateway}/docs, the command line at `rookery --help`. Ctrl-C stops it.
 "
     )
-}
-
-/// An address that a client on this machine can use.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let mut address = listen;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_for_all_interfaces_is_reached_by_the_local_one() {
-        assert_eq!(reachable("0.0.0.0:8080".parse().unwrap()), "127.0.0.1:8080".parse().unwrap());
-        assert_eq!(reachable("10.0.0.1:80".parse().unwrap()), "10.0.0.1:80".parse().unwrap());
-    }
 }

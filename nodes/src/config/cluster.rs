@@ -17,7 +17,8 @@ pub struct Cluster {
     pub search_partitions: u16,
     /// Where other nodes reach this one; none: it is alone, and opens no port for others.
     pub listen: Option<SocketAddr>,
-    /// What the others are told to dial; none: the address that it listens on.
+    /// What the others are told to dial; none: the address that it listens on, or behind every interface the one from which
+    /// it reaches its databases.
     pub advertise: Option<HostPort>,
     /// Time between two heartbeats of a link.
     pub heartbeat: Duration,
@@ -32,10 +33,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// What the others are told to dial, of a node that listens at `bound`.
+    /// What the others are told to dial, of a node that listens at `bound`; none: every interface is nothing to dial, and
+    /// nobody said which one.
     #[must_use]
-    pub fn advertised(&self, bound: SocketAddr) -> String {
-        self.advertise.as_ref().map_or_else(|| bound.to_string(), ToString::to_string)
+    pub fn advertised(&self, bound: SocketAddr) -> Option<String> {
+        let own = (!bound.ip().is_unspecified()).then(|| bound.to_string());
+        self.advertise.as_ref().map(ToString::to_string).or(own)
     }
 }
 
@@ -66,13 +69,8 @@ impl Section for Cluster {
         visitor.knob("in_flight_max", &mut knob::count(&mut self.in_flight_max, 1..=65_536));
         visitor.knob("copies_bytes", &mut knob::bytes(&mut self.copies_bytes, 0..=1 << 40));
         visitor.section("tls", &mut self.tls);
-        match (self.listen, &self.advertise) {
-            (Some(listen), None) if listen.ip().is_unspecified() => {
-                let wanted = format!("host:port by which other nodes reach this one, since cluster.listen is {listen}");
-                visitor.misfit("advertise", Mismatch::wanted(wanted));
-            }
-            (None, Some(_)) => visitor.misfit("listen", Mismatch::wanted("an address, since cluster.advertise is set")),
-            _ => {}
+        if self.listen.is_none() && self.advertise.is_some() {
+            visitor.misfit("listen", Mismatch::wanted("an address, since cluster.advertise is set"));
         }
     }
 }

@@ -242,14 +242,14 @@ mod mistakes {
     }
 
     #[test]
-    fn a_node_behind_every_interface_must_say_where_it_is() {
-        assert_eq!(
-            refused("[cluster]\nlisten = \"0.0.0.0:7400\"", &[]),
-            "default: `cluster.advertise` cannot be unset: expected host:port by which other nodes reach this one, since cluster.listen \
-             is 0.0.0.0:7400"
-        );
-        let config = accepted("[cluster]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"n1.example.org:7400\"", &[]);
-        assert_eq!(config.cluster.advertised("0.0.0.0:7400".parse().unwrap()), "n1.example.org:7400");
+    fn a_node_behind_every_interface_advertises_what_it_was_told_and_never_every_interface() {
+        let every = "0.0.0.0:7400".parse().unwrap();
+        let advertised = |toml: &str| accepted(toml, &[]).cluster.advertised(every);
+        assert_eq!(advertised("[cluster]\nlisten = \"0.0.0.0:7400\""), None);
+        let told = advertised("[cluster]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"n1.example.org:7400\"");
+        assert_eq!(told.as_deref(), Some("n1.example.org:7400"));
+        let one = accepted("[cluster]\nlisten = \"10.0.0.1:7400\"", &[]);
+        assert_eq!(one.cluster.advertised("10.0.0.1:7400".parse().unwrap()).as_deref(), Some("10.0.0.1:7400"));
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The way to other nodes: links, and the routes over them. A node that listens for nobody is alone and has none.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use rookery_actors::secret::KeyRing;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::services::Started;
+use super::{address, services::Started};
 use crate::{
     config::Config,
+    databases::Databases,
     links::{Links, LinksConfig},
     ownership::hand_offs,
     routing::Routes,
@@ -34,11 +35,21 @@ pub(super) struct Running {
 
 impl Cluster {
     /// Begins to listen for other nodes; none: the configuration says that there are none.
-    pub(super) async fn start(config: &Config, secrets: &KeyRing, cookie: String) -> anyhow::Result<Option<Self>> {
+    pub(super) async fn start(
+        config: &Config,
+        databases: &Databases,
+        secrets: &KeyRing,
+        cookie: String,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(links) = LinksConfig::of(config, secrets, cookie) else { return Ok(None) };
         let routes = Routes::new(config.node.name.as_str());
         let links = Links::start(links, routes.handler()).await.context("the links to other nodes do not start")?;
-        let address = config.cluster.advertised(links.address().context("the links listen nowhere")?);
+        let bound = links.address().context("the links listen nowhere")?;
+        let address = match config.cluster.advertised(bound) {
+            Some(address) => address,
+            None => on_the_network_of(databases, bound).await?,
+        };
+        tracing::info!(node.address = %address, "other nodes reach this one at {address}");
         routes.over(links);
         Ok(Some(Self { routes, address, hand_offs: hand_offs() }))
     }
@@ -47,6 +58,16 @@ impl Cluster {
     pub(super) fn running(self, services: &Started) -> Running {
         Running { tasks: services.connect(&self.routes), routes: self.routes }
     }
+}
+
+async fn on_the_network_of(databases: &Databases, bound: SocketAddr) -> anyhow::Result<String> {
+    let own = address::towards(&databases.configs()).await.with_context(|| {
+        format!(
+            "cannot tell by which address other nodes reach this one: it listens on {bound}, and its databases are on this \
+             machine; set `advertise` in [cluster] of the configuration to host:port, or ROOKERY__CLUSTER__ADVERTISE"
+        )
+    })?;
+    Ok(SocketAddr::new(own, bound.port()).to_string())
 }
 
 impl Running {

@@ -3,7 +3,6 @@
 //! A service without a membership owns no shard, and answers what SQL alone can answer.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -137,12 +136,11 @@ impl Started {
     pub(super) fn look(
         &self,
         roles: &Roles,
-        gateway: Option<SocketAddr>,
+        gateway: Option<String>,
         secrets: &KeyRing,
         started: Instant,
     ) -> impl Fn() -> Report + Clone + Send + Sync + 'static {
         let roles: Vec<String> = roles.iter().map(|role| role.to_string()).collect();
-        let gateway = gateway.map(|gateway| gateway.to_string());
         let secrets = secrets.ids();
         let (users, posts) = (self.users.runtime.clone(), self.posts.runtime.clone());
         let (comments, search) = (self.comments.runtime.clone(), self.search.runtime.clone());
