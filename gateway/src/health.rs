@@ -137,7 +137,8 @@ struct Readiness<'a> {
 
 /// Whether the node can serve
 ///
-/// Looks at what its roles need: databases, leases, owners that it reaches. What is degraded serves.
+/// Looks at what its own roles need: databases and leases; of a gateway, that it reaches a service. What is missing
+/// elsewhere is degraded, and what is degraded serves.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -145,7 +146,7 @@ struct Readiness<'a> {
     operation_id = "readyz",
     params(("verbose" = Option<bool>, Query, description = "Show every probe; needs no value.")),
     responses(
-        (status = 200, description = "It can.", body = Readiness),
+        (status = 200, description = "It can; what is degraded is shown.", body = Readiness),
         (status = 503, description = "It cannot; the probes that failed say why.", body = Readiness),
     )
 )]

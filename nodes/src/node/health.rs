@@ -1,10 +1,11 @@
 //! How the node is: what its roles need, looked at within a second.
 //!
+//! A node is ready when it can serve its own roles: a service needs its database and a valid lease, a gateway a node that it
+//! can ask. A service that is missing elsewhere, or its database, makes a gateway degraded: all gateways miss it alike, and a
+//! balancer that took them all away would take the other services with them.
+//!
 //! Events that are late make it degraded and never unready. How late they are the outbox says, for the relay and for whoever
 //! applies them: a reader that finds nothing new may have lost the place where the new is.
-//!
-//! A service needs its database and a valid lease; the gateway needs every database, for it reads names and lists
-//! whosever the shards are, and of each service that is not here a node that it can ask.
 
 use std::{
     collections::BTreeMap,
@@ -55,6 +56,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A data folder with less room makes the node degraded: a private Postgres takes up to 1 GiB for its log alone, some 16 MiB at
 /// a time.
 const DISK_LOW_MIB: u64 = 256;
+/// A gateway that has just started has links to all services by then; until it has, requests are better off elsewhere.
+const LINKS_WITHIN: Duration = Duration::from_secs(5);
 /// A bridge or a relay with an event older than this makes the node degraded.
 const LAG_MAX: Duration = Duration::from_secs(10);
 /// The logs are asked what waits in them no more often than this, however many ask how we are.
@@ -63,8 +66,10 @@ const LAG_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct NodeHealth {
     started: Instant,
     data_dir: PathBuf,
+    /// When everything had been started.
+    serves_since: Instant,
     services: Vec<Box<dyn Probed>>,
-    /// The gateway needs them all.
+    /// The gateway asks them all.
     is_gateway: bool,
     /// Nobody else could serve what is not served here.
     is_alone: bool,
@@ -160,6 +165,7 @@ impl NodeHealth {
         Self {
             started,
             data_dir: config.data_dir.clone(),
+            serves_since: Instant::now(),
             services,
             is_gateway,
             is_alone,
@@ -221,15 +227,25 @@ impl Health for NodeHealth {
                 let detail = Some("it is stopping".to_owned());
                 probes.insert("node".to_owned(), Probe { status: Status::Failed, latency_ms: None, detail });
             }
-            let needed: Vec<_> = self.services.iter().filter(|service| self.is_gateway || service.is_member()).collect();
-            let databases = join_all(needed.iter().map(|service| service.database())).await;
-            for (service, database) in needed.into_iter().zip(databases) {
-                probes.insert(format!("{}.database", service.name()), database);
-                if service.is_member() {
-                    probes.insert(format!("{}.shards", service.name()), service.serving(self.is_alone));
-                } else if let Some(routes) = &self.routes {
-                    probes.insert(format!("{}.nodes", service.name()), reach(routes, service.name()));
+            let asked: Vec<_> = self.services.iter().filter(|service| self.is_gateway || service.is_member()).collect();
+            let databases = join_all(asked.iter().map(|service| service.database())).await;
+            let (own, others): (Vec<_>, Vec<_>) = asked.into_iter().zip(databases).partition(|(service, _)| service.is_member());
+            if let Some(routes) = &self.routes {
+                let missing: Vec<_> = others.iter().map(|(service, _)| missing(routes, service.name())).collect();
+                let status = status_of_missing(&missing, !own.is_empty(), self.serves_since.elapsed());
+                for ((service, _), detail) in others.iter().zip(missing) {
+                    let status = if detail.is_some() { status } else { Status::Ok };
+                    probes.insert(format!("{}.nodes", service.name()), Probe { status, latency_ms: None, detail });
                 }
+            }
+            for (service, database) in own {
+                probes.insert(format!("{}.database", service.name()), database);
+                probes.insert(format!("{}.shards", service.name()), service.serving(self.is_alone));
+            }
+            for (service, database) in others {
+                // The nodes that serve it need it; here a few deep pages do.
+                let status = database.status.min(Status::Degraded);
+                probes.insert(format!("{}.database", service.name()), Probe { status, ..database });
             }
             probes.insert("disk".to_owned(), look_at_disk(&self.data_dir));
             probes.extend(self.lags().await);
@@ -251,16 +267,22 @@ impl Health for NodeHealth {
     }
 }
 
-/// Whether somebody can be asked about a service that this node does not have.
-fn reach(routes: &Routes, service: &'static str) -> Probe {
+/// Why nobody can be asked about a service that this node does not have; none: somebody can.
+fn missing(routes: &Routes, service: &'static str) -> Option<String> {
     let nodes = routes.peers(service);
-    let detail = match nodes.iter().any(|node| routes.reaches(node)) {
+    match nodes.iter().any(|node| routes.reaches(node)) {
         true => None,
         false if nodes.is_empty() || routes.is_unserved(service) => Some("no node serves it".to_owned()),
         false => Some(format!("no node that serves it is within reach: {}", nodes.join(", "))),
-    };
-    let status = if detail.is_some() { Status::Failed } else { Status::Ok };
-    Probe { status, latency_ms: None, detail }
+    }
+}
+
+/// How bad it is for a gateway that some services are missing; of each that it does not serve itself, why it is missing.
+///
+/// One that reaches nobody, and serves nothing itself, has nothing to offer. Nor has one whose links are still on their way.
+fn status_of_missing(missing: &[Option<String>], serves_some: bool, served_for: Duration) -> Status {
+    let reaches_some = missing.iter().any(Option::is_none);
+    if served_for < LINKS_WITHIN || !(reaches_some || serves_some) { Status::Failed } else { Status::Degraded }
 }
 
 /// Whether a database answers, and why not: the pool alone knows why it cannot connect.
@@ -417,5 +439,27 @@ mod tests {
         let here = std::env::temp_dir();
         assert!(look_at_disk(&here).status <= Status::Degraded);
         assert!(look_at_disk(Path::new("/proc")).detail.unwrap().contains("is full"), "it has no room at all");
+    }
+
+    const LATER: Duration = Duration::from_secs(60);
+
+    fn gone() -> Option<String> {
+        Some("no node serves it".to_owned())
+    }
+
+    #[test]
+    fn a_gateway_without_one_service_serves_the_others() {
+        assert_eq!(status_of_missing(&[None, gone(), None, None], false, LATER), Status::Degraded);
+    }
+
+    #[test]
+    fn a_gateway_without_any_service_has_nothing_to_offer() {
+        assert_eq!(status_of_missing(&[gone(), gone(), gone(), gone()], false, LATER), Status::Failed);
+        assert_eq!(status_of_missing(&[gone(), gone(), gone()], true, LATER), Status::Degraded, "what it serves itself");
+    }
+
+    #[test]
+    fn a_gateway_that_has_just_started_waits_for_its_links() {
+        assert_eq!(status_of_missing(&[None, gone(), None, None], false, Duration::ZERO), Status::Failed);
     }
 }

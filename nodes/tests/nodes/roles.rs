@@ -151,6 +151,59 @@ async fn a_service_that_nobody_serves_is_a_503_at_once_that_names_it_and_a_resta
     others.stop().await;
 }
 
+/// A balancer that goes by readiness would otherwise take every gateway away, and three services with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_stays_ready_while_a_service_is_missing_and_says_which() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let posts = Running::start(shared.node("n1", "posts"), &folder.path().join("n1")).await;
+    let others = Running::start(shared.node("n2", "users,comments,search"), &folder.path().join("n2")).await;
+    let gateway = Running::start(shared.node("n3", "gateway"), &folder.path().join("n3")).await;
+    let url = gateway.greeted("listens on").unwrap().to_owned();
+    eventually("its links are there", async || is_ready(&gateway, &url).await).await;
+    // Within this time after a start a gateway waits for its links.
+    eventually("it has settled", async || {
+        let (_, told) = gateway.get(&format!("{url}/health")).await;
+        serde_json::from_str::<Value>(&told).unwrap()["uptime_s"].as_u64() > Some(6)
+    })
+    .await;
+
+    posts.stop().await;
+    eventually("it says what is missing", async || {
+        let (status, told) = gateway.get(&format!("{url}/readyz")).await;
+        assert_eq!(status, 200, "{told}");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        told["status"] == "degraded" && told["probes"]["posts.nodes"]["status"] == "degraded"
+    })
+    .await;
+    assert_eq!(gateway.get(&format!("{url}/api/v1/search?q=x")).await.0, 200, "and the others serve");
+    gateway.stop().await;
+    others.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_a_gateway_behind_every_interface_where_it_is_reached() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let mut command = shared.node("n1", "gateway,users,posts,comments,search");
+    command.env("ROOKERY__GATEWAY__LISTEN", "0.0.0.0:0");
+    let node = Running::start(command, &folder.path().join("n1")).await;
+    let gateway = status(&folder.path().join("n1"))["nodes"][0]["gateway"].as_str().unwrap().to_owned();
+    assert!(!gateway.starts_with("0.0.0.0"), "{gateway}");
+    assert_eq!(node.get(&format!("http://{gateway}/livez")).await.0, 200);
+    node.stop().await;
+}
+
+/// Its databases are on this machine, so their network says nothing about the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_listens_everywhere_and_cannot_tell_where_it_is_reached_says_what_to_set() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let mut command = shared.node("n1", "users");
+    command.env("ROOKERY__CLUSTER__LISTEN", "0.0.0.0:0").env("ROOKERY__DATA_DIR", folder.path());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("ROOKERY__CLUSTER__ADVERTISE"), "{said}");
+}
+
 async fn is_ready(node: &Running, url: &str) -> bool {
     node.get(&format!("{url}/readyz")).await.0 == 200
 }
