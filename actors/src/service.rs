@@ -76,6 +76,12 @@ pub trait Service: Send + Sync + 'static + Sized {
     /// Called after every committed change of a loaded or new entity, in order: for read models of this node.
     fn committed(&self, _shard: ShardId, _id: Uuid, _state: Option<&Self::Entity>, _events: &[<Self::Entity as Entity>::Event]) {}
 
+    /// Whether an event that another log caused ends the entity for all commands: none that was decided before it is committed
+    /// after it, but is decided again.
+    fn is_final(_event: &<Self::Entity as Entity>::Event) -> bool {
+        false
+    }
+
     /// Shards came or went on this node: read models that span shards begin anew.
     fn shards_changed(&self) {}
 

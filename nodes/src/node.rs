@@ -359,6 +359,7 @@ fn janitors(services: &services::Started, faces: &Faces, events: &Events) {
     }
     if comments.is_member() {
         janitor::start(comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());
+        janitor::sweep_threads(faces.comments.clone());
     }
     if search.is_member() {
         janitor::start(search.runtime.clone(), Vec::new(), false);

@@ -1,6 +1,7 @@
 //! The comments service on a real Postgres.
 
 use std::{
+    collections::BTreeMap,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -12,11 +13,12 @@ use std::{
 use jiff::Timestamp;
 use rookery::{
     migrate::Database,
-    testing::{TestPostgres, TestService},
+    testing::{TestPostgres, TestService, eventually},
 };
 use rookery_actors::{
     comments::{
-        Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, Scope, texts::Texts,
+        Change, Comment, CommentBody, CommentService, Comments, Draft, Imported, Order, Place, Rejection, SLICE_MAX, Scope,
+        texts::Texts,
     },
     entity::AskError,
     event::{Record, Source, Topic},
@@ -272,6 +274,168 @@ async fn a_deleted_post_closes_its_thread_for_good() {
     service.stop().await;
     let (service, comments) = self::service(&config).await;
     refused(comments).await;
+    service.stop().await;
+}
+
+/// The closing is on its way to the database, and memory does not know yet: what is decided now stands on an open thread.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_into_a_thread_after_it_was_closed() {
+    let config = fresh().await;
+    let (service, comments) = service(&config).await;
+    let post = a_post();
+    let comment = add(&comments, post, None, "first").await;
+    let mut holding = sql(&config).await;
+    let lock = holding.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE closed_thread IN EXCLUSIVE MODE").await.unwrap();
+    let closing = tokio::spawn({
+        let comments = comments.clone();
+        async move { hear(&comments, Topic::Posts, "post.deleted", post.0, "{}").await }
+    });
+    let client = sql(&config).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'closed_thread'::regclass";
+    eventually(Duration::from_secs(20), "the closing waits for the lock", async || {
+        client.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+    let late = tokio::spawn({
+        let (comments, comment) = (comments.clone(), comment.clone());
+        async move {
+            let change = Change { body: body("late"), if_version: None };
+            let edited = comments.edit(post, comment.id, ADA, change, Timestamp::now(), soon()).await.map(drop);
+            let liked = comments.like(post, comment.id, BOB, true, soon()).await.map(drop);
+            let added = comments.add(draft(post, None, "late"), soon()).await.map(drop);
+            [edited, liked, added]
+        }
+    });
+    // Long enough for a command to be decided and queued behind the closing, as it was before this was refused.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    lock.commit().await.unwrap();
+    closing.await.unwrap();
+    assert_eq!(late.await.unwrap(), [const { Err(AskError::Rejected(Rejection::Closed)) }; 3]);
+    let kinds: Vec<String> = log(&comments, post).await.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["comment.created"]);
+    service.stop().await;
+}
+
+/// A thread of three slices, written by so many authors, two of whom have gone back on a comment; its post is gone.
+async fn closed_thread(comments: &Comments, authors: usize) -> (PostId, BTreeMap<UserId, i64>) {
+    let (post, count) = (a_post(), 2 * SLICE_MAX + SLICE_MAX / 2);
+    let author = |n: usize| UserId(Uuid::from_u128(1_000 + (n % authors) as u128));
+    let at = Timestamp::from_second(1_700_000_000).unwrap();
+    let id = |n: usize| {
+        let mut rest = [0; 10];
+        rest[2..].copy_from_slice(&(n as u64).to_be_bytes());
+        CommentId(uuid_v7(at, rest))
+    };
+    let imported = |n: usize| Imported {
+        id: id(n),
+        author: author(n),
+        body: body(&format!("comment {n}")),
+        parent: (n % 3 > 0).then(|| id(n - n % 3)),
+        at,
+    };
+    for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
+        comments.import(post, chunk.iter().map(|n| imported(*n)).collect(), soon()).await.unwrap();
+    }
+    // One stays as a tombstone, one goes at once.
+    for n in [0, 5] {
+        comments.delete(post, id(n), author(n), false, None, Timestamp::now(), soon()).await.unwrap();
+    }
+    comments.like(post, id(1), BOB, true, soon()).await.unwrap();
+    let mut counts = BTreeMap::new();
+    (0..count).filter(|n| ![0, 5].contains(n)).for_each(|n| *counts.entry(author(n)).or_default() += 1);
+    hear(comments, Topic::Posts, "post.deleted", post.0, "{}").await;
+    (post, counts)
+}
+
+/// What the log has told of each author: comments written, and comments gone.
+async fn told(config: &tokio_postgres::Config, post: PostId) -> BTreeMap<UserId, i64> {
+    let rows = sql(config).await.query("SELECT type, payload FROM outbox WHERE key = $1", &[&post.0]).await.unwrap();
+    let mut counts = BTreeMap::new();
+    for row in rows {
+        let change = match row.get(0) {
+            "comment.created" => 1,
+            "comment.deleted" => -1,
+            _ => continue,
+        };
+        let record: CommentRecord = serde_json::from_str(row.get(1)).unwrap();
+        *counts.entry(record.author).or_default() += change;
+    }
+    counts
+}
+
+async fn count(config: &tokio_postgres::Config, of: &str) -> i64 {
+    sql(config).await.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_comments_of_a_deleted_post_go_in_slices_and_each_is_told_to_its_author_once() {
+    let config = fresh().await;
+    let (service, comments) = service(&config).await;
+    let other = add(&comments, a_post(), None, "stays").await;
+    let (post, written) = closed_thread(&comments, 1_500).await;
+    assert_eq!(told(&config, post).await, written);
+    let gone = comments.sweep_closed(deadline()).await.unwrap();
+    assert_eq!(gone, 2 * SLICE_MAX + SLICE_MAX / 2 - 1, "the tombstone too");
+    assert!(told(&config, post).await.values().all(|count| *count == 0));
+    assert_eq!(comments.sweep_closed(deadline()).await.unwrap(), 0);
+    for (of, left) in [("comment", 1), ("comment_like", 0), ("closed_thread WHERE NOT swept", 0), ("closed_thread", 1)] {
+        assert_eq!(count(&config, of).await, left, "{of}");
+    }
+    // A slice is a batch: no more of them than a thousand, and nothing of what was written.
+    let slices =
+        "SELECT count(*), max(length(payload)) FROM outbox WHERE type = 'comment.deleted' AND payload LIKE '%\"body\":\"\"%'
+                  GROUP BY batch HAVING count(*) > 1 ORDER BY 1";
+    let slices = sql(&config).await.query(slices, &[]).await.unwrap();
+    let slices: Vec<i64> = slices.iter().map(|row| row.get(0)).collect();
+    assert_eq!(slices.iter().sum::<i64>(), gone as i64 - 1);
+    assert!(slices.len() == 3 && slices.iter().all(|slice| *slice <= SLICE_MAX as i64), "{slices:?}");
+    assert_eq!(comments.get(other.post_id, other.id, deadline()).await.unwrap(), Some(other));
+    service.stop().await;
+}
+
+/// The owner is stopped after each slice, or while one is under way; whoever comes next knows nothing but the rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_in_the_middle_of_a_closed_thread_loses_and_repeats_no_decrement() {
+    let config = fresh().await;
+    let (mut service, mut comments) = self::service(&config).await;
+    let (post, _) = closed_thread(&comments, 300).await;
+    let mut owners = 1;
+    let mut left = count(&config, "comment").await;
+    while count(&config, "closed_thread WHERE NOT swept").await > 0 {
+        let sweeping = tokio::spawn({
+            let comments = comments.clone();
+            async move { comments.sweep_closed(deadline()).await }
+        });
+        // With the slice on its way: its caller goes, and the commit goes on.
+        eventually(Duration::from_secs(20), "a slice is in", async || count(&config, "comment").await < left).await;
+        sweeping.abort();
+        service.stop().await;
+        left = count(&config, "comment").await;
+        owners += 1;
+        (service, comments) = self::service(&config).await;
+    }
+    assert!(owners > 1);
+    assert_eq!(count(&config, "comment").await, 0);
+    let told = told(&config, post).await;
+    assert!(told.values().all(|count| *count == 0), "{told:?}");
+    service.stop().await;
+}
+
+/// Yesterday's node closes a thread and knows nothing of slices: its row says that nothing was swept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_node_has_closed_is_swept_by_the_next_owner() {
+    let config = fresh().await;
+    let (service, comments) = self::service(&config).await;
+    let post = a_post();
+    let comment = add(&comments, post, None, "first").await;
+    comments.like(post, comment.id, BOB, true, soon()).await.unwrap();
+    service.stop().await;
+    sql(&config).await.execute("INSERT INTO closed_thread (post) VALUES ($1)", &[&post.0]).await.unwrap();
+    let (service, comments) = self::service(&config).await;
+    assert_eq!(comments.sweep_closed(deadline()).await.unwrap(), 1);
+    assert_eq!(told(&config, post).await, BTreeMap::from([(ADA, 0)]));
+    assert_eq!(count(&config, "comment_like").await, 0);
     service.stop().await;
 }
 

@@ -3,6 +3,7 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use jiff::Timestamp;
+use reqwest::Method;
 use rookery::{
     config::Config,
     node::{Faces, Node},
@@ -188,6 +189,63 @@ async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
     search.put(late).await.unwrap();
     search.rebuild(Duration::from_secs(10)).await.unwrap();
     assert_eq!(found().await, 0, "nor by an index that is built anew");
+    node.stop().await;
+}
+
+/// However long the log takes: here the thread cannot be closed at all, for its table is locked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comment_of_a_deleted_post_is_gone_with_it_although_its_thread_has_not_heard_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let base = format!("http://{}/api/v1", node.gateway.unwrap());
+    let http = reqwest::Client::new();
+    let mut token = String::new();
+    let mut send = async |method: Method, path: &str, body: Option<serde_json::Value>| {
+        let mut request = http.request(method, format!("{base}{path}"));
+        if !token.is_empty() {
+            request = request.bearer_auth(&token);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.unwrap();
+        let (status, body) = (answer.status().as_u16(), answer.text().await.unwrap());
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        if let Some(given) = body["access_token"].as_str() {
+            given.clone_into(&mut token);
+        }
+        (status, body)
+    };
+    let ada = serde_json::json!({"username": "ada", "email": "ada@example.org", "password": "correct horse battery"});
+    assert_eq!(send(Method::POST, "/auth/register", Some(ada)).await.0, 201);
+    let (_, post) = send(Method::POST, "/posts", Some(serde_json::json!({"title": "Short", "body": "", "tags": []}))).await;
+    let post = format!("/posts/{}", post["id"].as_str().unwrap());
+    let text = |text: &str| Some(serde_json::json!({ "body": text }));
+    let (_, comment) = send(Method::POST, &format!("{post}/comments"), text("Written.")).await;
+    let comment = format!("{post}/comments/{}", comment["id"].as_str().unwrap());
+    assert_eq!(send(Method::GET, &comment, None).await.0, 200);
+
+    let comments = node.faces.comments.runtime().database().clone();
+    let lock = comments.get().await.unwrap();
+    lock.batch_execute("BEGIN; LOCK TABLE closed_thread IN EXCLUSIVE MODE").await.unwrap();
+    assert_eq!(send(Method::DELETE, &post, None).await.0, 204);
+    let mut answers = vec![send(Method::GET, &comment, None).await.0];
+    answers.push(send(Method::PATCH, &comment, text("Late.")).await.0);
+    answers.push(send(Method::PUT, &format!("{comment}/like"), None).await.0);
+    answers.push(send(Method::DELETE, &format!("{comment}/like"), None).await.0);
+    answers.push(send(Method::DELETE, &comment, None).await.0);
+    lock.batch_execute("COMMIT").await.unwrap();
+    drop(lock);
+    assert_eq!(answers, [404; 5]);
+    eventually("the comment's row is gone", async || {
+        let client = comments.get().await.unwrap();
+        (client.query_one("SELECT count(*) FROM comment", &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    eventually("the author's count follows", async || {
+        (send(Method::GET, "/users/ada", None).await.1["comment_count"] == 0).then_some(())
+    })
+    .await;
     node.stop().await;
 }
 

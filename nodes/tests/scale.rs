@@ -19,10 +19,10 @@ use rookery::{
 };
 use rookery_actors::{
     comments::{CommentBody, Comments, Draft, Order, Place, Scope, service::CommentService, texts::Texts},
-    event::Topic,
-    ids::{PostId, UserId},
+    event::{Record, Source, Topic},
+    ids::{PostId, ShardId, UserId},
     posts::{PostService, Posts},
-    runtime::{Context, Settings},
+    runtime::{Context, Settings, Slice, SlicePart},
     secret::ClusterSecret,
     users::{
         NewUser, UserService, Users,
@@ -184,6 +184,75 @@ async fn a_thread_of_100_000_comments_pages_in_every_order_without_being_held_wh
     assert!(resident_mib() <= before + 80, "{before} MiB before, {} MiB after", resident_mib());
     assert!(accounted < 16 << 20);
     service.stop().await;
+}
+
+/// Each comment has an author of its own, whose count follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_of_100_000_comments_goes_with_its_post_and_is_counted_for_nobody() {
+    let _alone = alone().await;
+    let count = scale(100_000, 10_000);
+    let (comments_config, client) = database(Database::Comments).await;
+    let (users_config, users_client) = database(Database::Users).await;
+    let post = PostId(Uuid::now_v7());
+    let fill = "INSERT INTO comment (post, id, parent, depth, author, body, created_at, updated_at, version, like_count)
+                SELECT $1, ('01800000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, NULL, 0, md5(n::text)::uuid,
+                       n || repeat(' word', 200), now(), now(), 1, 0 FROM generate_series(1, $2::int8) n";
+    client.execute(fill, &[&post.0, &count]).await.unwrap();
+    let fill = "INSERT INTO user_counter (user_id, post_count, comment_count, follower_count, following_count)
+                SELECT md5(n::text)::uuid, 0, 3, 0, 0 FROM generate_series(1, $1::int8) n";
+    users_client.execute(fill, &[&count]).await.unwrap();
+    let service = TestService::start(CommentService::default(), comments_config, "n1", Settings::default()).await;
+    let users = TestService::start(UserService::default(), users_config, "n1", Settings::default()).await;
+    let (ours, theirs) = (Arc::new(service.runtime.clone()), Arc::new(users.runtime.clone()));
+    let log = Arc::new(EmbeddedLog::new(theirs.clone(), ours.clone(), ours.clone()));
+    let bridge = Bridge::start(users.runtime.clone(), log, ours, Topic::Comments, service.runtime.shards());
+    let comments = Comments::new(service.runtime.clone());
+
+    let before = resident_mib();
+    let source = Source { topic: Topic::Posts, shard: ShardId(0) };
+    let (kind, payload) = ("post.deleted".into(), Some("{}".into()));
+    let record = Record { seq: 1, epoch: 1, key: post.0, kind, payload, traceparent: None, at: Timestamp::now() };
+    let slice = Slice { parts: vec![SlicePart { source, position: 1, records: vec![Arc::new(record)] }] };
+    let shard = service.runtime.shard_of(post.0);
+    timed("the thread is closed", service.runtime.apply(shard, &slice)).await.unwrap();
+    let began = Instant::now();
+    let sweep = tokio::spawn({
+        let comments = comments.clone();
+        async move { comments.sweep_closed(deadline()).await }
+    });
+    // Others write meanwhile, in the same shard too.
+    let neighbour =
+        std::iter::repeat_with(|| PostId(Uuid::now_v7())).find(|post| service.runtime.shard_of(post.0) == shard).unwrap();
+    let (mut slowest, mut written) = (Duration::ZERO, 0);
+    while !sweep.is_finished() {
+        let body = CommentBody::parse("Elsewhere.").unwrap();
+        let asked = Instant::now();
+        let draft = Draft { post: neighbour, author: BOB, body, parent: None, at: Timestamp::now() };
+        comments.add(draft, soon()).await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        written += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(sweep.await.unwrap().unwrap(), usize::try_from(count).unwrap());
+    println!(
+        "{count} comments are gone after {:.1} s; {written} comments in another thread of the shard took {:.1} ms at most",
+        began.elapsed().as_secs_f64(),
+        slowest.as_secs_f64() * 1e3
+    );
+    let counted = "SELECT count(*) FROM user_counter WHERE comment_count = 2 AND user_id <> $1";
+    while users_client.query_one(counted, &[&BOB.0]).await.unwrap().get::<_, i64>(0) < count {
+        assert!(began.elapsed() < Duration::from_secs(300), "every author is told");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("and counted for nobody after {:.1} s", began.elapsed().as_secs_f64());
+    let largest = "SELECT COALESCE(max(records), 0) FROM (
+                       SELECT count(*) AS records FROM outbox WHERE type = 'comment.deleted' GROUP BY batch) slice";
+    assert!(client.query_one(largest, &[]).await.unwrap().get::<_, i64>(0) <= 1_000);
+    assert_eq!(client.query_one("SELECT count(*) FROM comment WHERE post = $1", &[&post.0]).await.unwrap().get::<_, i64>(0), 0);
+    assert!(resident_mib() <= before + 80, "{before} MiB before, {} MiB after", resident_mib());
+    bridge.stop();
+    service.stop().await;
+    users.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

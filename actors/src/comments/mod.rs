@@ -5,6 +5,7 @@ mod here;
 mod reads;
 pub mod rules;
 pub mod service;
+mod sweep;
 pub mod texts;
 pub mod tree;
 
@@ -25,6 +26,7 @@ pub use self::{
     reads::{Asked, Look, Stamp},
     rules::CommentBody,
     service::{Answer, CommentService, Query, Reply},
+    sweep::SLICE_MAX,
     tree::Order,
 };
 use self::{

@@ -5,7 +5,7 @@ use std::{collections::HashMap, pin::pin};
 use futures_util::{TryStreamExt, future::join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_postgres::{Client, Row, types::ToSql};
 use uuid::Uuid;
 
@@ -35,6 +35,16 @@ pub struct CommentService {
     pub authors: Authors,
     /// What is written in the comments that are read.
     pub texts: Texts,
+    /// A thread was closed here: its comments are to be taken away.
+    pub closing: Notify,
+}
+
+/// What a committed projection tells the node.
+pub enum Note {
+    /// A newer version of an author.
+    Author(Author),
+    /// A post is gone, and its thread is closed.
+    Closed,
 }
 
 /// What a thread answers a command with.
@@ -114,11 +124,17 @@ table! {
     "INSERT INTO closed_thread (post) SELECT DISTINCT post FROM {rows} ORDER BY post ON CONFLICT DO NOTHING"
 }
 
+table! {
+    /// Closed threads of which nothing is left.
+    pub(crate) struct SweptRows of SweptRow { post: Uuid => "uuid" }
+    "UPDATE closed_thread t SET swept = true FROM {rows} WHERE t.post = r.post"
+}
+
 tables! {
     /// What a batch of the comments service writes.
     pub struct Writes {
         comments: CommentRows, edits: EditRows, tombstones: TombstoneRows, gone: GoneRows, like_counts: LikeCountRows,
-        likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, authors: AuthorRows,
+        likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, swept: SweptRows, authors: AuthorRows,
     }
 }
 
@@ -150,7 +166,7 @@ impl Service for CommentService {
     type Writes = Writes;
     type Reply = Reply;
     type Need = Need;
-    type Note = Author;
+    type Note = Note;
     type Query = Query;
     type Answer = Answer;
 
@@ -324,8 +340,15 @@ impl Service for CommentService {
         }
     }
 
-    fn noted(&self, note: Author) {
-        self.authors.note(note);
+    fn noted(&self, note: Note) {
+        match note {
+            Note::Author(author) => self.authors.note(author),
+            Note::Closed => self.closing.notify_one(),
+        }
+    }
+
+    fn is_final(event: &Event) -> bool {
+        matches!(event, Event::Closed)
     }
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
@@ -352,10 +375,11 @@ impl Service for CommentService {
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));
-            unit.notes.push(author);
+            unit.notes.push(Note::Author(author));
         } else if foreign.source.topic == Topic::Posts && &*foreign.record.kind == "post.deleted" {
             unit.writes.closed.push(ClosedRow { post: id });
             unit.effects.push((id, Event::Closed));
+            unit.notes.push(Note::Closed);
         }
         Ok(())
     }

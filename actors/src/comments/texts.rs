@@ -3,7 +3,7 @@
 //! Its key is a comment *and a version of it*. What was written as of a version never changes, so an entry is never
 //! stale: the skeleton says which version counts, and the cache either has that one or does not.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moka::sync::Cache;
@@ -33,6 +33,9 @@ impl From<&Text> for Written {
     }
 }
 
+/// What was deleted stays no longer than this on a node that has not heard of it.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
+
 /// The node's cache of what is written in comments, bounded by bytes.
 pub struct Texts {
     cache: Cache<(Uuid, u32), Arc<Written>>,
@@ -51,11 +54,16 @@ impl Texts {
             let body = written.words.as_ref().map_or(0, |(_, body)| body.as_str().len());
             u32::try_from(body + 250).unwrap_or(u32::MAX)
         };
-        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+        Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).time_to_live(KEPT_FOR).build() }
     }
 
     pub(crate) fn put(&self, id: Uuid, version: u32, written: Written) {
         self.cache.insert((id, version), Arc::new(written));
+    }
+
+    /// Forgets what was written in comments that are gone, as of these versions.
+    pub(crate) fn forget(&self, texts: &[(Uuid, u32)]) {
+        texts.iter().for_each(|text| self.cache.invalidate(text));
     }
 
     /// What is written in a comment as the skeleton knows it, if the node has it at hand.

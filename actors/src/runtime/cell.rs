@@ -35,6 +35,8 @@ pub(crate) struct Cell<S: Service> {
     pub(crate) used_s: AtomicU32,
     revision: AtomicU64,
     weight: AtomicUsize,
+    /// An event that ends it for all commands is in its state.
+    ended: AtomicBool,
     /// Out of the map, and off the books: what its actor still finishes weighs nothing any more.
     gone: AtomicBool,
 }
@@ -57,6 +59,7 @@ impl<S: Service> Cell<S> {
             used_s: AtomicU32::new(0),
             revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
             weight: AtomicUsize::new(CELL_BYTES),
+            ended: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         }
     }
@@ -73,6 +76,16 @@ impl<S: Service> Cell<S> {
     /// Numbers a new state; while it is locked for writing.
     pub(crate) fn revised(&self) {
         self.revision.store(REVISIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// Notes that what was decided on its state so far no longer stands; before the unit that ends it counts as folded.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether it was ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// What it takes in memory now, in bytes, roughly.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
-use super::shard::ApplyTurn;
+use super::{cell::Cell, shard::ApplyTurn};
 use crate::{
     entity::Failure,
     event::{Record, Source},
@@ -24,6 +24,10 @@ pub struct Unit<S: Service> {
     pub records: Vec<NewRecord>,
     /// Entities whose rows it changes: none of them loads meanwhile.
     pub touches: Vec<Uuid>,
+    /// Those of them that it ends for all commands ([`Service::is_final`]).
+    pub(crate) ends: Vec<Uuid>,
+    /// The entity on whose state it was decided: a unit that ends the entity must not come before it.
+    pub(crate) stands_on: Option<Arc<Cell<S>>>,
     /// It begins the life of what it contains, under a new id: nobody has copies.
     pub(crate) begins: bool,
     /// What it means to entities in memory, folded in after the commit.
@@ -52,6 +56,8 @@ impl<S: Service> Default for Unit<S> {
             writes: S::Writes::default(),
             records: Vec::new(),
             touches: Vec::new(),
+            ends: Vec::new(),
+            stands_on: None,
             begins: false,
             effects: Vec::new(),
             notes: Vec::new(),
@@ -133,6 +139,9 @@ pub enum CommitError {
     /// The shard belongs to another incarnation by now. Nothing of the unit is in.
     #[error("fenced: the shard has another owner")]
     Fenced,
+    /// The entity on whose state it was decided has ended, or is about to. Nothing of the unit is in: decide again.
+    #[error("the entity ended while the command was under way")]
+    Ended,
     /// The statement's outcome is open, and the shard is no longer ours to find out.
     #[error("fenced while the outcome of the commit was open")]
     Unknown,
@@ -157,7 +166,9 @@ impl From<CommitError> for Failure {
         match error {
             CommitError::Fenced => Self::Moved(error.to_string()),
             CommitError::Unknown => Self::Unknown(error.to_string()),
-            CommitError::Refused { .. } | CommitError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            CommitError::Refused { .. } | CommitError::Unavailable(_) | CommitError::Ended => {
+                Self::Unavailable(error.to_string())
+            }
             CommitError::Overloaded => Self::Overloaded(error.to_string()),
         }
     }

@@ -60,6 +60,7 @@ pub(super) struct UnderWay<S: Service> {
     epoch: Epoch,
     ticket: u64,
     touches: Vec<Uuid>,
+    ends: Vec<Uuid>,
     state: UnitState,
 }
 
@@ -74,8 +75,9 @@ enum UnitState {
 }
 
 impl<S: Service> UnderWay<S> {
-    pub(super) fn new(inner: &Arc<Inner<S>>, shard: ShardId, epoch: Epoch, ticket: u64, touches: Vec<Uuid>) -> Self {
-        Self { inner: Arc::clone(inner), shard, epoch, ticket, touches, state: UnitState::Open }
+    pub(super) fn new(inner: &Arc<Inner<S>>, shard: ShardId, epoch: Epoch, ticket: u64, unit: &mut Unit<S>) -> Self {
+        let (touches, ends) = (std::mem::take(&mut unit.touches), std::mem::take(&mut unit.ends));
+        Self { inner: Arc::clone(inner), shard, epoch, ticket, touches, ends, state: UnitState::Open }
     }
 }
 
@@ -88,7 +90,7 @@ impl<S: Service> Drop for UnderWay<S> {
         if self.state == UnitState::Open && Handle::try_current().is_ok() {
             self.inner.memory.forget(shard.close_abandoned(self.epoch));
         }
-        shard.end(self.ticket, &self.touches, self.state == UnitState::Unfolded);
+        shard.end(self.ticket, &self.touches, &self.ends, self.state == UnitState::Unfolded);
     }
 }
 

@@ -242,13 +242,14 @@ fn queue<S: Service>(
         if queue.len() >= committer.queue_max {
             return Err(CommitError::Overloaded.into());
         }
-        let (epoch, ticket) = match inner.shards[shard.index()].begin(decided, &unit.touches) {
+        let (epoch, ticket) = match inner.shards[shard.index()].begin(decided, &unit) {
             Begun::UnderWay(epoch, ticket) => (epoch, ticket),
             Begun::Fenced => return Err(CommitError::Fenced.into()),
+            Begun::Ended => return Err(CommitError::Ended.into()),
             Begun::Lent => return Err(NotQueued::Lent(Box::new(unit))),
         };
-        let touches = std::mem::take(&mut unit.touches);
-        let under_way = UnderWay::new(inner, shard, epoch, ticket, touches);
+        let under_way = UnderWay::new(inner, shard, epoch, ticket, &mut unit);
+        unit.stands_on = None;
         let queued = Queued { shard, epoch, under_way, unit: Box::new(unit), done };
         match lane {
             Lane::Batches => queue.waiting.push_back(queued),

@@ -198,6 +198,14 @@ impl<R, E: Into<AskError<R>>> From<E> for Fault<R> {
     }
 }
 
+/// What the rules have chosen for a command, and what of it is to be committed.
+struct Decided<S: Service> {
+    reply: S::Reply,
+    events: Vec<<S::Entity as Entity>::Event>,
+    /// None: nothing.
+    unit: Option<Unit<S>>,
+}
+
 type Rejection<S> = <<S as Service>::Entity as Entity>::Rejection;
 
 impl<S: Service> EntityActor<S> {
@@ -251,28 +259,21 @@ impl<S: Service> EntityActor<S> {
                 Some(turn)
             }
         };
-        let facts = self.look_up(command).await?;
-        let (reply, events, unit) = {
-            let state = cell.state.read().map_err(|_| Failure::Crashed)?;
-            let decided = S::Entity::decide(state.as_ref(), command, &facts);
-            if decided.as_ref().map_or(true, Vec::is_empty) {
-                // Nothing is committed, so no fence is met: this answer is a read, and may be as stale as one (rule 8).
-                activation::may_answer(inner, shard, cell.epoch)?;
-            }
-            let events = decided.map_err(AskError::Rejected)?;
-            let reply = S::reply(cell.id, state.as_ref(), &events);
-            if events.is_empty() {
+        let (reply, events, submitted) = loop {
+            let facts = self.look_up(command).await?;
+            let Decided { reply, events, unit } = self.decide(command, &facts)?;
+            let Some(unit) = unit else {
                 return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
+            };
+            let unit = seal(unit, context, &reply);
+            let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
+            passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
+            match committer::submit(inner, shard.id, cell.epoch, unit).await {
+                // Another log has ended the entity meanwhile: once memory says so, the rules have the last word.
+                Err(CommitError::Ended) => shard.untouched(cell.id).await,
+                submitted => break (reply, events, submitted.map_err(refusal::<S>)?),
             }
-            let begins = S::creates(command);
-            let mut unit = Unit { touches: vec![cell.id], begins, ..Unit::of(inner.settings.shards) };
-            inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
-            (reply, events, unit)
         };
-        let unit = seal(unit, context, &reply);
-        let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
-        passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
-        let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await.map_err(refusal::<S>)?;
         let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
         let committed = landed.result.clone().map_err(refusal::<S>)?;
         // What is committed cannot be refused any more.
@@ -282,6 +283,29 @@ impl<S: Service> EntityActor<S> {
         landed.folded();
         inner.weigh(cell);
         Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
+    }
+
+    fn decide(
+        &self,
+        command: &<S::Entity as Entity>::Command,
+        facts: &<S::Entity as Entity>::Facts,
+    ) -> Result<Decided<S>, Fault<Rejection<S>>> {
+        let (inner, shard, cell) = (&self.inner, self.shard(), &self.cell);
+        let state = cell.state.read().map_err(|_| Failure::Crashed)?;
+        let decided = S::Entity::decide(state.as_ref(), command, facts);
+        if decided.as_ref().map_or(true, Vec::is_empty) {
+            // Nothing is committed, so no fence is met: this answer is a read, and may be as stale as one (rule 8).
+            activation::may_answer(inner, shard, cell.epoch)?;
+        }
+        let events = decided.map_err(AskError::Rejected)?;
+        let reply = S::reply(cell.id, state.as_ref(), &events);
+        if events.is_empty() {
+            return Ok(Decided { reply, events, unit: None });
+        }
+        let stands_on = Some(Arc::clone(cell));
+        let mut unit = Unit { touches: vec![cell.id], stands_on, begins: S::creates(command), ..Unit::of(inner.settings.shards) };
+        inner.service.write(shard.id, cell.id, state.as_ref(), &events, &mut unit);
+        Ok(Decided { reply, events, unit: Some(unit) })
     }
 
     async fn look_up(&self, command: &<S::Entity as Entity>::Command) -> Result<<S::Entity as Entity>::Facts, Failure> {

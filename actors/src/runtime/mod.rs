@@ -23,6 +23,7 @@ mod serve;
 mod session;
 mod shard;
 mod shard_actor;
+mod sweep;
 mod tail;
 mod transfer;
 mod trim;
@@ -57,6 +58,7 @@ pub use self::{
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
     route::{NodeName, Router, SendError},
+    sweep::Sweep,
     trim::Retention,
     waiting::Waiting,
 };

@@ -194,6 +194,7 @@ pub(crate) async fn commit<S: Service>(
     epoch: Epoch,
     mut unit: Unit<S>,
 ) -> Result<(), ProjectError> {
+    unit.ends = unit.effects.iter().filter(|(_, event)| S::is_final(event)).map(|(id, _)| *id).collect();
     unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
     unit.touches.sort_unstable();
     unit.touches.dedup();

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     BootTime, Inner, activation,
     cell::{Cell, Readiness},
-    commit_batch::Positioned,
+    commit_batch::{Positioned, Unit},
     copies::{Kept, Lender, Lent, Session},
     tail::Tail,
 };
@@ -89,6 +89,8 @@ pub(crate) struct InFlight {
     tickets: BTreeSet<u64>,
     /// Units under way per entity; an entity does not load meanwhile (rule 9).
     touched: HashMap<Uuid, u32>,
+    /// Units under way that end an entity for all commands.
+    ending: HashMap<Uuid, u32>,
     /// Entities that are being loaded, and whether a unit folded meanwhile so that the read is stale.
     loading: HashMap<Uuid, bool>,
     /// Of what other nodes may have copies: no unit under way contains any of it.
@@ -101,6 +103,8 @@ pub(crate) enum Begun {
     UnderWay(Epoch, u64),
     /// What it was decided on no longer stands.
     Fenced,
+    /// A unit that ends its entity came first.
+    Ended,
     /// Others may have copies of what it changes.
     Lent,
 }
@@ -342,9 +346,14 @@ impl<S: Service> Shard<S> {
     }
 
     /// Registers a unit that is about to be queued, if what it stands on still does, and nothing that it contains is lent.
-    pub(crate) fn begin(&self, decided: Epoch, touches: &[Uuid]) -> Begun {
+    pub(crate) fn begin(&self, decided: Epoch, unit: &Unit<S>) -> Begun {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
         let Some(epoch) = self.tenure_since(decided) else { return Begun::Fenced };
+        // A unit that ends the entity is under way, or was, and then the cell says so: it did before that unit left the books.
+        if unit.stands_on.as_ref().is_some_and(|cell| flight.ending.contains_key(&cell.id) || cell.has_ended()) {
+            return Begun::Ended;
+        }
+        let touches = &unit.touches;
         if flight.lent.is_any_lent(touches) {
             return Begun::Lent;
         }
@@ -353,6 +362,9 @@ impl<S: Service> Shard<S> {
         flight.tickets.insert(ticket);
         for id in touches {
             *flight.touched.entry(*id).or_default() += 1;
+        }
+        for id in &unit.ends {
+            *flight.ending.entry(*id).or_default() += 1;
         }
         Begun::UnderWay(epoch, ticket)
     }
@@ -391,7 +403,7 @@ impl<S: Service> Shard<S> {
     }
 
     /// The unit is in memory, or will never be in the database; or, if `unfolded`, it is there and memory does not know.
-    pub(crate) fn end(&self, ticket: u64, touches: &[Uuid], unfolded: bool) {
+    pub(crate) fn end(&self, ticket: u64, touches: &[Uuid], ends: &[Uuid], unfolded: bool) {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
         if unfolded {
             flight.lent.doubt(touches);
@@ -401,12 +413,10 @@ impl<S: Service> Shard<S> {
             if let Some(stale) = flight.loading.get_mut(id) {
                 *stale = true;
             }
-            if let Some(count) = flight.touched.get_mut(id) {
-                *count -= 1;
-                if *count == 0 {
-                    flight.touched.remove(id);
-                }
-            }
+            count_down(&mut flight.touched, id);
+        }
+        for id in ends {
+            count_down(&mut flight.ending, id);
         }
         drop(flight);
         self.folded.notify_waiters();
@@ -470,6 +480,9 @@ impl<S: Service> Shard<S> {
             let Some(cell) = self.cell(*id).filter(|cell| *cell.ready.borrow() == Readiness::Ready) else {
                 continue;
             };
+            if S::is_final(event) {
+                cell.end();
+            }
             let fold = || cell.evolve(&inner.service, self.id, std::slice::from_ref(event));
             // A rule that panics costs its entity, which reloads, and never the committer.
             if catch_unwind(AssertUnwindSafe(fold)).is_err() {
@@ -508,6 +521,15 @@ impl<S: Service> Shard<S> {
             if still_the_same(&self.keys.lock().expect("no panic under this lock")) {
                 released.await;
             }
+        }
+    }
+}
+
+fn count_down(counts: &mut HashMap<Uuid, u32>, id: &Uuid) {
+    if let Some(count) = counts.get_mut(id) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(id);
         }
     }
 }

@@ -1,9 +1,10 @@
-//! What has to be looked at now and then: logs to trim, edges of deleted accounts, signing keys that come of age, documents
-//! that missed events for good.
+//! What has to be looked at now and then: logs to trim, comments of deleted posts, edges of deleted accounts, signing keys that
+//! come of age, documents that missed events for good.
 
 use std::{sync::Arc, time::Duration};
 
 use rookery_actors::{
+    comments::Comments,
     episodes::{self, with_causes},
     runtime::{Retention, Runtime},
     search::SearchService,
@@ -37,6 +38,19 @@ pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str
                 Ok(0) => {}
                 Ok(rows) => tracing::debug!(service.name = S::NAME, rows, "trimmed the log"),
                 Err(failure) => episodes::warn("the log cannot be trimmed", S::NAME, &failure),
+            }
+        }
+    })
+}
+
+/// Takes away the comments of deleted posts: at once when a thread is closed here, and what a former owner has left.
+pub(super) fn sweep_threads(comments: Comments) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while !comments.runtime().is_stopped() {
+            // Timed out is as good: then it is time to look.
+            let _ = tokio::time::timeout(LOOK_EVERY, comments.closing()).await;
+            if let Err(failure) = comments.sweep_closed(Instant::now() + EVERY).await {
+                tracing::warn!(%failure, "the comments of deleted posts must wait");
             }
         }
     })

@@ -42,6 +42,8 @@ pub(crate) async fn handle(
     let (post, comment) = (PostId(post), CommentId(comment));
     let (by, moderator, seen) = (UserId(user.sub), is_moderator(&user), if_match.version());
     let (along, at) = (along(&context, None), now());
+    // The thread hears of the end of its post by the log, which may take its time.
+    api.post(&context, post).await?;
     let accepted = api
         .write(Service::Comments, &context, Twice::Unsafe, || {
             api.comments.delete(post, comment, by, moderator, seen, at, along.clone())

@@ -58,6 +58,8 @@ pub(crate) async fn handle(
     let (post, comment) = (PostId(post), CommentId(comment));
     let change = Change { body: CommentBody::parse(body.body.as_str())?, if_version: if_match.version() };
     let (along, at) = (along(&context, None), now());
+    // The thread hears of the end of its post by the log, which may take its time.
+    api.post(&context, post).await?;
     let accepted = api
         .write(Service::Comments, &context, Twice::Unsafe, || {
             api.comments.edit(post, comment, UserId(user.sub), change.clone(), at, along.clone())

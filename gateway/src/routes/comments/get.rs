@@ -36,6 +36,8 @@ pub(crate) async fn handle(
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let (post, comment) = (PostId(post), CommentId(comment));
+    // The thread hears of the end of its post by the log, which may take its time.
+    api.post(&context, post).await?;
     let found = api.read(Service::Comments, &context, |deadline| api.comments.get(post, comment, deadline)).await?;
     let comment = found.ok_or_else(no_such_comment)?;
     let (item, liked) = api.one_comment(&context, user.as_deref(), &comment).await?;

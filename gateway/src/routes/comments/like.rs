@@ -57,6 +57,8 @@ async fn like(
 ) -> Result<StatusCode, Problem> {
     let along = along(&context, None);
     let (post, comment) = (PostId(post), CommentId(comment));
+    // The thread hears of the end of its post by the log, which may take its time.
+    api.post(&context, post).await?;
     api.write(Service::Comments, &context, Twice::Safe, || api.comments.like(post, comment, UserId(user.sub), on, along.clone()))
         .await?;
     Ok(StatusCode::NO_CONTENT)
