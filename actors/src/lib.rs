@@ -7,6 +7,7 @@
 pub mod authors;
 pub mod caller;
 pub mod comments;
+mod departed;
 pub mod entity;
 pub mod episodes;
 pub mod event;

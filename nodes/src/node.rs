@@ -361,6 +361,8 @@ fn janitors(services: &services::Started, faces: &Faces, events: &Events) {
         janitor::start(comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());
         janitor::sweep_threads(faces.comments.clone());
     }
+    let likes = (posts.is_member().then(|| faces.posts.clone()), comments.is_member().then(|| faces.comments.clone()));
+    janitor::take_back_likes(likes.0, likes.1);
     if search.is_member() {
         janitor::start(search.runtime.clone(), Vec::new(), false);
     }

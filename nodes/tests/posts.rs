@@ -10,7 +10,7 @@ use rookery::{
 use rookery_actors::{
     entity::AskError,
     event::{Record, Source, Topic},
-    ids::{PostId, UserId, mint},
+    ids::{PostId, ShardId, UserId, mint},
     posts::{
         Changes, Command, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
         rules::{Body, Tags, Title},
@@ -273,5 +273,45 @@ async fn neither_an_older_name_nor_a_late_post_brings_a_deleted_name_back() {
 
     let (service, posts) = self::service(&config).await;
     assert!(is_gone(&posts).await, "as the table says, too");
+    service.stop().await;
+}
+
+/// Applies what the users' log says of an edge.
+async fn hear(posts: &Posts, seq: i64, kind: &str, follower: UserId, followee: UserId) {
+    let payload = serde_json::json!({"follower": follower, "followee": followee, "at": "2026-01-01T00:00:00Z"}).to_string();
+    let record = Record {
+        seq,
+        epoch: 1,
+        key: follower.0,
+        kind: kind.into(),
+        payload: Some(payload.into()),
+        traceparent: None,
+        at: Timestamp::now(),
+    };
+    let source = Source { topic: Topic::Users, shard: ShardId(0) };
+    let slice = Slice { parts: vec![SlicePart { source, position: seq, records: vec![Arc::new(record)] }] };
+    posts.runtime().apply(posts.runtime().shard_of(follower.0), &slice).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_follow_that_ended_leaves_no_row_not_even_that_of_an_older_node() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let client = sql(&config).await;
+    let rows = async || {
+        let rows = client.query("SELECT followee, active FROM follow ORDER BY followee", &[]).await.unwrap();
+        rows.iter().map(|row| (UserId(row.get(0)), row.get::<_, bool>(1))).collect::<Vec<_>>()
+    };
+    let (ada, bob, eve) = (ADA, BOB, UserId(Uuid::from_u128(77)));
+    hear(&posts, 1, "user.followed", ada, bob).await;
+    assert_eq!(rows().await, [(bob, true)]);
+    hear(&posts, 2, "user.unfollowed", ada, bob).await;
+    assert!(rows().await.is_empty());
+    for followee in [bob, eve] {
+        client.execute("INSERT INTO follow VALUES ($1, $2, false)", &[&ada.0, &followee.0]).await.unwrap();
+    }
+    hear(&posts, 3, "user.followed", ada, bob).await;
+    assert_eq!(posts.sweep_ended_follows(soon().deadline).await.unwrap(), 1);
+    assert_eq!(rows().await, [(bob, true)]);
     service.stop().await;
 }

@@ -73,12 +73,30 @@ async fn what_all_have_read_goes_but_epoch_records_and_last_rows_stay_and_the_co
     let client = sql(&config).await;
     let row = client.query_one("SELECT count(*) FILTER (WHERE type = 'epoch'), count(*) FROM outbox", &[]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (4, 8), "four shards: an epoch record and a last row each");
+    let told = client.query_one("SELECT count(*) FROM outbox WHERE payload IS NOT NULL", &[]).await.unwrap();
+    assert_eq!(told.get::<_, i64>(0), 0, "the last rows are about nobody");
 
     let settings = Settings { shards: 4, ..Settings::default() };
     let service = TestService::start(PostService::default(), config.clone(), "n2", settings).await;
     for ((shard, _, head), (before, old_head)) in service.runtime.owned().into_iter().zip(heads) {
-        assert_eq!((shard, head), (before, old_head + 1), "the epoch record follows what was there");
+        assert_eq!((shard, head), (before, old_head + 2), "an empty record and the epoch record follow what was there");
     }
+    service.stop().await;
+}
+
+/// In a quiet shard each pass finds the empty record of the one before, and leaves it at that.
+#[tokio::test]
+async fn the_log_of_a_quiet_shard_does_not_grow_by_being_trimmed() {
+    let config = TestPostgres::shared().fresh_database(Database::Posts).await;
+    let (service, heads) = filled(&config).await;
+    service.runtime.note_consumer("search", &heads).await.unwrap();
+    service.runtime.trim(&retention(&["search"])).await.unwrap();
+    let after: Vec<_> = service.runtime.owned().into_iter().map(|(shard, _, head)| (shard, head)).collect();
+    assert_eq!(after, heads.iter().map(|(shard, head)| (*shard, head + 1)).collect::<Vec<_>>());
+    service.runtime.note_consumer("search", &after).await.unwrap();
+    assert_eq!(service.runtime.trim(&retention(&["search"])).await.unwrap(), 0);
+    let last: Vec<_> = service.runtime.owned().into_iter().map(|(shard, _, head)| (shard, head)).collect();
+    assert_eq!(last, after);
     service.stop().await;
 }
 

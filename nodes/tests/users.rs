@@ -396,6 +396,26 @@ async fn the_edges_of_a_deleted_account_go_and_the_others_counts_with_them() {
     world.service.stop().await;
 }
 
+/// The log brings the follower only when the account is gone and nothing of it seems to be left.
+#[tokio::test]
+async fn a_follow_that_the_log_brings_after_the_account_went_is_taken_away_as_well() {
+    let world = World::new().await;
+    let ada = world.sign_up("ada").await.account.profile.id;
+    let bob = world.sign_up("bob").await.account.profile.id;
+    world.users.follow(bob, &named("ada"), true, soon()).await.unwrap();
+    world.users.delete(ada, password(PASSWORD), soon()).await.unwrap();
+    assert_eq!(world.users.sweep_departed(deadline()).await.unwrap(), 1, "as far as is known");
+    let bridge = world.bridged();
+    let client = world.sql().await;
+    let count = async |of: &str| client.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await.unwrap().get::<_, i64>(0);
+    eventually("the log brings the follower", async || count("departed").await == 1).await;
+    eventually("the edge goes", async || world.users.sweep_departed(deadline()).await.unwrap() == 1).await;
+    assert_eq!((count("follow").await, count("follower").await, count("departed").await), (0, 0, 0));
+    assert_eq!(world.users.get(bob, deadline()).await.unwrap().unwrap().following_count, 0);
+    bridge.stop();
+    world.service.stop().await;
+}
+
 #[tokio::test]
 async fn one_who_leaves_with_thousands_of_edges_holds_up_nobody_and_all_of_them_go() {
     let world = World::new().await;

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
+    departed::{DepartedRow, DepartedRows, DepartingRow, DepartingRows, Like, Likes, StaleLetterRow, StaleLetterRows},
     entity::Failure,
     event::Topic,
     ids::{CommentId, PostId, ShardId, UserId},
@@ -135,6 +136,7 @@ tables! {
     pub struct Writes {
         comments: CommentRows, edits: EditRows, tombstones: TombstoneRows, gone: GoneRows, like_counts: LikeCountRows,
         likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, swept: SweptRows, authors: AuthorRows,
+        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows,
     }
 }
 
@@ -375,6 +377,9 @@ impl Service for CommentService {
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));
+            if author.deleted {
+                unit.writes.stale_letters.push(StaleLetterRow { author: id });
+            }
             unit.notes.push(Note::Author(author));
         } else if foreign.source.topic == Topic::Posts && &*foreign.record.kind == "post.deleted" {
             unit.writes.closed.push(ClosedRow { post: id });
@@ -382,6 +387,32 @@ impl Service for CommentService {
             unit.notes.push(Note::Closed);
         }
         Ok(())
+    }
+}
+
+impl Likes for CommentService {
+    const LIKES: &'static str = "SELECT l.user_id, l.comment, (SELECT c.post FROM comment c WHERE c.id = l.comment LIMIT 1)
+        FROM comment_like l WHERE l.user_id = ANY($1) AND (l.user_id, l.comment) > ($2, $3)
+        ORDER BY l.user_id, l.comment LIMIT $4";
+    const AUTHORS: &'static str = "SELECT a.id, a.departed_at IS NOT NULL,
+            COALESCE(a.departed_at < now() - make_interval(secs => $2), false)
+            AND NOT EXISTS (SELECT FROM comment_like l WHERE l.user_id = a.id)
+        FROM author a WHERE a.deleted AND NOT a.likes_gone AND a.id > $1 ORDER BY a.id LIMIT $3";
+
+    fn unlike(like: &Like) -> Command {
+        Command::Like { comment: CommentId(like.liked), user: UserId(like.user), on: false }
+    }
+
+    fn forget(unit: &mut Unit<Self>, like: &Like) {
+        unit.writes.unlikes.push(UnlikeRow { comment: like.liked, user_id: like.user });
+    }
+
+    fn depart(unit: &mut Unit<Self>, author: Uuid) {
+        unit.writes.departing.push(DepartingRow { id: author });
+    }
+
+    fn depart_for_good(unit: &mut Unit<Self>, author: Uuid) {
+        unit.writes.departed.push(DepartedRow { id: author });
     }
 }
 

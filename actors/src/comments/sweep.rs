@@ -17,6 +17,7 @@ use super::{
     service::{GoneRow, SweptRow, UnlikeRow},
 };
 use crate::{
+    departed,
     entity::Failure,
     ids::{CommentId, PostId, ShardId, UserId},
     records::{CommentRecord, json},
@@ -74,6 +75,15 @@ impl Comments {
             after = last;
         }
         failed.map_or(Ok(gone), Err)
+    }
+
+    /// Takes back what deleted accounts like among what is served here, until nothing is left or the time is over; how many
+    /// likes went. To be called now and then on every node.
+    ///
+    /// # Errors
+    /// When one of them could not be taken back now: the next call begins with what is left.
+    pub async fn take_back_likes(&self, deadline: Instant) -> Result<usize, Failure> {
+        departed::take_back_likes(&self.runtime, deadline).await
     }
 
     /// The next closed threads with something left of them: the last one, and those that are ours by their shards.

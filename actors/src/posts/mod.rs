@@ -5,6 +5,7 @@ mod heads;
 pub mod lists;
 pub mod rules;
 pub mod service;
+mod sweep;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     authors::{Author, AuthorRow, AuthorRows, Authors},
+    departed::{DepartedRow, DepartedRows, DepartingRow, DepartingRows, Like, Likes, StaleLetterRow, StaleLetterRows},
     entity::Failure,
     event::Topic,
     ids::{PostId, ShardId, UserId},
@@ -122,14 +123,31 @@ table! {
      ON CONFLICT (post) DO UPDATE SET comment_count = c.comment_count + excluded.comment_count"
 }
 
+// A statement may not both add and delete a row, and a slice may hold both of one pair: each of the next two is given
+// every record, and takes the pairs whose last one is its own.
 table! {
-    /// Follows and unfollows; the last record of a pair counts.
+    /// Follows that begin. An older node has left rows of those that ended.
     pub(crate) struct FollowRows of FollowRow {
         nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
     }
-    "INSERT INTO follow (follower, followee, active) \
-     SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} ORDER BY follower, followee, nr DESC \
-     ON CONFLICT (follower, followee) DO UPDATE SET active = excluded.active"
+    "INSERT INTO follow (follower, followee, active) SELECT follower, followee, true FROM (\
+     SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} ORDER BY follower, followee, nr DESC) last \
+     WHERE active ON CONFLICT (follower, followee) DO UPDATE SET active = true"
+}
+
+table! {
+    /// Follows that end.
+    pub(crate) struct UnfollowRows of UnfollowRow {
+        nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+    }
+    "DELETE FROM follow f USING (SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} \
+     ORDER BY follower, followee, nr DESC) last WHERE NOT last.active AND f.follower = last.follower AND f.followee = last.followee"
+}
+
+table! {
+    /// Follows that have ended on an older node, which leaves their rows.
+    pub(crate) struct EndedFollowRows of EndedFollowRow { follower: Uuid => "uuid", followee: Uuid => "uuid" }
+    "DELETE FROM follow f USING {rows} WHERE f.follower = r.follower AND f.followee = r.followee AND NOT f.active"
 }
 
 tables! {
@@ -137,7 +155,8 @@ tables! {
     pub struct Writes {
         posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, deleted: DeletedRows, tags: TagRows,
         untags: UntagRows, likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
-        authors: AuthorRows,
+        unfollows: UnfollowRows, ended_follows: EndedFollowRows, authors: AuthorRows, departing: DepartingRows,
+        departed: DepartedRows, stale_letters: StaleLetterRows,
     }
 }
 
@@ -322,6 +341,9 @@ impl Service for PostService {
     fn project(&self, foreign: &Foreign<'_>, id: Uuid, unit: &mut Unit<Self>) -> Result<(), Poison> {
         if let Some(author) = Author::of(foreign)? {
             unit.writes.authors.push(AuthorRow::from(&author));
+            if author.deleted {
+                unit.writes.stale_letters.push(StaleLetterRow { author: id });
+            }
             unit.notes.push(author);
             return Ok(());
         }
@@ -335,11 +357,38 @@ impl Service for PostService {
                 let FollowRecord { follower, followee, .. } = foreign.parse()?;
                 let nr = foreign.record.seq;
                 let active = kind == "user.followed";
-                unit.writes.follows.push(FollowRow { nr, follower: follower.0, followee: followee.0, active });
+                let (follower, followee) = (follower.0, followee.0);
+                unit.writes.follows.push(FollowRow { nr, follower, followee, active });
+                unit.writes.unfollows.push(UnfollowRow { nr, follower, followee, active });
             }
             _ => {}
         }
         Ok(())
+    }
+}
+
+impl Likes for PostService {
+    const LIKES: &'static str = "SELECT user_id, post, post FROM post_like
+        WHERE user_id = ANY($1) AND (user_id, post) > ($2, $3) ORDER BY user_id, post LIMIT $4";
+    const AUTHORS: &'static str = "SELECT a.id, a.departed_at IS NOT NULL,
+            COALESCE(a.departed_at < now() - make_interval(secs => $2), false)
+            AND NOT EXISTS (SELECT FROM post_like l WHERE l.user_id = a.id)
+        FROM author a WHERE a.deleted AND NOT a.likes_gone AND a.id > $1 ORDER BY a.id LIMIT $3";
+
+    fn unlike(like: &Like) -> Command {
+        Command::Like { user: UserId(like.user), on: false }
+    }
+
+    fn forget(unit: &mut Unit<Self>, like: &Like) {
+        unit.writes.unlikes.push(UnlikeRow { post: like.liked, user_id: like.user });
+    }
+
+    fn depart(unit: &mut Unit<Self>, author: Uuid) {
+        unit.writes.departing.push(DepartingRow { id: author });
+    }
+
+    fn depart_for_good(unit: &mut Unit<Self>, author: Uuid) {
+        unit.writes.departed.push(DepartedRow { id: author });
     }
 }
 

@@ -1,12 +1,13 @@
 //! Forgets what nobody needs any more: records that every reader has (rule 5), idempotency keys past their day.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Inner, describe};
+use super::{Inner, Unit, committer, describe};
 use crate::{
     entity::Failure,
+    event::{APPLIED, EPOCH},
     ids::{Seq, ShardId},
     service::Service,
 };
@@ -28,9 +29,11 @@ pub struct Retention {
 }
 
 /// Trims the shards that are served here; the rows that went.
-pub(crate) async fn trim<S: Service>(inner: &Inner<S>, retention: &Retention) -> Result<u64, Failure> {
+pub(crate) async fn trim<S: Service>(inner: &Arc<Inner<S>>, retention: &Retention) -> Result<u64, Failure> {
     let mut gone = 0;
-    for (shard, read) in read_by_all(inner, retention).await? {
+    let read = read_by_all(inner, retention).await?;
+    cover_last(inner, &read, retention.records).await?;
+    for (shard, read) in read {
         loop {
             let rows = forget(inner, shard, read, retention.records).await?;
             gone += rows;
@@ -68,6 +71,28 @@ async fn read_by_all<S: Service>(inner: &Inner<S>, retention: &Retention) -> Res
     Ok(rows.iter().filter_map(served).filter(|(_, read)| *read > 0).collect())
 }
 
+/// The last row of a shard stays, and may be about somebody: in a shard in which nothing happens any more, for ever. Once it
+/// is as old as what goes, an empty record follows it, and it goes with the others.
+async fn cover_last<S: Service>(inner: &Arc<Inner<S>>, read: &[(ShardId, Seq)], keep: Duration) -> Result<(), Failure> {
+    let rows = {
+        let client = inner.database.get().await?;
+        let sql = "SELECT s.id, last.seq FROM shard s CROSS JOIN LATERAL (
+                       SELECT seq, type, at FROM outbox WHERE shard = s.id ORDER BY seq DESC LIMIT 1) last
+                   WHERE s.owner = $1 AND last.at < $2 AND last.type NOT IN ($3, $4)";
+        client.query(sql, &[&inner.incarnation().0, &ago(keep), &EPOCH, &APPLIED]).await?
+    };
+    for row in rows {
+        let (shard, last) = (ShardId(row.get::<_, i16>(0).unsigned_abs()), row.get::<_, Seq>(1));
+        if !read.iter().any(|(of, position)| *of == shard && *position >= last) {
+            continue;
+        }
+        let Some(epoch) = inner.shards[shard.index()].tenure() else { continue };
+        let submitted = committer::submit(inner, shard, epoch, Unit::of(inner.settings.shards)).await.map_err(Failure::from)?;
+        committer::landed(submitted).await?;
+    }
+    Ok(())
+}
+
 /// One statement: the floor rises with the rows, and only while we own the shard. Epoch records and the last row of
 /// the shard stay: the next owner counts from it.
 async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: Duration) -> Result<u64, Failure> {
@@ -85,7 +110,7 @@ async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: D
              gone AS (
                  DELETE FROM outbox o USING raised WHERE o.shard = $1 AND o.seq <= raised.floor AND o.type <> $7 RETURNING 1)
              SELECT count(*) FROM gone",
-            &[&shard.as_i16(), &read, &head, &before, &ROWS_MAX, &inner.incarnation().0, &crate::event::EPOCH],
+            &[&shard.as_i16(), &read, &head, &before, &ROWS_MAX, &inner.incarnation().0, &EPOCH],
         )
         .await?;
     Ok(row.get::<_, i64>(0).unsigned_abs())

@@ -13,6 +13,7 @@ use super::{
     replicas::Replicas,
 };
 use crate::{
+    departed::{StaleLetterRow, StaleLetterRows},
     entity::{Entity, Failure},
     event::Topic,
     ids::{Seq, ShardId},
@@ -68,15 +69,17 @@ table! {
 #[derive(Debug, Default)]
 pub struct Writes {
     pub(crate) documents: DocumentRows,
+    pub(crate) stale_letters: StaleLetterRows,
 }
 
 impl Tables for Writes {
     fn tables(&self) -> Vec<&dyn Table> {
-        vec![&self.documents]
+        vec![&self.documents, &self.stale_letters]
     }
 
     /// Documents carry the seq of the record with which they come: an index follows them by it.
     fn append(&mut self, other: &Self, seq: Seq) {
+        self.stale_letters.append(&other.stale_letters);
         self.documents.append(&other.documents);
         let first = self.documents.seq.len() - other.documents.seq.len();
         self.documents.seq[first..].fill(seq);
@@ -164,6 +167,9 @@ impl Service for SearchService {
             Topic::Posts => post(foreign.parse()?)?,
             Topic::Comments => comment(foreign.parse()?)?,
         };
+        if document.kind == Kind::User && document.deleted {
+            unit.writes.stale_letters.push(StaleLetterRow { author: id });
+        }
         let shard = crate::ids::shard_of(id, unit.shards());
         unit.writes.put(shard, &document)
     }

@@ -1,9 +1,11 @@
 //! Who follows whom: lists that are never held whole.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
@@ -23,6 +25,10 @@ use crate::{
 const SWEEP_MAX: i64 = 200;
 /// Followers who are told at a time that the one they follow is gone.
 const TOLD_AT_ONCE: usize = 32;
+/// Between two looks for what the log brings.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Looks in a row that find nothing but accounts that wait for the log; the next call goes on.
+const LOOKS_MAX: u32 = 100;
 
 /// The other end of an edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +54,16 @@ struct Departed {
     user: UserId,
     /// Its followers up to here have been told.
     told: Uuid,
+}
+
+/// How far a step has brought an account.
+enum Step {
+    /// Something is left to do.
+    Further(Departed),
+    /// Everybody was told, and the log has not yet come round with what they made of it.
+    Waiting(Departed),
+    /// Nothing is left.
+    Done,
 }
 
 impl Users {
@@ -121,19 +137,27 @@ impl Users {
         let Ok(_alone) = self.sweeping.try_lock() else {
             return Ok(0);
         };
-        let (mut swept, mut failed) = (0, None);
+        let (mut swept, mut failed, mut idle) = (0, None, 0);
         let mut left = self.departed().await?;
-        while !left.is_empty() {
+        while !left.is_empty() && idle < LOOKS_MAX {
             let mut further = Vec::with_capacity(left.len());
+            idle += 1;
             for departed in left {
                 if Instant::now() >= deadline {
                     return failed.map_or(Ok(swept), Err);
                 }
                 match self.sweep(departed, deadline).await {
-                    Ok(None) => swept += 1,
-                    Ok(Some(departed)) => further.push(departed),
+                    Ok(Step::Done) => swept += 1,
+                    Ok(Step::Further(departed)) => {
+                        idle = 0;
+                        further.push(departed);
+                    }
+                    Ok(Step::Waiting(departed)) => further.push(departed),
                     Err(failure) => failed = Some(failure),
                 }
+            }
+            if idle > 0 && !further.is_empty() {
+                sleep(LOOK_EVERY).await;
             }
             left = further;
         }
@@ -148,23 +172,34 @@ impl Users {
         Ok(departed.filter(|departed| self.runtime.head(self.runtime.shard_of(departed.user.0)).is_some()).collect())
     }
 
-    /// One step; none: nothing is left.
-    async fn sweep(&self, departed: Departed, deadline: Instant) -> Result<Option<Departed>, Failure> {
+    /// One step.
+    async fn sweep(&self, departed: Departed, deadline: Instant) -> Result<Step, Failure> {
         let user = departed.user;
         if self.sweep_following(user).await? {
-            return Ok(Some(departed));
+            return Ok(Step::Further(departed));
         }
         if let Some(told) = self.sweep_followers(departed, deadline).await? {
-            return Ok(Some(Departed { user, told }));
+            return Ok(Step::Further(Departed { user, told }));
+        }
+        // In turn with the log: a follower that it brings is seen here, or finds the account done with and brings it back.
+        let sweep = self.runtime.sweep(self.runtime.shard_of(user.0)).await?;
+        let followed: bool = {
+            let client = self.runtime.database().get().await?;
+            client.query_one("SELECT EXISTS (SELECT FROM follower WHERE followee = $1)", &[&user.0]).await?.get(0)
+        };
+        if followed {
+            return Ok(Step::Waiting(Departed { user, told: Uuid::nil() }));
         }
         let mut unit = Unit::<UserService>::default();
         unit.writes.swept.push(SweptRow { user_id: user.0 });
-        self.runtime.commit(self.runtime.shard_of(user.0), unit).await?;
-        Ok(None)
+        self.runtime.commit_sweep(sweep, unit).await?;
+        Ok(Step::Done)
     }
 
     /// Whom the departed followed: rows of their own shard. The followees hear of it by the log. Whether there were any.
     async fn sweep_following(&self, user: UserId) -> Result<bool, Failure> {
+        // A row that is told of twice would be counted twice: none is read while an earlier step is under way.
+        let sweep = self.runtime.sweep(self.runtime.shard_of(user.0)).await?;
         let rows = {
             let client = self.runtime.database().get().await?;
             client.query("SELECT followee FROM follow WHERE follower = $1 LIMIT $2", &[&user.0, &SWEEP_MAX]).await?
@@ -176,7 +211,7 @@ impl Users {
         for row in rows {
             unfollow(&mut unit, user, UserId(row.get(0)), at);
         }
-        self.runtime.commit(self.runtime.shard_of(user.0), unit).await?;
+        self.runtime.commit_sweep(sweep, unit).await?;
         Ok(true)
     }
 

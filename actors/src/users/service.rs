@@ -113,7 +113,15 @@ table! {
 table! {
     /// Deleted users whose edges are to be taken away.
     pub(crate) struct DepartedRows of DepartedRow { user_id: Uuid => "uuid" }
-    "INSERT INTO departed (user_id) SELECT user_id FROM {rows}"
+    "INSERT INTO departed (user_id) SELECT user_id FROM {rows} ON CONFLICT DO NOTHING"
+}
+
+table! {
+    /// Users whom others begin to follow, by the log. One who is gone by now was followed too late for the sweep of their
+    /// edges: that begins again.
+    pub(crate) struct FollowedRows of FollowedRow { followee: Uuid => "uuid" }
+    "INSERT INTO departed (user_id) SELECT DISTINCT u.id FROM {rows} JOIN app_user u ON u.id = r.followee WHERE u.deleted \
+     ON CONFLICT DO NOTHING"
 }
 
 table! {
@@ -189,7 +197,7 @@ tables! {
     /// What a batch of the users service writes.
     pub struct Writes {
         users: UserRows, edits: EditRows, passwords: PasswordRows, roles: RoleRows, gone: GoneRows, departed: DepartedRows,
-        swept: SweptRows, sessions: SessionRows, closed: ClosedRows, follows: FollowRows, unfollows: UnfollowRows,
+        followed: FollowedRows, swept: SweptRows, sessions: SessionRows, closed: ClosedRows, follows: FollowRows, unfollows: UnfollowRows,
         followers: FollowerRows, unfollowers: UnfollowerRows, counts: CountRows,
     }
 }
@@ -369,6 +377,9 @@ impl Service for UserService {
                 let (nr, follower, followee) = (foreign.record.seq, follower.0, followee.0);
                 unit.writes.followers.push(FollowerRow { nr, followee, follower, at, active });
                 unit.writes.unfollowers.push(UnfollowerRow { nr, followee, follower, active });
+                if active {
+                    unit.writes.followed.push(FollowedRow { followee });
+                }
                 Counts { followers: if active { 1 } else { -1 }, ..Counts::default() }
             }
             _ => return Ok(()),

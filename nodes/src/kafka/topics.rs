@@ -17,6 +17,8 @@ use crate::config::Kafka;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks for a topic that was just made.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The longest that records are added to one segment; a smaller one for a shorter retention.
+const SEGMENT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the topics cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,12 @@ pub fn dead_letters(topic: Topic) -> String {
     format!("{}.dlt", topic.kafka_name())
 }
 
+/// How long a segment takes records: Kafka deletes whole segments, by their last record, so the first one stays for as long
+/// beyond the retention.
+fn segment(kafka: &Kafka) -> Duration {
+    (kafka.retention / 7).clamp(Duration::from_millis(1), SEGMENT_MAX)
+}
+
 /// All topics, those of the dead letters too.
 pub(crate) fn all() -> Vec<String> {
     Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect()
@@ -81,7 +89,7 @@ pub async fn check(kafka: &Kafka) -> Result<(), TopicsError> {
     let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
     let names = all();
     let admin = check_partitions(admin, kafka, names.clone()).await?;
-    check_policies(&admin, &names).await
+    check_policies(&admin, kafka, &names).await
 }
 
 /// Makes the topics that are missing and checks all of them.
@@ -96,12 +104,14 @@ pub async fn ensure(kafka: &Kafka) -> Result<Vec<String>, TopicsError> {
 
 async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<Vec<String>, TopicsError> {
     let retention_ms = kafka.retention.as_millis().to_string();
+    let segment_ms = segment(kafka).as_millis().to_string();
     let topics: Vec<NewTopic<'_>> = names
         .iter()
         .map(|name| {
             NewTopic::new(name, i32::from(kafka.partitions), TopicReplication::Fixed(i32::from(kafka.replication_factor)))
                 .set("cleanup.policy", "delete")
                 .set("retention.ms", &retention_ms)
+                .set("segment.ms", &segment_ms)
         })
         .collect();
     let mut made = Vec::new();
@@ -155,7 +165,7 @@ async fn check_partitions(
     Ok(admin)
 }
 
-async fn check_policies(admin: &AdminClient<Reports>, names: &[String]) -> Result<(), TopicsError> {
+async fn check_policies(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<(), TopicsError> {
     let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let answers = admin.describe_configs(&resources, &options()).await?;
     for (topic, answer) in names.iter().zip(answers) {
@@ -166,6 +176,19 @@ async fn check_policies(admin: &AdminClient<Reports>, names: &[String]) -> Resul
         };
         if policy != "delete" {
             return Err(TopicsError::Compacted { topic: topic.clone(), policy });
+        }
+        // A topic that was made before, or by somebody else: its settings are theirs to change.
+        let set = |name: &str| config.get(name).and_then(|entry| entry.value.as_ref()?.parse::<i64>().ok());
+        let longest = |wanted: Duration| i64::try_from(wanted.as_millis()).unwrap_or(i64::MAX);
+        for (name, wanted) in [("retention.ms", longest(kafka.retention)), ("segment.ms", longest(segment(kafka)))] {
+            if let Some(found) = set(name).filter(|found| *found < 0 || *found > wanted) {
+                tracing::warn!(
+                    kafka.topic = topic,
+                    found,
+                    wanted,
+                    "personal data stays longer in the topic {topic} than the configuration says: set its {name} to {wanted}"
+                );
+            }
         }
     }
     Ok(())

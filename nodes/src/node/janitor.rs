@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use rookery_actors::{
     comments::Comments,
     episodes::{self, with_causes},
+    posts::Posts,
     runtime::{Retention, Runtime},
     search::SearchService,
     secret::KeyRing,
@@ -51,6 +52,31 @@ pub(super) fn sweep_threads(comments: Comments) -> JoinHandle<()> {
             let _ = tokio::time::timeout(LOOK_EVERY, comments.closing()).await;
             if let Err(failure) = comments.sweep_closed(Instant::now() + EVERY).await {
                 tracing::warn!(%failure, "the comments of deleted posts must wait");
+            }
+        }
+    })
+}
+
+/// Takes back what deleted accounts like, among posts and among comments.
+pub(super) fn take_back_likes(posts: Option<Posts>, comments: Option<Comments>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let is_over = || {
+            let posts = posts.as_ref().is_none_or(|posts| posts.runtime().is_stopped());
+            posts && comments.as_ref().is_none_or(|comments| comments.runtime().is_stopped())
+        };
+        while !is_over() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let deadline = Instant::now() + EVERY;
+            let mut outcomes = Vec::new();
+            if let Some(posts) = &posts {
+                outcomes.push(posts.take_back_likes(deadline).await);
+                outcomes.push(posts.sweep_ended_follows(deadline).await);
+            }
+            if let Some(comments) = &comments {
+                outcomes.push(comments.take_back_likes(deadline).await);
+            }
+            for failure in outcomes.into_iter().filter_map(Result::err) {
+                tracing::warn!(%failure, "likes of deleted accounts must wait");
             }
         }
     })

@@ -338,6 +338,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
+log.retention.check.interval.ms=500
 ",
         folder.join("data").display()
     )
