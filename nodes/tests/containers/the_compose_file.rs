@@ -130,7 +130,7 @@ fn is_a_cluster_in_which_every_role_is_somebodys() {
         assert_eq!(config.node.name.as_str(), name);
         assert_eq!(node.hostname.as_deref(), Some(name));
         let link = config.cluster.listen.expect("it listens for the others");
-        assert_eq!(config.cluster.advertised(link), format!("{name}:{}", link.port()), "the others reach it by its name");
+        assert_eq!(config.cluster.advertised(link), Some(format!("{name}:{}", link.port())), "the others reach it by its name");
         assert!(node.networks.iter().any(|network| compose.networks[network].internal), "{name}: its links need no way out");
         roles.extend(config.node.roles.iter());
     }
