@@ -38,11 +38,12 @@ pub(crate) fn of_value<'a>(said: &'a str, parts: &str) -> Wording<'a> {
     if let Some((found, expected)) = said.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
         return wording("invalid_type", None, format!("must be {}, not {}", wanted(expected), given(found)));
     }
+    let of_serde = ["invalid value: ", "invalid length "].iter().any(|begin| said.starts_with(begin));
     let message = match said.rsplit_once(", expected ").map(|(_, expected)| wanted(expected)) {
         // Of that type, and too large or too small for it.
-        Some(number) if number == WHOLE_NUMBER => WITHIN_BOUNDS.to_owned(),
-        Some(wanted) => wanted,
-        None => custom(said),
+        Some(number) if of_serde && number == WHOLE_NUMBER => WITHIN_BOUNDS.to_owned(),
+        Some(wanted) if of_serde => wanted,
+        _ => custom(said),
     };
     wording("invalid_value", None, format!("must be {message}"))
 }
