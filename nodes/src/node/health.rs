@@ -56,7 +56,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A data folder with less room makes the node degraded: a private Postgres takes up to 1 GiB for its log alone, some 16 MiB at
 /// a time.
 const DISK_LOW_MIB: u64 = 256;
-/// A gateway that has just started has links to all services by then; until it has, requests are better off elsewhere.
+/// A gateway that has just started has links to all services by then, if there are nodes for them; until it has, requests are
+/// better off elsewhere.
 const LINKS_WITHIN: Duration = Duration::from_secs(5);
 /// A bridge or a relay with an event older than this makes the node degraded.
 const LAG_MAX: Duration = Duration::from_secs(10);
@@ -68,6 +69,8 @@ pub(super) struct NodeHealth {
     data_dir: PathBuf,
     /// When everything had been started.
     serves_since: Instant,
+    /// Whether the gateway has reached every service once, or has waited long enough for it.
+    settled: AtomicBool,
     services: Vec<Box<dyn Probed>>,
     /// The gateway asks them all.
     is_gateway: bool,
@@ -166,6 +169,7 @@ impl NodeHealth {
             started,
             data_dir: config.data_dir.clone(),
             serves_since: Instant::now(),
+            settled: AtomicBool::new(false),
             services,
             is_gateway,
             is_alone,
@@ -232,7 +236,10 @@ impl Health for NodeHealth {
             let (own, others): (Vec<_>, Vec<_>) = asked.into_iter().zip(databases).partition(|(service, _)| service.is_member());
             if let Some(routes) = &self.routes {
                 let missing: Vec<_> = others.iter().map(|(service, _)| missing(routes, service.name())).collect();
-                let status = status_of_missing(&missing, !own.is_empty(), self.serves_since.elapsed());
+                if missing.iter().all(Option::is_none) || self.serves_since.elapsed() > LINKS_WITHIN {
+                    self.settled.store(true, Ordering::Relaxed);
+                }
+                let status = status_of_missing(&missing, !own.is_empty(), self.settled.load(Ordering::Relaxed));
                 for ((service, _), detail) in others.iter().zip(missing) {
                     let status = if detail.is_some() { status } else { Status::Ok };
                     probes.insert(format!("{}.nodes", service.name()), Probe { status, latency_ms: None, detail });
@@ -280,9 +287,9 @@ fn missing(routes: &Routes, service: &'static str) -> Option<String> {
 /// How bad it is for a gateway that some services are missing; of each that it does not serve itself, why it is missing.
 ///
 /// One that reaches nobody, and serves nothing itself, has nothing to offer. Nor has one whose links are still on their way.
-fn status_of_missing(missing: &[Option<String>], serves_some: bool, served_for: Duration) -> Status {
+fn status_of_missing(missing: &[Option<String>], serves_some: bool, settled: bool) -> Status {
     let reaches_some = missing.iter().any(Option::is_none);
-    if served_for < LINKS_WITHIN || !(reaches_some || serves_some) { Status::Failed } else { Status::Degraded }
+    if settled && (reaches_some || serves_some) { Status::Degraded } else { Status::Failed }
 }
 
 /// Whether a database answers, and why not: the pool alone knows why it cannot connect.
@@ -441,25 +448,23 @@ mod tests {
         assert!(look_at_disk(Path::new("/proc")).detail.unwrap().contains("is full"), "it has no room at all");
     }
 
-    const LATER: Duration = Duration::from_secs(60);
-
     fn gone() -> Option<String> {
         Some("no node serves it".to_owned())
     }
 
     #[test]
     fn a_gateway_without_one_service_serves_the_others() {
-        assert_eq!(status_of_missing(&[None, gone(), None, None], false, LATER), Status::Degraded);
+        assert_eq!(status_of_missing(&[None, gone(), None, None], false, true), Status::Degraded);
     }
 
     #[test]
     fn a_gateway_without_any_service_has_nothing_to_offer() {
-        assert_eq!(status_of_missing(&[gone(), gone(), gone(), gone()], false, LATER), Status::Failed);
-        assert_eq!(status_of_missing(&[gone(), gone(), gone()], true, LATER), Status::Degraded, "what it serves itself");
+        assert_eq!(status_of_missing(&[gone(), gone(), gone(), gone()], false, true), Status::Failed);
+        assert_eq!(status_of_missing(&[gone(), gone(), gone()], true, true), Status::Degraded, "what it serves itself");
     }
 
     #[test]
     fn a_gateway_that_has_just_started_waits_for_its_links() {
-        assert_eq!(status_of_missing(&[None, gone(), None, None], false, Duration::ZERO), Status::Failed);
+        assert_eq!(status_of_missing(&[None, gone(), None, None], false, false), Status::Failed);
     }
 }
