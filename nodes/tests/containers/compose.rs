@@ -1,5 +1,5 @@
-//! `docker-compose.yml` as types: the part of the compose specification that we use, by hand. Whatever else stands there
-//! does not parse, a key written twice included.
+//! Compose files as types: the part of the compose specification that we use, by hand. Whatever else stands there does not
+//! parse, a key written twice included.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +8,29 @@ use serde::{Deserialize, de::IgnoredAny};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compose {
-    #[serde(rename = "name")]
-    _name: String,
+    pub(crate) name: String,
     pub(crate) services: BTreeMap<String, Service>,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) volumes: BTreeMap<String, Empty>,
+    #[serde(default)]
     pub(crate) secrets: BTreeMap<String, Secret>,
     // Fragments: they count where they are merged.
     #[serde(rename = "x-rookery")]
-    _rookery: IgnoredAny,
+    _rookery: Option<IgnoredAny>,
     #[serde(rename = "x-node")]
-    _node: IgnoredAny,
+    _node: Option<IgnoredAny>,
     #[serde(rename = "x-node-environment")]
-    _node_environment: IgnoredAny,
+    _node_environment: Option<IgnoredAny>,
     #[serde(rename = "x-service-needs")]
-    _needs: IgnoredAny,
+    _needs: Option<IgnoredAny>,
     #[serde(rename = "x-postgres")]
-    _postgres: IgnoredAny,
+    _postgres: Option<IgnoredAny>,
     #[serde(rename = "x-postgres-environment")]
-    _environment: IgnoredAny,
+    _environment: Option<IgnoredAny>,
     #[serde(rename = "x-postgres-healthcheck")]
-    _healthcheck: IgnoredAny,
+    _healthcheck: Option<IgnoredAny>,
+    #[serde(rename = "x-logging")]
+    _logging: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -37,7 +39,13 @@ pub(crate) struct Service {
     pub(crate) image: String,
     pub(crate) build: Option<Build>,
     #[serde(default)]
+    pub(crate) entrypoint: Vec<String>,
+    #[serde(default)]
     pub(crate) command: Vec<String>,
+    #[serde(default)]
+    pub(crate) profiles: Vec<String>,
+    #[serde(rename = "logging")]
+    _logging: Logging,
     #[serde(default)]
     pub(crate) depends_on: BTreeMap<String, Dependency>,
     #[serde(rename = "deploy")]
@@ -127,14 +135,38 @@ struct Resources {
     _limits: Limits,
 }
 
-/// What every container must have: one without a limit takes the others' memory.
+/// What every container must have: one without a limit takes the others' memory. Not of CPUs: an engine refuses to start a
+/// container that may use more of them than the machine has, and without a limit they are shared fairly.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limits {
-    #[serde(rename = "cpus")]
-    _cpus: Cpus,
     #[serde(rename = "memory")]
     _memory: Memory,
+}
+
+/// What every container must have: without it the engine keeps every line for ever.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Logging {
+    #[serde(rename = "driver")]
+    _driver: LogDriver,
+    #[serde(rename = "options")]
+    _options: LogRotation,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LogDriver {
+    JsonFile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct LogRotation {
+    #[serde(rename = "max-size")]
+    _max_size: String,
+    #[serde(rename = "max-file")]
+    _max_file: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,21 +215,6 @@ impl TryFrom<String> for Period {
 
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct Cpus;
-
-impl TryFrom<String> for Cpus {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.parse::<f64>() {
-            Ok(cpus) if cpus > 0.0 => Ok(Self),
-            _ => Err(format!("{text} is no number of CPUs")),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
 struct Memory;
 
 impl TryFrom<String> for Memory {
@@ -209,12 +226,12 @@ impl TryFrom<String> for Memory {
     }
 }
 
-/// `127.0.0.1:8080:8080`
+/// `127.0.0.1:8080:8080`, or `127.0.0.1::3003` for any port that is free.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Port {
     pub(crate) address: String,
-    pub(crate) host: u16,
+    pub(crate) host: Option<u16>,
     pub(crate) container: u16,
 }
 
@@ -226,31 +243,46 @@ impl TryFrom<String> for Port {
         let [address, host, container] = text.split(':').collect::<Vec<_>>()[..] else {
             return Err(wrong());
         };
-        Ok(Self {
-            address: address.to_owned(),
-            host: host.parse().map_err(|_| wrong())?,
-            container: container.parse().map_err(|_| wrong())?,
-        })
+        let host = match host {
+            "" => None,
+            host => Some(host.parse().map_err(|_| wrong())?),
+        };
+        Ok(Self { address: address.to_owned(), host, container: container.parse().map_err(|_| wrong())? })
     }
 }
 
-/// `volume:/path`
+/// `volume:/path`, or `./file:/path:ro` of the checkout.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Mount {
-    pub(crate) volume: String,
+    pub(crate) from: MountedFrom,
     pub(crate) path: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum MountedFrom {
+    Volume(String),
+    Checkout(String),
+}
+
+impl Mount {
+    pub(crate) fn volume(&self) -> Option<&str> {
+        match &self.from {
+            MountedFrom::Volume(name) => Some(name),
+            MountedFrom::Checkout(_) => None,
+        }
+    }
 }
 
 impl TryFrom<String> for Mount {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some((volume, path)) if path.starts_with('/') && !path.contains(':') => {
-                Ok(Self { volume: volume.to_owned(), path: path.to_owned() })
-            }
-            _ => Err(format!("{text} is not volume:/path")),
-        }
+        let (from, path) = match text.split(':').collect::<Vec<_>>()[..] {
+            [volume, path] if !volume.contains('/') => (MountedFrom::Volume(volume.to_owned()), path),
+            [file, path, "ro"] if file.starts_with("./") => (MountedFrom::Checkout(file.to_owned()), path),
+            _ => return Err(format!("{text} is neither volume:/path nor ./file:/path:ro")),
+        };
+        if path.starts_with('/') { Ok(Self { from, path: path.to_owned() }) } else { Err(format!("{path} is no absolute path")) }
     }
 }

@@ -1,14 +1,14 @@
 //! Dockerfiles and `.dockerignore`, as far as we use them.
 
 /// One instruction: `COPY`, and the rest of it on one line.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Instruction {
     pub(crate) name: String,
     pub(crate) rest: String,
 }
 
 /// What begins with a `FROM`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stage {
     /// The image or stage that it begins with.
     pub(crate) base: String,
@@ -56,6 +56,18 @@ fn instructions(text: &str) -> Vec<Instruction> {
 }
 
 impl Stage {
+    /// The stage as an image: begun with the stage that it names, down to a foreign image.
+    pub(crate) fn with_inherited(&self, all: &[Self]) -> Self {
+        match all.iter().find(|stage| stage.name.as_ref() == Some(&self.base)) {
+            Some(base) => {
+                let base = base.with_inherited(all);
+                let instructions = base.instructions.into_iter().chain(self.instructions.iter().cloned()).collect();
+                Self { base: base.base, name: self.name.clone(), instructions }
+            }
+            None => self.clone(),
+        }
+    }
+
     /// What follows the only instruction of this name.
     pub(crate) fn only(&self, name: &str) -> &str {
         let mut rests = self.instructions.iter().filter(|instruction| instruction.name == name);

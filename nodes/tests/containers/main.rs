@@ -33,20 +33,27 @@ fn read(path: &str) -> String {
 }
 
 fn compose() -> Compose {
-    serde_saphyr::from_str(&read("docker-compose.yml")).unwrap_or_else(|error| panic!("{error}"))
+    compose_file("docker-compose.yml")
+}
+
+fn compose_file(path: &str) -> Compose {
+    serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn image() -> Vec<Stage> {
     stages(&read("docker/Dockerfile"))
 }
 
-/// The stage that becomes the image.
-fn running(image: &[Stage]) -> &Stage {
-    image.last().expect("there are stages")
+/// The stage that becomes the image, with what it inherits from the stages before it.
+fn running(image: &[Stage]) -> Stage {
+    image.last().expect("there are stages").with_inherited(image)
 }
 
 /// The nodes: a gateway, and one for each service.
 const NODES: [&str; 5] = ["gateway", "users", "posts", "comments", "search"];
+
+/// All that is a node, the second gateway of the profile included.
+const ALL_NODES: [&str; 6] = ["gateway", "gateway-2", "users", "posts", "comments", "search"];
 
 /// What a container of ours reads: the image's variables, the service's over them, secrets from where they would be mounted,
 /// and what its command says.

@@ -1,4 +1,5 @@
-//! `docker-compose.yml` is consistent in itself, and with the configuration and the commands of the program.
+//! `docker-compose.yml` and its smaller sisters are consistent in themselves, and with the configuration and the commands of
+//! the program.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -6,9 +7,9 @@ use rookery::config::Role;
 use tokio_postgres::config::Host;
 
 use crate::{
-    NODES, Secrets, assert_understood, compose,
-    compose::{Condition, Restart, Service},
-    configuration, listening, root,
+    ALL_NODES, NODES, Secrets, assert_understood, compose,
+    compose::{Condition, MountedFrom, Restart, Service},
+    compose_file, configuration, listening, read, root,
 };
 
 #[test]
@@ -20,7 +21,7 @@ fn names_nothing_that_it_does_not_declare_and_declares_nothing_for_nobody() {
         compose.networks.keys().map(String::as_str).collect()
     );
     assert_eq!(
-        used(|service| service.volumes.iter().map(|mount| &*mount.volume).collect()),
+        used(|service| service.volumes.iter().filter_map(|mount| mount.volume()).collect()),
         compose.volumes.keys().map(String::as_str).collect()
     );
     assert_eq!(
@@ -60,7 +61,8 @@ fn starts_the_gateway_last_and_everything_when_what_it_needs_is_healthy() {
         }
         at += 1;
     }
-    assert_eq!(before.len(), compose.services.len(), "{before:?}");
+    let unless_asked = compose.services.values().filter(|service| service.profiles.is_empty()).count();
+    assert_eq!(before.len(), unless_asked, "{before:?}");
 }
 
 #[test]
@@ -81,26 +83,42 @@ fn publishes_only_what_the_nodes_listen_on_for_people_and_only_here() {
     let secrets = Secrets::made();
     for (name, service) in &compose.services {
         for port in &service.ports {
-            assert!(NODES.contains(&name.as_str()), "{name} is nobody's business");
+            assert!(ALL_NODES.contains(&name.as_str()), "{name} is nobody's business");
             assert_eq!(port.address, "127.0.0.1");
-            assert_eq!(port.host, port.container);
         }
     }
     let mut all = BTreeSet::new();
-    for name in NODES {
+    for name in ALL_NODES {
         let node = &compose.services[name];
         let published: BTreeSet<u16> = node.ports.iter().map(|port| port.container).collect();
         assert_eq!(published, listening(&configuration(node, &secrets)).collect(), "{name}");
         all.extend(published);
     }
     assert_eq!(all, [3001, 3002, 3003, 3004, 8080].into());
+    let gateways = ["gateway", "gateway-2"].map(|name| compose.services[name].ports[0].host);
+    assert_eq!(gateways, [Some(8080), Some(8081)], "a balancer knows where each of them is");
+}
+
+/// A second copy of a container cannot have the first one's name, port or data folder.
+#[test]
+fn fixes_nothing_that_keeps_a_service_from_having_copies() {
+    let compose = compose();
+    for name in ["users", "posts", "comments", "search"] {
+        let node = &compose.services[name];
+        assert!(node.hostname.is_none(), "{name}");
+        assert!(node.ports.iter().all(|port| port.host.is_none()), "{name}");
+    }
+    for name in ALL_NODES {
+        // The script gives each copy a name and a folder of its own: `the_scripts`.
+        assert_eq!(compose.services[name].entrypoint, ["rookery-copy"], "{name}");
+    }
 }
 
 #[test]
 fn asks_every_node_for_its_health_where_it_answers() {
     let compose = compose();
     let secrets = Secrets::made();
-    for name in NODES {
+    for name in ALL_NODES {
         let node = &compose.services[name];
         let port = listening(&configuration(node, &secrets)).next().unwrap().to_string();
         let check = node.healthcheck.as_ref().unwrap_or_else(|| panic!("{name} is not checked as the image alone would be"));
@@ -113,7 +131,7 @@ fn keeps_databases_and_broker_off_the_host() {
     let compose = compose();
     for (name, service) in &compose.services {
         let open = service.networks.iter().any(|network| !compose.networks[network].internal);
-        assert_eq!(open, NODES.contains(&name.as_str()), "{name}");
+        assert_eq!(open, ALL_NODES.contains(&name.as_str()), "{name}");
     }
 }
 
@@ -128,10 +146,14 @@ fn is_a_cluster_in_which_every_role_is_somebodys() {
         config.check_member().unwrap_or_else(|errors| panic!("{name}: {errors}"));
         assert!(!config.is_alone(), "{name}");
         assert_eq!(config.node.name.as_str(), name);
-        assert_eq!(node.hostname.as_deref(), Some(name));
         let link = config.cluster.listen.expect("it listens for the others");
-        assert_eq!(config.cluster.advertised(link), Some(format!("{name}:{}", link.port())), "the others reach it by its name");
-        assert!(node.networks.iter().any(|network| compose.networks[network].internal), "{name}: its links need no way out");
+        // A name would resolve on every network that two nodes share, and a copy made by scaling has the same one. So each
+        // advertises its own address where the databases are: `.ci/nightly` looks at the links.
+        assert_eq!(config.cluster.advertised(link), None, "{name}");
+        for database in compose.services.iter().filter(|(of, _)| of.ends_with("-db")).map(|(_, database)| database) {
+            let shared: Vec<_> = node.networks.intersection(&database.networks).collect();
+            assert!(matches!(shared[..], [network] if compose.networks[network].internal), "{name}: {shared:?}");
+        }
         roles.extend(config.node.roles.iter());
     }
     roles.sort_unstable();
@@ -209,14 +231,21 @@ fn runs_a_broker_where_the_node_looks_for_it() {
     assert!(environment["KAFKA_LISTENERS"].split(',').any(|listener| listener == format!("PLAINTEXT://:{port}")));
     assert_eq!(environment["KAFKA_ADVERTISED_LISTENERS"], format!("PLAINTEXT://{broker}"));
     assert_eq!(environment["KAFKA_AUTO_CREATE_TOPICS_ENABLE"], "false");
-    assert!(compose.services[host].volumes.iter().any(|mount| mount.path == environment["KAFKA_LOG_DIRS"]));
+    let mounts = &compose.services[host].volumes;
+    assert!(mounts.iter().any(|mount| mount.path == environment["KAFKA_LOG_DIRS"]));
+    // A JVM each time is a tenth of a core for ever.
+    let check = &compose.services[host].healthcheck.as_ref().expect("it is checked").test;
+    let [_, _, script, asked] = &check[..] else { panic!("{check:?}") };
+    assert_eq!(asked, port);
+    let mount = mounts.iter().find(|mount| mount.path == *script).expect("it is mounted");
+    assert_eq!(mount.from, MountedFrom::Checkout("./docker/kafka-ready.sh".to_owned()));
 }
 
 #[test]
 fn keeps_the_data_of_each_node_in_a_volume_of_its_own_and_writes_nowhere_else() {
     let compose = compose();
     let mut volumes = BTreeSet::new();
-    for name in NODES {
+    for name in ALL_NODES {
         let node = &compose.services[name];
         let config = configuration(node, &Secrets::made());
         let [mount] = &node.volumes[..] else {
@@ -224,14 +253,14 @@ fn keeps_the_data_of_each_node_in_a_volume_of_its_own_and_writes_nowhere_else() 
         };
         assert_eq!(Path::new(&mount.path), config.data_dir, "{name}");
         assert!(node.read_only && node.init, "{name}");
-        volumes.insert(&mount.volume);
+        volumes.insert(mount.volume());
     }
-    assert_eq!(volumes.len(), NODES.len(), "a data folder belongs to one node");
+    assert_eq!(volumes.len(), ALL_NODES.len(), "a data folder belongs to one node");
 }
 
 #[test]
 fn runs_commands_that_exist() {
-    for (name, service) in compose().services {
+    for (name, service) in compose().services.into_iter().chain(laptop().services) {
         if service.build.is_some() {
             assert_understood(&name, &service.command);
         }
@@ -240,7 +269,7 @@ fn runs_commands_that_exist() {
 
 #[test]
 fn builds_the_dockerfile_and_pins_every_other_image() {
-    for (name, service) in compose().services {
+    for (name, service) in compose().services.into_iter().chain(laptop().services) {
         match service.build {
             Some(build) => {
                 let dockerfile = root().join(build.context).join(build.dockerfile);
@@ -252,4 +281,53 @@ fn builds_the_dockerfile_and_pins_every_other_image() {
             }
         }
     }
+}
+
+fn laptop() -> crate::Compose {
+    compose_file("docker-compose.laptop.yml")
+}
+
+#[test]
+fn for_a_laptop_is_one_node_in_all_roles_and_one_postgres_with_four_databases() {
+    let laptop = laptop();
+    let node = &laptop.services["rookery"];
+    let config = configuration(node, &Secrets::made());
+    config.check_whole().unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(config.is_alone() && !config.has_private_database());
+    let urls: Vec<_> = Role::ALL.iter().filter_map(|role| config.services.of(*role)?.database_url.as_ref()).collect();
+    let postgres = &laptop.services["postgres"].environment;
+    let made = laptop.services["databases"].command.join(" ");
+    for url in &urls {
+        let url = url.postgres();
+        assert_eq!(url.get_hosts(), [Host::Tcp("postgres".to_owned())]);
+        assert_eq!(url.get_user(), Some(&*postgres["POSTGRES_USER"]));
+        assert_eq!(url.get_password(), Some(postgres["POSTGRES_PASSWORD"].as_bytes()));
+        assert!(made.contains(url.get_dbname().unwrap()), "{made}");
+    }
+    let databases: BTreeSet<_> = urls.iter().map(|url| url.postgres().get_dbname().unwrap().to_owned()).collect();
+    assert_eq!(databases.len(), 4);
+    let [port] = &node.ports[..] else { panic!("{:?}", node.ports) };
+    assert_eq!((&*port.address, port.host, port.container), ("127.0.0.1", Some(8080), config.gateway.listen.port()));
+    assert!(!laptop.services["postgres"].networks.contains("edge"));
+    assert_ne!(laptop.name, compose().name, "two deployments, and neither takes the other's volumes");
+    // Its sessions, all nodes' and those of `rookery migrate`, are fewer than a Postgres has.
+    let sessions: u32 = Role::ALL.iter().filter_map(|role| config.services.of(*role)).map(|of| of.pool_max).sum();
+    assert!(sessions < 80, "{sessions}");
+}
+
+/// The override says of every node how it runs what was built, and where its health is.
+#[test]
+fn for_development_lets_every_node_run_what_was_built_last() {
+    let text = read("docker-compose.dev.yml");
+    let secrets = Secrets::made();
+    let compose = compose();
+    for name in ALL_NODES {
+        let config = configuration(&compose.services[name], &secrets);
+        let (port, role) = (listening(&config).next().unwrap(), config.node.roles.iter().next().unwrap());
+        let node = format!(
+            "\n  {name}:\n    <<: *dev-node\n    entrypoint: [/src/dev/node, /target/dev, \"{port}\", {role}, rookery-copy]\n"
+        );
+        assert!(text.contains(&node), "{node}");
+    }
+    assert!(text.contains("command: [/src/dev/watch, /target/dev]"));
 }

@@ -164,3 +164,125 @@ mod the_health_check {
         Command::new(script).arg(port.to_string()).output().unwrap()
     }
 }
+
+/// `rookery-copy`, with a program of ours that says who it is and waits to be ended.
+mod the_copies {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Child, Stdio},
+    };
+
+    use super::*;
+
+    struct Copy {
+        child: Child,
+        name: String,
+        folder: String,
+    }
+
+    impl Copy {
+        fn start(data: &Path, programs: &Path) -> Self {
+            let path = std::env::var("PATH").unwrap();
+            let mut child = Command::new(root().join("docker/copy.sh"))
+                .args(["node", "--roles", "posts"])
+                .env("PATH", format!("{}:{path}", programs.display()))
+                .env("ROOKERY__NODE__NAME", "posts")
+                .env("ROOKERY__DATA_DIR", data)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut said = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+            let [name, folder, "node", "--roles", "posts"] = said.split_whitespace().collect::<Vec<_>>()[..] else {
+                panic!("{said}");
+            };
+            let (name, folder) = (name.to_owned(), folder.to_owned());
+            Self { child, name, folder }
+        }
+
+        fn end(mut self) {
+            drop(self.child.stdin.take());
+            self.child.wait().unwrap();
+        }
+    }
+
+    /// A program in place of ours: says how it was started, and lives until its input ends.
+    fn programs() -> TempDir {
+        let folder = TempDir::new().unwrap();
+        let program = folder.path().join("rookery");
+        fs::write(&program, "#!/bin/sh\necho \"$ROOKERY__NODE__NAME $ROOKERY__DATA_DIR $*\"\nread -r line\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn of_a_node_have_names_and_folders_of_their_own_and_get_them_back() {
+        let (data, programs) = (TempDir::new().unwrap(), programs());
+        let start = || Copy::start(data.path(), programs.path());
+        let (first, second, third) = (start(), start(), start());
+        // The first has what a node without copies had before: its volume holds data already.
+        assert_eq!((&*first.name, Path::new(&first.folder)), ("posts", data.path()));
+        assert_eq!((&*second.name, Path::new(&second.folder)), ("posts-2", &*data.path().join("copies/2")));
+        assert_eq!(third.name, "posts-3");
+        let mode = fs::metadata(&second.folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "as the program wants it");
+        second.end();
+        let again = start();
+        assert_eq!(again.name, "posts-2", "a container that is made again finds the data of the one before");
+        for copy in [first, again, third] {
+            copy.end();
+        }
+        assert_eq!(start().name, "posts");
+    }
+
+    /// Yesterday's container starts the program itself.
+    #[test]
+    fn leave_a_folder_alone_whose_node_was_started_without_the_script() {
+        let (data, programs) = (TempDir::new().unwrap(), programs());
+        let lock = fs::File::create(data.path().join("lock")).unwrap();
+        lock.try_lock().unwrap();
+        let copy = Copy::start(data.path(), programs.path());
+        assert_eq!(copy.name, "posts-2");
+        copy.end();
+    }
+}
+
+mod the_check_of_the_broker {
+    use super::*;
+
+    /// Error 0, no keys.
+    const ANSWER: &[u8] = &[0, 0, 0, 10, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn asks_for_the_versions_of_its_api() {
+        let (output, request) = asked(ANSWER);
+        assert!(output.status.success(), "{output:?}");
+        let length = usize::try_from(u32::from_be_bytes(request[..4].try_into().unwrap())).unwrap();
+        assert_eq!(length, request.len() - 4);
+        assert_eq!(request[4..8], [0, 18, 0, 0], "ApiVersions in version 0");
+        assert_eq!(&request[14..], b"ready");
+    }
+
+    #[test]
+    fn fails_when_the_broker_answers_something_else_or_nothing() {
+        for wrong in [&[][..], b"HTTP/1.1 400 Bad Request\r\n\r\n", &[0, 0, 0, 10, 0, 0, 0, 7, 0, 35, 0, 0, 0, 0]] {
+            assert_eq!(asked(wrong).0.status.code(), Some(1), "{wrong:?}");
+        }
+    }
+
+    fn asked(answer: &'static [u8]) -> (Output, Vec<u8>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = vec![0; 19];
+            stream.read_exact(&mut request).unwrap();
+            stream.write_all(answer).unwrap();
+            request
+        });
+        let script = root().join("docker/kafka-ready.sh");
+        let output = Command::new("bash").arg(script).arg(port.to_string()).output().unwrap();
+        (output, server.join().unwrap())
+    }
+}
