@@ -57,7 +57,7 @@ fn soon() -> Context {
 }
 
 fn keyed(key: &str) -> Context {
-    Context { idempotency: Some(IdempotencyKey { key: key.into(), request_hash: [1; 32] }), ..soon() }
+    Context { idempotency: Some(IdempotencyKey::new(key, [1; 32])), ..soon() }
 }
 
 fn deadline() -> Instant {
@@ -236,7 +236,7 @@ async fn a_deleted_account_is_in_no_table_and_no_topic_any_more() {
         })
         .await;
     }
-    eprintln!("pending: the files of the search indexes in {}", node.data_dir().join("search").display());
+    eprintln!("pending: the files of the search indexes in {}", node.data_dir().path().join("search").display());
     node.stop().await;
 }
 
