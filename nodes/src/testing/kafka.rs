@@ -109,6 +109,11 @@ impl TestKafka {
         config::Kafka { brokers: vec![broker], partitions, ..config::Kafka::default() }
     }
 
+    /// Whether it runs, as far as it was told: neither stopped nor killed.
+    pub fn is_running(&self) -> bool {
+        self.broker.is_some()
+    }
+
     /// Ends the broker as a power cut would: `kill -9`.
     ///
     /// # Panics
