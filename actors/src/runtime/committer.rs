@@ -14,7 +14,10 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, Either, FutureExt, Ready, ready};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::timeout,
+};
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
@@ -37,6 +40,10 @@ use crate::{
     service::Service,
     supervisor::{self, Cause, Lifetime, RestartPolicy, Restarts},
 };
+
+/// A statement takes milliseconds, and waits for a lock for 2 s at most. One that took this long went to a server that is gone
+/// or over a connection that died in silence, and its outcome is open (rule 10).
+pub(crate) const STATEMENT_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) struct Committer<S: Service> {
     pub(super) queue: Mutex<Queue<S>>,
@@ -105,14 +112,18 @@ impl<S: Service> Committer<S> {
 
     /// What those hear whose deadline passes while they wait for a commit: what keeps it is for whoever reads the log.
     pub(crate) fn overdue(&self) -> Failure {
-        let queue = self.queue.lock().expect("no panic under this lock");
-        let longest = queue.busy.values().min().map(Instant::elapsed).unwrap_or_default();
+        let waiting = self.queue.lock().expect("no panic under this lock").len();
         Failure::Unknown(format!(
-            "the deadline passed while the command was under way; {} wait to be committed, and the database has had the batch \
+            "the deadline passed while the command was under way; {waiting} wait to be committed, and the database has had the batch \
              before them for {} ms",
-            queue.len(),
-            longest.as_millis()
+            self.busy_for().as_millis()
         ))
+    }
+
+    /// How long a lane has been at what it is at: a batch, a claim, or the doubt about one.
+    pub(crate) fn busy_for(&self) -> Duration {
+        let queue = self.queue.lock().expect("no panic under this lock");
+        queue.busy.values().min().map(Instant::elapsed).unwrap_or_default()
     }
 
     fn lane(&self, lane: Lane) -> &Notify {
@@ -361,22 +372,21 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
             Err(error) => {
                 inner.commits.failed();
                 for queued in units {
-                    queued.finish(Err(CommitError::Unavailable(describe(&error))));
+                    queued.finish(Err(CommitError::Unavailable(error.clone())));
                 }
                 continue;
             }
         };
         let (batch, placed) = build(inner, units);
-        match open.execute(&batch).await {
-            Ok(_) => {
+        let tag = open.tag;
+        match timeout(STATEMENT_WITHIN, open.execute(&batch)).await {
+            Ok(Ok(_)) => {
                 // Here a crash means something, of the process or of the lane; nothing is there to be refused.
                 let _ = fail_point::pass(Point::BeforeFold, Uuid::nil()).await;
                 fold(inner, placed);
             }
-            Err(error) => {
-                let tag = open.tag;
-                groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev());
-            }
+            Ok(Err(error)) => groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev()),
+            Err(_) => groups.extend(in_doubt(inner, session, tag, &batch, placed, "no answer").await),
         }
     }
 }
@@ -398,14 +408,12 @@ fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued
     admitted
 }
 
-async fn connected<'a, S: Service>(
-    inner: &Inner<S>,
-    session: &'a mut Option<Session>,
-) -> Result<&'a mut Session, tokio_postgres::Error> {
+async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a mut Session, String> {
     // Under a former name whoever takes over from us would not find it (rule 4).
     let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
     if session.as_ref().is_none_or(stale) {
-        *session = Some(Session::open(inner).await?);
+        let opened = timeout(STATEMENT_WITHIN, Session::open(inner)).await.map_err(|_| "no answer".to_owned())?;
+        *session = Some(opened.map_err(|error| describe(&error))?);
     }
     Ok(session.as_mut().expect("a session was just opened"))
 }
@@ -454,6 +462,21 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     inner.batches.send_modify(|count| *count += 1);
 }
 
+/// Finds out whether a batch is in; the groups of units to try again.
+async fn in_doubt<S: Service>(
+    inner: &Arc<Inner<S>>,
+    session: &mut Option<Session>,
+    tag: SessionTag,
+    batch: &Batch<S>,
+    placed: Vec<Placed<S>>,
+    error: &str,
+) -> Vec<Vec<Queued<S>>> {
+    episodes::warn("the outcome of a commit is open, resolving it", S::NAME, error);
+    inner.commits.failed();
+    *session = None;
+    doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
+}
+
 /// What to do about a statement that failed; the groups of units to try again.
 async fn recover<S: Service>(
     inner: &Arc<Inner<S>>,
@@ -464,12 +487,7 @@ async fn recover<S: Service>(
     error: &tokio_postgres::Error,
 ) -> Vec<Vec<Queued<S>>> {
     match verdict(error) {
-        Verdict::Doubt => {
-            episodes::warn("the outcome of a commit is open, resolving it", S::NAME, describe(error));
-            inner.commits.failed();
-            *session = None;
-            doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
-        }
+        Verdict::Doubt => in_doubt(inner, session, tag, batch, placed, &describe(error)).await,
         Verdict::Fenced => {
             // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
             // from ourselves answers both: what is no longer ours is left out, the rest goes on.

@@ -86,11 +86,27 @@ impl Default for PoolSize {
     }
 }
 
+/// A connection whose other end acknowledges nothing for so long is dead (rule 10): longer than a lease, so that a short cut
+/// is nothing but a wait, and far shorter than the quarter of an hour after which the kernel gives up by itself.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// A server, or the network before it, that is gone without a word is noticed: while something is on its way to it, and while
+/// an answer is waited for. What the URL says goes first; sockets of this machine know nothing of it.
+fn notice_silence(config: &mut Config) {
+    if config.get_tcp_user_timeout().is_none() {
+        config.tcp_user_timeout(SILENCE_MAX);
+    }
+    if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
+        config.keepalives_idle(SILENCE_MAX / 2).keepalives_interval(SILENCE_MAX / 5).keepalives_retries(3);
+    }
+}
+
 impl Database {
     /// A pool that connects when it is first used, and only to a server that takes writes: a standby answers with what
     /// was true a while ago (rule 6).
     pub fn new(mut config: Config, name: &str, size: PoolSize) -> Self {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        notice_silence(&mut config);
         let tls = tls();
         let mut pooled = config.clone();
         pooled.application_name(name).connect_timeout(Duration::from_secs(2));
@@ -209,5 +225,21 @@ mod tests {
         let Err(Failure::Unavailable(reason)) = database.get().await else { panic!("nobody listens there") };
         assert!(reason.contains("Connection refused"), "{reason}");
         assert!(database.unreachable().is_some_and(|reason| reason.contains("Connection refused")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_is_noticed_unless_the_url_says_otherwise() {
+        let of = |url: &str| Database::new(url.parse().unwrap(), "a test", PoolSize::default()).config;
+        let config = of("postgresql://db.example.org/posts");
+        assert_eq!(config.get_tcp_user_timeout(), Some(&SILENCE_MAX));
+        assert!(config.get_keepalives_idle() < SILENCE_MAX);
+        let config = of("postgresql://db.example.org/posts?tcp_user_timeout=3&keepalives_idle=60");
+        assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(3)));
+        assert_eq!(config.get_keepalives_idle(), Duration::from_secs(60));
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::timeout;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use super::{
     Inner,
     commit_batch::CommitError,
     commit_queue::Queued,
-    committer::{Placed, fold},
+    committer::{Placed, STATEMENT_WITHIN, fold},
     describe,
     directory::{Granted, SessionTag, ShardRow},
     transfer::take_over,
@@ -43,9 +44,11 @@ pub(crate) async fn resolve<S: Service>(
         .filter_map(|(shard, epoch)| inner.shards[shard.index()].suspend(epoch).then_some(shard))
         .collect();
     let (granted, is_in) = loop {
-        match attempt(inner, session, batch, &placed, &held).await {
-            Ok(answer) => break answer,
-            Err(error) => wait_for_the_database(inner, &error).await,
+        // One that is given up may still be carried out: then the next one finds a newer epoch that is ours, or none to take.
+        match timeout(STATEMENT_WITHIN, attempt(inner, session, batch, &placed, &held)).await {
+            Ok(Ok(answer)) => break answer,
+            Ok(Err(error)) => wait_for_the_database(inner, &describe(&error)).await,
+            Err(_) => wait_for_the_database(inner, "no answer").await,
         }
     };
     let ours: HashMap<ShardId, Granted> = granted.into_iter().map(|granted| (granted.shard, granted)).collect();
@@ -79,9 +82,9 @@ pub(crate) async fn resolve<S: Service>(
 }
 
 /// The database is away. The lease ends meanwhile, so waiting here keeps nobody from taking over.
-pub(crate) async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &tokio_postgres::Error) {
+pub(crate) async fn wait_for_the_database<S: Service>(inner: &Inner<S>, error: &str) {
     inner.commits.failed();
-    episodes::warn("an open commit cannot be resolved yet", S::NAME, describe(error));
+    episodes::warn("an open commit cannot be resolved yet", S::NAME, error);
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Directory, Granted, Inner, ShardRow, copies, describe, doubt,
+    Directory, Granted, Inner, ShardRow,
+    committer::STATEMENT_WITHIN,
+    copies, describe, doubt,
     shard::Shard,
     transfer::{grant, outcome_is_open, take_over},
 };
@@ -119,9 +121,10 @@ async fn taken_back<S: Service>(inner: &Inner<S>, directory: &Directory, seen: &
         take_over(&client, seen, Some(me), me).await
     };
     loop {
-        match attempt().await {
-            Ok(ours) => return ours,
-            Err(error) => doubt::wait_for_the_database(inner, &error).await,
+        match timeout(STATEMENT_WITHIN, attempt()).await {
+            Ok(Ok(ours)) => return ours,
+            Ok(Err(error)) => doubt::wait_for_the_database(inner, &describe(&error)).await,
+            Err(_) => doubt::wait_for_the_database(inner, "no answer").await,
         }
     }
 }

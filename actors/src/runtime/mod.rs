@@ -376,9 +376,10 @@ impl<S: Service> Runtime<S> {
         self.inner.shards.iter().filter_map(|shard| shard.tenure().map(|tenure| (shard.id, tenure, shard.head()))).collect()
     }
 
-    /// Whether commits work, as far as is known: for the lease and for readiness.
+    /// Whether commits work, as far as is known: for the lease and for readiness. They do not if one has failed and none
+    /// worked since, or if one hears nothing, for so long (rule 10).
     pub fn commits_work(&self, within: Duration) -> bool {
-        self.inner.commits.working(within)
+        self.inner.commits.working(within) && self.inner.committer.busy_for() < within
     }
 
     /// Entities in memory and the bytes that they take.

@@ -172,6 +172,29 @@ async fn a_member_whose_commits_do_not_work_stops_renewing_until_they_do() {
     service.stop().await;
 }
 
+/// What was broken: it waited for as long as the kernel did, a quarter of an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_nobody_answers_is_a_doubt() {
+    one_write_is_answered_once(Fate::Vanishes).await;
+}
+
+/// What was broken: only a commit that failed told that commits did not work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_batch_hears_nothing_stops_renewing_until_it_does() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = node(&proxy.config(), "n1", SHORT_LEASE).await;
+    let held = proxy.hold(BATCH);
+    let write = publishing(&posts, ShardId(1), "late");
+    let held = held.await;
+    eventually("the lease has ended", async || !service.runtime.lease().is_valid()).await;
+    assert!(!service.runtime.commits_work(SHORT_LEASE.ttl * 2));
+    held.release(Fate::Passes);
+    assert!(write.await.unwrap().is_ok());
+    eventually("it renews again", async || service.runtime.lease().is_valid()).await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_though_the_database_is_away_and_guesses_no_outcome() {
     for fate in [Fate::NeverArrives, Fate::Vanishes] {
