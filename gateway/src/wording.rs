@@ -65,7 +65,7 @@ pub(crate) fn of_syntax(error: &serde_json::Error) -> String {
         said if said.contains("escape") || said.contains("surrogate") => "that is no escape in a string",
         _ => "that is no JSON",
     };
-    format!("the body is no JSON at line {}, column {}: {why}", error.line(), error.column())
+    format!("the body is no JSON: line {}, column {}: {why}", error.line(), error.column())
 }
 
 /// What serde_json says, without the place that it adds.

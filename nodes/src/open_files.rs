@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// What a node opens beside the connections of its clients: the pools of four databases, segments of the index, links,
-/// Kafka. An idle node with everything in one process has about 150 open.
+/// Kafka. An idle node with everything in one process has about 50 open.
 const RESERVED: u64 = 512;
 
 /// Raises the limit of this process as far as `clients` connections need and may have, and says so if it does not reach.
