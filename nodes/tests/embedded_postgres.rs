@@ -96,7 +96,9 @@ async fn a_first_start_that_was_killed_is_repeated_at_once() {
     let (_data, postgres) = start(folder.path()).await;
     write_one(&postgres).await;
     postgres.stop().await;
-    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    for writer in writers {
+        writer.join().unwrap();
+    }
     assert!(!unfinished.iter().any(|folder| folder.exists()), "what was never finished is gone");
 }
 

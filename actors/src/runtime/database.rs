@@ -226,11 +226,6 @@ mod tests {
         assert!(reason.contains("Connection refused"), "{reason}");
         assert!(database.unreachable().is_some_and(|reason| reason.contains("Connection refused")));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[tokio::test]
     async fn silence_is_noticed_unless_the_url_says_otherwise() {
