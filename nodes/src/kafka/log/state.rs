@@ -19,6 +19,9 @@ const KEPT_BYTES_MAX: usize = 512 << 10;
 const LEFT_AFTER: Duration = Duration::from_secs(2);
 /// At the end of a partition, before a record that Kafka is known to have counts as missing there: it may be on its way.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+/// A partition from which nothing comes for so long, not even its end, although it has what we lack, is begun anew: the client
+/// lets a partition rest for good when its place could not be found, for instance while the topic was being made.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// A shard that nobody has asked for since is not read any more; longer than any wait of a fetch.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
@@ -49,6 +52,8 @@ struct Partition {
     ended: Option<Instant>,
     /// Nothing was read since.
     at_end: bool,
+    /// When anything was last heard of it.
+    heard: Option<Instant>,
     paused: bool,
 }
 
@@ -166,7 +171,7 @@ impl State {
             return false;
         };
         partition.next = Some(offset + 1);
-        partition.at_end = false;
+        (partition.at_end, partition.heard) = (false, Some(now));
         let Some((shard, record)) = read else {
             return false;
         };
@@ -187,7 +192,7 @@ impl State {
     /// The end of a partition was reached.
     pub(super) fn ended(&mut self, partition: u16, now: Instant) {
         if let Some(partition) = self.partitions.get_mut(&partition) {
-            (partition.ended, partition.at_end) = (Some(now), true);
+            (partition.ended, partition.at_end, partition.heard) = (Some(now), true, Some(now));
         }
     }
 
@@ -202,7 +207,7 @@ impl State {
                 return false;
             }
             if let Some(start) = state.restart.take() {
-                state.begin(start);
+                state.begin(start, now);
                 orders.push(Order::Read { partition, start });
                 return true;
             }
@@ -224,11 +229,7 @@ impl State {
     /// An order could not be carried out, or the client was replaced: read on from where we are.
     pub(super) fn failed(&mut self, partition: u16) {
         if let Some(partition) = self.partitions.get_mut(&partition) {
-            let next = match partition.next {
-                None | Some(0) => Start::Beginning,
-                Some(next) => Start::At(next),
-            };
-            partition.restart = Some(partition.restart.map_or(next, |restart| restart.min(next)));
+            partition.read_on();
         }
     }
 
@@ -248,11 +249,11 @@ impl State {
         let Some(partition) = self.partitions.get_mut(&(shard.0 % self.count)) else {
             return Ok(());
         };
-        let Some(line) = partition.lines.get_mut(&shard) else {
+        let Some(line) = partition.lines.get(&shard) else {
             return Ok(());
         };
-        let last = line.sequence.last();
-        let (floor, head) = match (line.sequence.ahead(), line.relayed) {
+        let (last, ahead, relayed) = (line.sequence.last(), line.sequence.ahead(), line.relayed);
+        let (floor, head) = match (ahead, relayed) {
             (Some(Ahead { since, floor, head }), _) => {
                 let read_on = partition.ended.is_some_and(|ended| ended >= since);
                 // Records before the place where this pass began may be what is missing: no need to wait for them here.
@@ -263,7 +264,14 @@ impl State {
                 (floor, head)
             }
             (None, Some((relayed, since))) if last < relayed => {
-                if !partition.at_end || now.duration_since(since) < END_PATIENCE.min(self.gap_patience) {
+                let behind_for = now.duration_since(since);
+                if partition.is_stalled(now) && behind_for >= STALLED_AFTER {
+                    partition.read_on();
+                    partition.heard = Some(now);
+                    if !self.has_outbox {
+                        return Ok(());
+                    }
+                } else if !partition.at_end || behind_for < END_PATIENCE.min(self.gap_patience) {
                     return Ok(());
                 }
                 (relayed + 1, relayed)
@@ -271,6 +279,9 @@ impl State {
             _ => return Ok(()),
         };
         let source_shard = Source { topic: self.topic, shard };
+        let Some(line) = partition.lines.get_mut(&shard) else {
+            return Ok(());
+        };
         if !line.alarmed {
             line.alarmed = true;
             metrics::counter!("rookery_log_gaps_total", "topic" => self.topic.kafka_name()).increment(1);
@@ -319,15 +330,29 @@ impl Partition {
         }
     }
 
-    fn begin(&mut self, start: Start) {
+    fn begin(&mut self, start: Start, now: Instant) {
         self.next = Some(match start {
             Start::Beginning => 0,
             Start::At(offset) => offset,
         });
         self.complete = start == Start::Beginning;
-        (self.ended, self.at_end) = (None, false);
+        (self.ended, self.at_end, self.heard) = (None, false, Some(now));
         self.paused = false;
         self.lines.values_mut().for_each(|line| line.sequence.forget_ahead());
+    }
+
+    /// Begins anew where we are.
+    fn read_on(&mut self) {
+        let next = match self.next {
+            None | Some(0) => Start::Beginning,
+            Some(next) => Start::At(next),
+        };
+        self.restart = Some(self.restart.map_or(next, |restart| restart.min(next)));
+    }
+
+    /// Whether nothing comes although something should.
+    fn is_stalled(&self, now: Instant) -> bool {
+        !self.at_end && !self.paused && self.heard.is_some_and(|heard| now.duration_since(heard) >= STALLED_AFTER)
     }
 
     fn kept(&self) -> usize {
@@ -512,6 +537,26 @@ mod tests {
         state.ended(0, now);
         fetch(&mut state, &[(A, 25)], now + PATIENCE);
         assert_eq!(state.orders(now), [], "it has all that Kafka is known to have");
+    }
+
+    /// What was broken: a client that could not find the beginning of a topic that was being made never tried again.
+    #[test]
+    fn a_partition_from_which_nothing_comes_although_it_has_something_is_begun_anew() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 5)], now);
+        state.orders(now);
+        state.relayed(&[(A, 25)], now);
+        fetch(&mut state, &[(A, 5)], now + STALLED_AFTER / 2);
+        assert_eq!(state.orders(now), []);
+        let later = now + STALLED_AFTER;
+        fetch(&mut state, &[(A, 5)], later);
+        assert_eq!(state.orders(later), [FROM_THE_START]);
+        fetch(&mut state, &[(A, 5)], later);
+        assert_eq!(state.orders(later), [], "not at every look");
+        let mut state = state.with_outbox();
+        let missing = state.look(&[(A, 5)], 1, later + STALLED_AFTER).unwrap_err();
+        assert!(matches!(missing, LogError::OutOfRange { position: 5, .. }), "meanwhile the outbox is read: {missing}");
+        assert_eq!(state.orders(later + STALLED_AFTER), [FROM_THE_START]);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) struct Progress {
 
 #[derive(Default)]
 struct State {
+    /// How often everything was forgotten.
+    generation: u64,
     unnoted: HashMap<ShardId, Seq>,
     /// What the table said, or was made to say, for the shards that are relayed here.
     noted: HashMap<ShardId, Seq>,
@@ -64,7 +66,8 @@ impl Progress {
 
     /// Forgets everything: what was reached is not there any more.
     pub(super) fn forget(&self) {
-        *self.state() = State::default();
+        let mut state = self.state();
+        *state = State { generation: state.generation + 1, ..State::default() };
     }
 
     /// Ends when the table says less than it was known to say.
@@ -72,14 +75,26 @@ impl Progress {
         self.put_back.notified().await;
     }
 
-    /// What is to be noted, with what the table should say before.
-    fn take(&self) -> Vec<Step> {
+    /// What is to be noted, with what the table should say before, and as of which generation.
+    fn take(&self) -> (u64, Vec<Step>) {
         let mut state = self.state();
+        let generation = state.generation;
         let unnoted = mem::take(&mut state.unnoted);
         let step = |(shard, seq)| Step { shard, known: state.noted.get(&shard).copied().unwrap_or(0), seq };
         let mut steps: Vec<Step> = unnoted.into_iter().map(step).collect();
         steps.sort_unstable_by_key(|step| step.shard);
-        steps
+        (generation, steps)
+    }
+
+    /// What could not be noted is tried again, unless it was forgotten meanwhile.
+    fn give_back(&self, generation: u64, steps: &[Step]) {
+        let mut state = self.state();
+        if state.generation == generation {
+            for step in steps {
+                let reached = state.unnoted.entry(step.shard).or_insert(step.seq);
+                *reached = (*reached).max(step.seq);
+            }
+        }
     }
 
     /// What the table says now.
@@ -120,13 +135,13 @@ pub(super) async fn note_progress(topic: Topic, database: Database, progress: &P
     let mut followed = Instant::now();
     loop {
         sleep(NOTE_EVERY).await;
-        let steps = progress.take();
+        let (generation, steps) = progress.take();
         if !steps.is_empty() {
             match timeout(NOTE_WITHIN, note(&database, &steps)).await {
                 Ok(Ok(places)) => progress.learn(places),
                 _ => {
                     tracing::debug!(kafka.topic = topic.kafka_name(), "cannot note yet how far Kafka has the log");
-                    steps.iter().for_each(|step| progress.reached(step.shard, step.seq));
+                    progress.give_back(generation, &steps);
                 }
             }
         } else if followed.elapsed() >= FOLLOW_EVERY {
@@ -182,12 +197,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_forgotten_is_not_noted_after_all_because_a_statement_failed() {
+        let progress = Progress::default();
+        progress.reached(A, 8);
+        let (generation, steps) = progress.take();
+        progress.give_back(generation, &steps);
+        assert_eq!(progress.take(), (generation, steps.clone()));
+        progress.forget();
+        progress.give_back(generation, &steps);
+        assert_eq!(progress.take().1, []);
+    }
+
+    #[test]
     fn what_is_noted_says_what_the_table_should_have_said_and_a_shard_that_left_is_nobodys_concern() {
         let progress = Progress::default();
         progress.follow(|_| true, &[(A, 5)]);
         progress.reached(A, 8);
         progress.reached(A, 6);
-        assert_eq!(progress.take(), [Step { shard: A, known: 5, seq: 8 }]);
+        assert_eq!(progress.take(), (0, vec![Step { shard: A, known: 5, seq: 8 }]));
         progress.learn([(A, 8)]);
         progress.follow(|shard| shard != A, &[(B, 1)]);
         progress.learn([(A, 0)]);
