@@ -218,7 +218,8 @@ async fn a_thread_of_100_000_comments_goes_with_its_post_and_is_counted_for_nobo
     let began = Instant::now();
     let sweep = tokio::spawn({
         let comments = comments.clone();
-        async move { comments.sweep_closed(deadline()).await }
+        // Nobody else has to wait for it: on a busy machine it may take its minutes.
+        async move { comments.sweep_closed(deadline() + Duration::from_secs(600)).await }
     });
     // Others write meanwhile, in the same shard too.
     let neighbour =
@@ -241,7 +242,7 @@ async fn a_thread_of_100_000_comments_goes_with_its_post_and_is_counted_for_nobo
     );
     let counted = "SELECT count(*) FROM user_counter WHERE comment_count = 2 AND user_id <> $1";
     while users_client.query_one(counted, &[&BOB.0]).await.unwrap().get::<_, i64>(0) < count {
-        assert!(began.elapsed() < Duration::from_secs(300), "every author is told");
+        assert!(began.elapsed() < Duration::from_secs(600), "every author is told");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     println!("and counted for nobody after {:.1} s", began.elapsed().as_secs_f64());
