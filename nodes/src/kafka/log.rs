@@ -86,7 +86,7 @@ impl KafkaLog {
 
     /// What Kafka does not have, if the outbox does: for all that is read, since what one shard lacks its neighbours mostly
     /// lack as well.
-    async fn from_outbox(
+    async fn read_outbox(
         &self,
         topic: Topic,
         missing: LogError,
@@ -122,7 +122,7 @@ impl EventLog for KafkaLog {
                 match reader.look(positions, bytes_max) {
                     Ok(fetched) if fetched.is_empty() => {}
                     Ok(fetched) => return Ok(fetched),
-                    Err(missing) => return self.from_outbox(topic, missing, positions, bytes_max).await,
+                    Err(missing) => return self.read_outbox(topic, missing, positions, bytes_max).await,
                 }
                 if let Some(hints) = &self.hints
                     && let Some(relayed) = hints.relayed(topic, positions).await

@@ -187,14 +187,12 @@ impl Relay {
         lines.clear();
         ends.clear();
         self.progress.forget();
-        while is_remade {
-            match forget_relayed(&self.database).await {
-                Ok(_) => return,
-                Err(failure) => {
-                    tracing::debug!(kafka.topic = self.topic.kafka_name(), %failure, "cannot put back yet how far Kafka has the log");
-                    sleep(LOOK_EVERY).await;
-                }
-            }
+        if !is_remade {
+            return;
+        }
+        while let Err(failure) = forget_relayed(&self.database).await {
+            tracing::debug!(kafka.topic = self.topic.kafka_name(), %failure, "cannot put back yet how far Kafka has the log");
+            sleep(LOOK_EVERY).await;
         }
     }
 

@@ -83,8 +83,11 @@ pub(super) struct NodeHealth {
     tree: SupervisorRef,
     kafka: Option<Arc<kafka::client::Probe>>,
     /// What the logs said, and when.
-    lags: Mutex<Option<(Instant, Vec<(String, Probe)>)>>,
+    lags: Mutex<Option<(Instant, Lags)>>,
 }
+
+/// The probes of logs, by their names.
+type Lags = Vec<(String, Probe)>;
 
 /// A service, as far as health is concerned.
 trait Probed: Send + Sync {
@@ -184,7 +187,7 @@ impl NodeHealth {
     }
 
     /// What waits in the logs for this node.
-    async fn lags(&self) -> Vec<(String, Probe)> {
+    async fn lags(&self) -> Lags {
         // Whoever comes meanwhile waits for the same answer.
         let mut lags = self.lags.lock().await;
         match &*lags {
@@ -193,7 +196,7 @@ impl NodeHealth {
         }
     }
 
-    async fn look_at_lags(&self) -> Vec<(String, Probe)> {
+    async fn look_at_lags(&self) -> Lags {
         let bridges = self.bridges.iter().map(async |NamedBridge { topic, consumer, bridge }| {
             let probe = match bridge.outside().into_iter().next() {
                 Some(outside) => degraded(outside.reason),
@@ -201,10 +204,10 @@ impl NodeHealth {
             };
             (format!("{consumer}.events.{}", topic.service()), probe)
         });
-        let publishes = |service: &&Box<dyn Probed>| {
+        let publishes = |service: &dyn Probed| {
             self.kafka.is_some() && service.is_member() && Topic::ALL.iter().any(|topic| topic.service() == service.name())
         };
-        let relays = self.services.iter().filter(publishes).map(async |service| {
+        let relays = self.services.iter().filter(|service| publishes(service.as_ref())).map(async |service| {
             (format!("{}.relay", service.name()), lag(service.name(), "relayed to Kafka", service.unrelayed()).await)
         });
         let (mut lags, relays) = join(join_all(bridges), join_all(relays)).await;
