@@ -203,12 +203,17 @@ mod tests {
 
     struct Nobody;
 
+    /// Messages that there are none of.
+    struct Silence;
+
+    impl ractor::Message for Silence {}
+
     impl Actor for Nobody {
-        type Msg = ();
+        type Msg = Silence;
         type State = ();
         type Arguments = ();
 
-        async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+        async fn pre_start(&self, _: ActorRef<Silence>, (): ()) -> Result<(), ActorProcessingErr> {
             Ok(())
         }
     }

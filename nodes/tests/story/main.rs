@@ -196,7 +196,8 @@ async fn the_private_postgres_may_die_and_comes_back() {
         sent.is_ok_and(|answer| answer.status() == 201)
     })
     .await;
-    assert_eq!(node.get(&format!("/api/v1/posts/{first}")).await["title"], "before");
+    let read = node.get(&format!("/api/v1/posts/{first}")).await;
+    assert_eq!(read["title"], "before", "{read}");
     node.stop().await;
 }
 

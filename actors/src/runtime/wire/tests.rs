@@ -135,7 +135,7 @@ fn answers() -> Vec<(String, String)> {
 fn what_nodes_of_before_say_is_what_this_build_says() {
     let now: String =
         [all_commands(), questions(), answers()].concat().iter().map(|(name, hex)| format!("{name}: {hex}\n")).collect();
-    if let Some(path) = std::env::var_os("ROOKERY_KEEP_BYTES") {
+    if let Some(path) = std::env::var_os("KEEP_BYTES") {
         std::fs::write(path, &now).unwrap();
     }
     let kept = include_str!("fixtures_v2.txt");
