@@ -38,14 +38,17 @@ tour() {
   awk '/^<!-- tour:/ { wanted = 1 } /^```$/ { inside = 0 } inside { print } wanted && /^```bash/ { inside = 1; wanted = 0 }' \
     README.md >"$scratch/tour"
   [ "$(wc -l <"$scratch/tour")" -gt 15 ] || fail "the README has no tour"
+  # Its post, to be found again. Not read from its answers: they hold the author's id too.
+  echo 'echo "remembered $post"' >>"$scratch/tour"
   ROOKERY=http://127.0.0.1:8080 timeout 120 bash -euo pipefail "$scratch/tour" >"$scratch/tour.out" 2>&1 ||
     { cat "$scratch/tour.out" >&2; fail "the tour"; }
-  # One post of it, to be found again.
-  remembered=$(sed -n 's/.*"id":"\([^"]*\)".*On the Analytical Engine.*/\1/p' "$scratch/tour.out" | head -1)
-  [ -n "$remembered" ] || fail "the tour shows no post"
+  remembered=$(sed -n 's/^remembered //p' "$scratch/tour.out")
+  remembers
 }
 
 remembers() { curl -sS --fail-with-body --max-time 15 "$api/posts/$remembered" | grep -q 'Analytical Engine' || fail "a post is gone"; }
+
+up() { docker compose --progress quiet up --detach --wait --quiet-pull "$@"; }
 
 nodes() { docker compose --profile '*' ps --quiet gateway gateway-2 users posts comments search; }
 
@@ -123,6 +126,7 @@ client() { # client start | stop
         ) &
         client_pids+=($!)
       done
+      until [ -e "$scratch/ready.8080" ] || [ -e "$scratch/ready.8081" ]; do sleep 0.1; done
       (
         turn=0
         while [ ! -e "$scratch/stop" ]; do
@@ -143,7 +147,7 @@ client() { # client start | stop
             # 7: not connected. Anything else may have been sent.
             [ $? -eq 7 ] || break
           done
-          echo "$answer" >>"$scratch/asked"
+          echo "$answer $(date +%T) ${request[0]}" >>"$scratch/asked"
           sleep 0.05
         done
       ) &
@@ -155,7 +159,7 @@ client() { # client start | stop
       client_pids=()
       awk '{ asked++; if ($1 != 200 && $1 != 201) failed++; if ($2 > slowest) slowest = $2 }
         END { printf "%d requests, %d failed, slowest %.1f s\n", asked, failed, slowest; exit failed > 0 || asked < 20 }' \
-        "$scratch/asked" || { sort "$scratch/asked" | cut -d' ' -f1 | uniq -c >&2; fail "requests failed"; }
+        "$scratch/asked" || { awk '$1 !~ /^20[01]$/ && shown++ < 20' "$scratch/asked" >&2; fail "requests failed"; }
       ;;
   esac
 }
@@ -208,7 +212,7 @@ crashes_and_restarts() {
 
 down_and_up() {
   docker compose --profile '*' down --timeout 30 >/dev/null 2>&1
-  docker compose up --detach --wait >/dev/null 2>&1
+  up
   remembers
 }
 
@@ -221,7 +225,7 @@ services:
 YAML
   export COMPOSE_PROJECT_NAME=rookery-nightly COMPOSE_FILE=docker-compose.yml:$scratch/nightly.yml
   docker/secrets.sh
-  step "cluster: up" docker compose up --detach --wait --quiet-pull
+  step "cluster: up" up
   step "cluster: health" health
   step "cluster: links" links
   step "cluster: tour" tour
@@ -235,7 +239,7 @@ YAML
 
 part_laptop() {
   export COMPOSE_PROJECT_NAME=rookery-nightly-laptop COMPOSE_FILE=docker-compose.laptop.yml
-  step "laptop: up" docker compose up --detach --wait --quiet-pull
+  step "laptop: up" up
   step "laptop: tour" tour
   step "laptop: a crash" laptop_crash
   step "laptop: down and up" down_and_up
@@ -296,7 +300,7 @@ part_dev() {
   export COMPOSE_PROJECT_NAME=rookery-nightly-dev
   export COMPOSE_FILE=$scratch/checkout/docker-compose.yml:$scratch/checkout/docker-compose.dev.yml
   "$scratch/checkout/docker/secrets.sh"
-  step "dev in containers: up" docker compose up --build --detach --wait --quiet-pull
+  step "dev in containers: up" up --build
   step "dev in containers: an edit" edit
   docker compose logs --no-log-prefix build | grep 'dev:' | tail -4
   docker compose down --volumes >/dev/null 2>&1
