@@ -307,8 +307,9 @@ part_dev() {
   unset COMPOSE_PROJECT_NAME COMPOSE_FILE
 }
 
+# With incremental builds, as people have them; .ci/lib.sh turns them off.
 dev_up() {
-  CARGO_TARGET_DIR=${CI_DEV_TARGET_DIR:-$CARGO_TARGET_DIR} "$scratch/checkout/dev/up" >"$scratch/dev.log" 2>&1 &
+  env -u CARGO_INCREMENTAL CARGO_TARGET_DIR="${CI_DEV_TARGET_DIR:-$CARGO_TARGET_DIR}" "$scratch/checkout/dev/up" >"$scratch/dev.log" 2>&1 &
   up_pid=$!
   local deadline=$((SECONDS + 3600))
   until curl -s --max-time 2 http://127.0.0.1:8080/readyz >/dev/null; do
