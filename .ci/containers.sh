@@ -180,7 +180,17 @@ crash() { # crash SERVICE
   docker compose exec -T "$1" bash -c 'for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" != rookery ] || kill -9 "${p#/proc/}"; done'
 }
 
-healthy() { docker compose --profile '*' up --detach --wait --no-recreate "$@" >/dev/null 2>&1 || fail "not healthy: $*"; }
+# Not by `--wait`: a container whose program has just died is unhealthy to the engine while it starts again, and Compose gives up.
+healthy() { # healthy [OPTION…] [SERVICE…]
+  docker compose --profile '*' up --detach --no-recreate "$@" >"$scratch/compose.out" 2>&1 ||
+    { cat "$scratch/compose.out" >&2; fail "not up: $*"; }
+  local deadline=$((SECONDS + 180))
+  until [ -z "$(docker ps --all --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" \
+    --filter health=starting --filter health=unhealthy)" ]; do
+    [ "$SECONDS" -lt "$deadline" ] || fail "not healthy: $*"
+    sleep 0.5
+  done
+}
 
 scale_and_update() {
   healthy gateway-2
