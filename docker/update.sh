@@ -14,6 +14,20 @@ compose() { docker compose "${options[@]}" "$@"; }
 options=("$@")
 say() { printf 'update.sh: %s\n' "$*"; }
 
+# All containers of a service answer. Not by `up --wait`, which gives up when a program ends once, though it is started again.
+ready() {
+  local deadline=$((SECONDS + ready_s)) containers health
+  while [ "$SECONDS" -lt "$deadline" ]; do
+    mapfile -t containers < <(compose ps --all --quiet "$1")
+    health=$(docker inspect --format '{{.State.Health.Status}}' "${containers[@]}") && [ -n "$health" ] &&
+      ! grep -qvx healthy <<<"$health" && return 0
+    sleep 0.2
+  done
+  return 1
+}
+
+# Long enough for a node that is started twice on a busy machine.
+ready_s=${ROOKERY_READY_S:-300}
 # A balancer has seen by then that the gateway before is ready again.
 noticed_s=${ROOKERY_BALANCER_S:-2}
 
@@ -37,7 +51,8 @@ for service in users posts comments search gateway gateway-2; do
     docker stop "$container" >/dev/null
     docker rm "$container" >/dev/null
     # Its data folder is on a volume, which stays. The other copies are left alone.
-    compose up --detach --wait --quiet-pull --no-build --no-deps --no-recreate --scale "$service=${#containers[@]}" "$service" 2>/dev/null ||
+    compose up --detach --quiet-pull --no-build --no-deps --no-recreate --scale "$service=${#containers[@]}" "$service" 2>/dev/null &&
+      ready "$service" ||
       { compose logs --tail 30 "$service" >&2; say "$name does not become ready; the others still run the image before" >&2; exit 1; }
     say "$name: $((SECONDS - since)) s"
     case $service in
