@@ -295,7 +295,7 @@ mod who_is_turned_away {
         n1.ask("n2", ECHO, 10, 1).await.assert_all("answered");
         // And they are shown out.
         assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap(), 0);
-        n2.until_logged(&["WARN", "refused a connection", "it took longer than 5000 ms"]).await;
+        n2.until_logged(&["WARN", "connections for the links are refused", "it took longer than 5000 ms"]).await;
     }
 
     #[tokio::test]
@@ -303,8 +303,8 @@ mod who_is_turned_away {
         let n2 = Node::start(&spec("n2")).await;
         let n1 = Node::start(&node::Spec { secret: 2, ..spec("n1") }).await;
         introduce(&[&n1, &n2]).await;
-        let why = "the other side does not know the cluster's secret";
-        n2.until_logged(&["WARN", "refused a connection", why]).await;
+        let why = "the other side has another secret than this node";
+        n2.until_logged(&["WARN", "connections for the links are refused", why]).await;
         n1.until_logged(&["WARN", "cannot reach node n2", why]).await;
         n1.ask("n2", ECHO, 10, 1).await.assert_all("not delivered: there is no link to that node");
     }
@@ -314,7 +314,7 @@ mod who_is_turned_away {
         let n1 = Node::start(&spec("n1")).await;
         let mut browser = TcpStream::connect(n1.address).await.unwrap();
         browser.write_all(b"GET / HTTP/1.1\r\nhost: n1\r\n\r\n").await.unwrap();
-        n1.until_logged(&["refused a connection", "no Rookery node"]).await;
+        n1.until_logged(&["connections for the links are refused", "no Rookery node"]).await;
     }
 }
 
@@ -340,7 +340,7 @@ mod tls {
         let [certificate, key, _] = theirs.node("n1");
         let n1 = Node::start(&node::Spec { tls: Some([certificate, key, ours.file()]), ..spec("n1") }).await;
         introduce(&[&n1, &n2]).await;
-        n2.until_logged(&["WARN", "refused a connection", "no TLS"]).await;
+        n2.until_logged(&["WARN", "connections for the links are refused", "no TLS"]).await;
         n1.until_logged(&["WARN", "cannot reach node n2"]).await;
     }
 
@@ -351,7 +351,7 @@ mod tls {
         let n2 = Node::start(&node::Spec { tls: Some(authority.node("n2")), ..spec("n2") }).await;
         let n1 = Node::start(&spec("n1")).await;
         introduce(&[&n1, &n2]).await;
-        n2.until_logged(&["WARN", "refused a connection", "no TLS"]).await;
+        n2.until_logged(&["WARN", "connections for the links are refused", "no TLS"]).await;
     }
 
     #[tokio::test]
@@ -369,6 +369,6 @@ mod tls {
         // In TLS 1.3 the client is done before the server has looked for a certificate.
         let mut stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.unwrap();
         assert!(stream.read_u8().await.is_err());
-        n2.until_logged(&["WARN", "refused a connection", "no TLS", "certificate"]).await;
+        n2.until_logged(&["WARN", "connections for the links are refused", "no TLS", "certificate"]).await;
     }
 }
