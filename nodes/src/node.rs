@@ -57,6 +57,9 @@ use crate::{
     secret,
 };
 
+/// A node that starts waits so long for a connection: on a busy machine Postgres may take its time, and nobody waits behind it.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
+
 /// A stop takes no longer, the private Postgres aside.
 const STOP_WITHIN: Duration = Duration::from_secs(14);
 
@@ -141,7 +144,8 @@ impl Node {
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
-        let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", Default::default()));
+        let patient = runtime::PoolSize { connections_max: 2, wait_max: CONNECTION_WITHIN };
+        let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", patient));
         let name = config.node.name.to_string();
         let settled = secret::Settled::look(&secrets, &users, &name).await?;
         let settling = secret::follow(secrets.clone(), users, name.clone());

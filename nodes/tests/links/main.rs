@@ -305,7 +305,7 @@ mod who_is_turned_away {
         introduce(&[&n1, &n2]).await;
         let why = "the other side has another secret than this node";
         n2.until_logged(&["WARN", "connections for the links are refused", why]).await;
-        n1.until_logged(&["WARN", "cannot reach node n2", why]).await;
+        n1.until_logged(&["WARN", "n2: the node cannot be reached", why]).await;
         n1.ask("n2", ECHO, 10, 1).await.assert_all("not delivered: there is no link to that node");
     }
 
@@ -341,7 +341,7 @@ mod tls {
         let n1 = Node::start(&node::Spec { tls: Some([certificate, key, ours.file()]), ..spec("n1") }).await;
         introduce(&[&n1, &n2]).await;
         n2.until_logged(&["WARN", "connections for the links are refused", "no TLS"]).await;
-        n1.until_logged(&["WARN", "cannot reach node n2"]).await;
+        n1.until_logged(&["WARN", "n2: the node cannot be reached"]).await;
     }
 
     #[tokio::test]
