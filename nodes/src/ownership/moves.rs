@@ -192,7 +192,7 @@ async fn give<S: Service>(
         S::NAME,
         to.node
     );
-    episodes::note("shards were handed over", &format!("{} to {}", S::NAME, to.node), handed.granted.len());
+    episodes::note("shards were handed over", S::NAME, handed.granted.len());
     let told = told.await == Ok(true);
     drop(turn);
     if !told {

@@ -155,6 +155,7 @@ async fn a_healthy_start_and_scaling_and_leaving_in_order_warn_of_nothing() {
     let warns = |line: &&Value| (line["level"] == "WARN" || line["level"] == "ERROR") && !is_slow(line);
     let alarming: Vec<_> = lines.iter().filter(warns).collect();
     assert!(alarming.is_empty(), "{alarming:#?}");
-    assert_few("3 nodes become 5 and 1", &lines, 130);
+    // Of five nodes each other one is linked and parted once (40 lines), and shards of four services move for half a minute.
+    assert_few("3 nodes become 5 and 1", &lines, 220);
     observed.cluster.stop().await.unwrap();
 }

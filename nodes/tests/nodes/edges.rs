@@ -111,8 +111,13 @@ fn the_folder_of_another_user_is_named_as_that() {
     let folder = tempfile::tempdir().unwrap();
     let mode = |mode| std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o000);
-    let mut command = rookery(&["status", "--data-dir"]);
-    command.arg(folder.path()).current_dir("/");
+    // A copy, since the folders of a build may be closed to that user as well.
+    let programs = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(programs.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = programs.path().join("rookery");
+    std::fs::copy(env!("CARGO_BIN_EXE_rookery"), &program).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.args(["status", "--data-dir"]).arg(folder.path()).current_dir("/");
     if Uid::effective().is_root() {
         command.uid(65_534).gid(65_534);
     }
