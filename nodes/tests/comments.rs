@@ -331,7 +331,7 @@ async fn closed_thread(comments: &Comments, authors: usize) -> (PostId, BTreeMap
         id: id(n),
         author: author(n),
         body: body(&format!("comment {n}")),
-        parent: (n % 3 > 0).then(|| id(n - n % 3)),
+        parent: (!n.is_multiple_of(3)).then(|| id(n - n % 3)),
         at,
     };
     for chunk in (0..count).collect::<Vec<_>>().chunks(500) {

@@ -34,7 +34,10 @@ pub struct Database {
 
 /// The last trouble of each kind, for callers who would otherwise only see that there is no answer.
 #[derive(Clone, Debug, Default)]
-struct Troubles(Arc<Mutex<[Option<(Instant, String)>; 2]>>);
+struct Troubles(Arc<Mutex<[Option<Noted>; 2]>>);
+
+/// When there was trouble, and which.
+type Noted = (Instant, String);
 
 /// The kinds of it.
 #[derive(Clone, Copy, Debug)]

@@ -127,7 +127,7 @@ mod tests {
         let mut other = Command::new("flock");
         let slot = slots.folder.join("0");
         let Ok(mut other) = other.arg("--no-fork").arg(&slot).args(["sleep", "600"]).spawn() else {
-            eprintln!("SKIPPED: there is no flock on this machine");
+            crate::terminal::note_line!("SKIPPED: there is no flock on this machine");
             return;
         };
         while open(&slot).try_lock().is_ok() {

@@ -119,8 +119,8 @@ fn ships_the_program_without_its_line_tables_and_keeps_them_apart() {
     let program = running(&image).copies().find_map(|copy| copy.from.and(copy.sources.into_iter().next())).expect("a program");
     let kept = stage("debug").copies().next().expect("it is kept").sources;
     assert_eq!(kept, [format!("{program}.debug")]);
-    let builds = stage("builder").instructions.iter().filter(|instruction| instruction.name == "RUN");
-    assert!(builds.last().unwrap().rest.ends_with("docker/split-debug.sh target/release/rookery"));
+    let mut builds = stage("builder").instructions.iter().filter(|instruction| instruction.name == "RUN");
+    assert!(builds.next_back().unwrap().rest.ends_with("docker/split-debug.sh target/release/rookery"));
 }
 
 /// A vendored one costs minutes of every build and gets no security updates from Debian.
