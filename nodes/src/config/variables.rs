@@ -21,6 +21,7 @@ const OTHERS: &[(&str, &str, bool)] = &[
     ("ROOKERY", "the gateway that README's tour talks to", false),
     ("ROOKERY_SCALE", "how large the tests of scale are", false),
     ("ROOKERY_BALANCER_S", "how long docker/update.sh waits for a balancer to notice, in seconds", false),
+    ("ROOKERY_READY_S", "how long docker/update.sh waits for a container to be ready, in seconds", false),
     ("ROOKERY_CHAOS_NODES", "how many nodes the chaos tests start", false),
     ("ROOKERY_BENCHES_RUSTC", "the compiler that the benches were built by", false),
 ];
