@@ -9,6 +9,7 @@ mod events;
 mod front;
 mod health;
 mod janitor;
+mod patience;
 mod services;
 
 use std::{
@@ -44,6 +45,7 @@ use self::{
     events::Events,
     front::{Front, Listening},
     health::NodeHealth,
+    patience::Patience,
     services::RunningService,
 };
 use crate::{
@@ -56,9 +58,6 @@ use crate::{
     report::Reporter,
     secret,
 };
-
-/// A node that starts waits so long for a connection: on a busy machine Postgres may take its time, and nobody waits behind it.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
 
 /// A stop takes no longer, the private Postgres aside.
 const STOP_WITHIN: Duration = Duration::from_secs(14);
@@ -144,13 +143,14 @@ impl Node {
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
-        let patient = runtime::PoolSize { connections_max: 2, wait_max: CONNECTION_WITHIN };
-        let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", patient));
+        let patience = Patience::begin();
+        let few = runtime::PoolSize { connections_max: 2, ..runtime::PoolSize::default() };
+        let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", few));
         let name = config.node.name.to_string();
-        let settled = secret::Settled::look(&secrets, &users, &name).await?;
+        let cookie = patience.take(async || secret::settle(&secrets, &users, &name).await).await?;
         let settling = secret::follow(secrets.clone(), users, name.clone());
-        let cluster = Cluster::start(&config, &databases, &secrets, settled.cookie).await?;
-        let services = services::start(&config, &databases, &tree, cluster.as_ref()).await?;
+        let cluster = Cluster::start(&config, &databases, &secrets, cookie).await?;
+        let services = services::start(&config, &databases, &tree, cluster.as_ref(), patience).await?;
         let reached = gateway.map(|bound| address::of_gateway(bound, cluster.as_ref().map(|cluster| &*cluster.address)));
         let cluster = cluster.map(|cluster| cluster.running(&services));
 
@@ -159,7 +159,7 @@ impl Node {
         let faces = faces(&config, &secrets, &services, data.path()).await?;
 
         let front = match socket {
-            Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secrets).await?, socket)),
+            Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secrets, patience).await?, socket)),
             None => None,
         };
         let breakers = front.as_ref().map(|(front, _)| Arc::clone(&front.breakers));

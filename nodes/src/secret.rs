@@ -13,7 +13,7 @@ use anyhow::Context;
 use rookery_actors::secret::{ClusterSecret, FormerReading, KeyRing};
 use secrecy::{ExposeSecret, SecretString};
 
-pub(crate) use self::settle::{Settled, follow};
+pub(crate) use self::settle::{follow, settle};
 use crate::config::Config;
 
 /// The file beside the data, readable by its owner alone.

@@ -24,7 +24,7 @@ use rookery_gateway::{
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
 
-use super::{Faces, events::Events, janitor, services::Started};
+use super::{Faces, events::Events, janitor, patience::Patience, services::Started};
 use crate::{
     config::{Config, Rate, Rates},
     user_news,
@@ -54,14 +54,16 @@ impl Front {
         services: &Started,
         events: &Events,
         secrets: &KeyRing,
+        patience: Patience,
     ) -> anyhow::Result<Self> {
         let users = &services.users.runtime;
-        let keys = SigningKeys::load_or_create(users.database(), secrets).await?;
+        let keys = patience.take(async || SigningKeys::load_or_create(users.database(), secrets).await).await?;
         let revoked = Arc::new(RevokedSessions::default());
         let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, Arc::clone(&revoked)));
         let (posts, comments) = (services.posts.runtime.clone(), services.comments.runtime.clone());
         let listeners = user_news::Listeners { revoked, posts, comments };
-        let user_news = user_news::follow(users, Arc::clone(&events.embedded), listeners).await?;
+        let follow = async || user_news::follow(users, Arc::clone(&events.embedded), listeners.clone()).await;
+        let user_news = patience.take(follow).await?;
         let settings = settings(config)?;
         let issuer = Arc::new(Issuer::new(signer(&keys)?, &settings));
         install(&keys, &verifier, &issuer)?;

@@ -51,7 +51,7 @@ pub(super) fn sweep_threads(comments: Comments) -> JoinHandle<()> {
             // Timed out is as good: then it is time to look.
             let _ = tokio::time::timeout(LOOK_EVERY, comments.closing()).await;
             if let Err(failure) = comments.sweep_closed(Instant::now() + EVERY).await {
-                tracing::warn!(%failure, "the comments of deleted posts must wait");
+                episodes::warn("the comments of deleted posts must wait", "comments", &failure);
             }
         }
     })
@@ -76,7 +76,7 @@ pub(super) fn take_back_likes(posts: Option<Posts>, comments: Option<Comments>) 
                 outcomes.push(comments.take_back_likes(deadline).await);
             }
             for failure in outcomes.into_iter().filter_map(Result::err) {
-                tracing::warn!(%failure, "likes of deleted accounts must wait");
+                episodes::warn("likes of deleted accounts must wait", "", &failure);
             }
         }
     })

@@ -23,7 +23,7 @@ use rookery_actors::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::cluster::Cluster;
+use super::{cluster::Cluster, patience::Patience};
 use crate::{
     config::{self, Config, Role, Roles},
     databases::Databases,
@@ -181,9 +181,11 @@ pub(super) async fn start(
     databases: &Databases,
     tree: &SupervisorRef,
     cluster: Option<&Cluster>,
+    patience: Patience,
 ) -> anyhow::Result<Started> {
     let (services, roles) = (&config.services, &config.node.roles);
-    let place = |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree, cluster };
+    let place =
+        |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree, cluster, patience };
     let (users, posts, comments, search) = tokio::try_join!(
         one(UserService::default(), place(&services.users, Role::Users, Database::Users), config),
         one(PostService::default(), place(&services.posts, Role::Posts, Database::Posts), config),
@@ -201,10 +203,11 @@ struct Place<'a> {
     database: tokio_postgres::Config,
     tree: &'a SupervisorRef,
     cluster: Option<&'a Cluster>,
+    patience: Patience,
 }
 
 async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyhow::Result<Running<S>> {
-    let Place { of, member, database, tree, cluster } = place;
+    let Place { of, member, database, tree, cluster, patience } = place;
     let settings = Settings {
         shards: if S::NAME == SearchService::NAME { config.cluster.search_partitions } else { config.cluster.shards },
         cache_bytes: usize::try_from(of.cache_bytes)?,
@@ -225,7 +228,7 @@ async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyho
         cluster.routes.serve(&runtime);
     }
     let part = match cluster {
-        _ if member => Part::Member(join(&runtime, config, lease, cluster).await?),
+        _ if member => Part::Member(patience.take(async || join(&runtime, config, lease, cluster).await).await?),
         Some(_) => Part::Onlooker(Observer::start(runtime.database().clone(), S::NAME, lease)),
         None => Part::None,
     };

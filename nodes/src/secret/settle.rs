@@ -25,21 +25,13 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 /// The row that holds the cookie, in the settings of the users database.
 const COOKIE: &str = "links cookie";
 
-/// The secrets of a node that has looked at the others.
-pub(crate) struct Settled {
-    /// What the sessions of ractor_cluster show each other.
-    pub(crate) cookie: String,
-}
-
-impl Settled {
-    /// Chooses with which secret to make things, before anything is made.
-    ///
-    /// # Errors
-    /// When the database does not answer, or holds a cookie that none of the secrets opens.
-    pub(crate) async fn look(secrets: &KeyRing, users: &Database, me: &str) -> anyhow::Result<Self> {
-        choose(secrets, users, me).await?;
-        Ok(Self { cookie: cookie(secrets, users).await? })
-    }
+/// Chooses with which secret to make things, before anything is made; what the sessions of ractor_cluster show each other.
+///
+/// # Errors
+/// When the database does not answer, or holds a cookie that none of the secrets opens.
+pub(crate) async fn settle(secrets: &KeyRing, users: &Database, me: &str) -> anyhow::Result<String> {
+    choose(secrets, users, me).await?;
+    cookie(secrets, users).await
 }
 
 /// Goes on looking, as nodes come and go.

@@ -3,6 +3,11 @@
 use std::{os::unix::process::CommandExt, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Uid};
+use rookery::{
+    chaos::proxy::{Fate, Proxy},
+    migrate::Database,
+    testing::{TestPostgres, Turn},
+};
 
 use crate::{
     process::{Running, in_shell, rookery, run},
@@ -153,6 +158,33 @@ async fn databases_that_cannot_be_used_are_named_by_their_place_and_their_fault(
         node.env("ROOKERY__SERVICES__USERS__DATABASE_URL", posts).env("ROOKERY__SERVICES__POSTS__DATABASE_URL", users);
     });
     assert!(code == Some(1) && said.contains("the URLs of the two are swapped"), "{said}");
+}
+
+/// Databases may be started anew, or be slow, while a node starts on them: it has reached them, so it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_database_that_goes_away_meanwhile() {
+    let _turn = Turn::wait(2);
+    let folder = tempfile::tempdir().unwrap();
+    // In the order in which a start comes to them: reports, a service's membership, keys, sessions.
+    for statement in ["FROM node\n", "INSERT INTO member (incarnation", "rookery signing keys", "type = 'session.closed'"] {
+        let shared = Shared::new().await;
+        let proxy = Proxy::start(&TestPostgres::shared().server().config("postgres"));
+        let mut command = shared.node("n1", "gateway,users,posts,comments,search");
+        command.env("ROOKERY__SERVICES__USERS__DATABASE_URL", proxy.url(&shared.name(Database::Users)));
+        let held = proxy.hold(statement);
+        let away = async {
+            held.await.release(Fate::Vanishes);
+            proxy.take_down();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            proxy.heal();
+        };
+        let data = folder.path().join("n1");
+        let (node, ()) = tokio::join!(Running::start(command, &data), away);
+        let told = node.log().matches("a database does not answer").count();
+        assert!((1..=2).contains(&told), "{statement}: {told} lines: {}", node.log());
+        node.stop().await;
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 }
 
 /// A program that is started somewhere else finds nothing of what is elsewhere, and must not look as if it had lost it.

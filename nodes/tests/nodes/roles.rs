@@ -40,6 +40,12 @@ impl Shared {
         command
     }
 
+    /// What a database is called on the server.
+    pub(crate) fn name(&self, of: Database) -> String {
+        let (_, url) = self.0.iter().find(|(database, _)| *database == of).unwrap();
+        url.parse::<tokio_postgres::Config>().unwrap().get_dbname().unwrap().to_owned()
+    }
+
     /// The names of the members of a service.
     async fn members(&self, of: Database) -> Vec<String> {
         let (_, url) = self.0.iter().find(|(database, _)| *database == of).unwrap();
