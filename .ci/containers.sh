@@ -151,13 +151,15 @@ client() { # client start | stop
               2) request=("/posts" -H "authorization: Bearer $token" -H 'content-type: application/json' \
                 -d "{\"title\":\"turn $turn\",\"body\":\"\"}") ;;
             esac
-            answer=$(curl -s -o /dev/null --max-time 20 -w '%{http_code} %{time_total}' \
+            : >"$scratch/answer"
+            answer=$(curl -s -o "$scratch/answer" --max-time 20 -w '%{http_code} %{time_total}' \
               "http://127.0.0.1:$port/api/v1${request[0]}" "${request[@]:1}") && break
             # 7: not connected. Anything else may have been sent.
             [ $? -eq 7 ] || break
           done
           [ -d "$scratch" ] || break
-          echo "$answer $(date +%T) ${request[0]}" >>"$scratch/asked"
+          [[ "$answer" == 20[01]* ]] && said= || said=$(head -c 500 "$scratch/answer" | tr '\n' ' ')
+          echo "$answer $(date +%T) ${request[0]} $said" >>"$scratch/asked"
           sleep 0.05
         done
       ) &

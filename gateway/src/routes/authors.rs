@@ -10,6 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Api;
+use crate::auth::Claims;
 use crate::call::Service;
 use crate::context::Context;
 use crate::problem::Problem;
@@ -92,5 +93,29 @@ impl Api {
         }
         known.retain(|_, author| !author.deleted);
         Ok(Known(known))
+    }
+
+    /// The author of what was just written. It is committed, so nothing may fail the answer any more: whoever cannot be looked
+    /// up is shown by the name in their token.
+    pub(crate) async fn writer(&self, service: Service, context: &Context, user: &Claims) -> Option<Arc<Author>> {
+        let id = UserId(user.sub);
+        let names = match service {
+            Service::Comments => &self.comments.runtime().service().authors,
+            _ => &self.posts.runtime().service().authors,
+        };
+        if let Some(author) = names.known(id) {
+            return Some(author).filter(|author| !author.deleted);
+        }
+        match self.authors(service, context, [id]).await {
+            Ok(known) => known.get(id).cloned(),
+            Err(_) => Some(Arc::new(Author {
+                id,
+                version: 0,
+                username: user.name.clone(),
+                display_name: user.name.clone(),
+                avatar_url: None,
+                deleted: false,
+            })),
+        }
     }
 }

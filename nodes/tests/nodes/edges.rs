@@ -3,11 +3,13 @@
 use std::{os::unix::process::CommandExt, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Uid};
+use reqwest::Method;
 use rookery::{
     chaos::proxy::{Fate, Proxy},
     migrate::Database,
     testing::{TestPostgres, Turn},
 };
+use serde_json::{Value, json};
 
 use crate::{
     process::{Running, in_shell, rookery, run},
@@ -185,6 +187,52 @@ async fn a_start_waits_for_a_database_that_goes_away_meanwhile() {
         node.stop().await;
         std::fs::remove_dir_all(&data).unwrap();
     }
+}
+
+/// What is committed is answered, whatever can no longer be looked up for the answer: a 503 would say that nothing happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_is_committed_is_answered_although_likes_cannot_be_read() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let proxy = Proxy::start(&TestPostgres::shared().server().config("postgres"));
+    let mut command = shared.node("n1", "gateway,users,posts,comments,search");
+    for database in [Database::Posts, Database::Comments] {
+        let variable = format!("ROOKERY__SERVICES__{}__DATABASE_URL", database.name().to_uppercase());
+        command.env(variable, proxy.url(&shared.name(database)));
+    }
+    let node = Running::start(command, &folder.path().join("n1")).await;
+    let base = format!("http://{}/api/v1", node.greeted("http://").unwrap());
+    let http = reqwest::Client::new();
+    let ask = async |method: Method, path: &str, token: &str, body: Value| {
+        let request = http.request(method, format!("{base}{path}")).bearer_auth(token).json(&body);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap_or_default())
+    };
+    let mut tokens = Vec::new();
+    for name in ["ada", "bob"] {
+        let body = json!({"username": name, "email": format!("{name}@example.org"), "password": "correct horse battery"});
+        let (status, answer) = ask(Method::POST, "/auth/register", "", body).await;
+        assert_eq!(status, 201, "{answer}");
+        tokens.push(answer["access_token"].as_str().unwrap().to_owned());
+    }
+    let (ada, bob) = (&tokens[0], &tokens[1]);
+    let (_, post) = ask(Method::POST, "/posts", ada, json!({"title": "first", "body": ""})).await;
+    let post = format!("/posts/{}", post["id"].as_str().unwrap());
+    let (_, comment) = ask(Method::POST, &format!("{post}/comments"), ada, json!({"body": "first"})).await;
+    let comment = format!("{post}/comments/{}", comment["id"].as_str().unwrap());
+    for (path, field, read) in [
+        (&post, "title", "SELECT post FROM post_like WHERE user_id"),
+        (&comment, "body", "SELECT comment FROM comment_like WHERE user_id"),
+    ] {
+        assert_eq!(ask(Method::PUT, &format!("{path}/like"), bob, Value::Null).await.0, 204);
+        proxy.always(read, Fate::NeverArrives);
+        let (status, answer) = ask(Method::PATCH, path, ada, json!({field: "second"})).await;
+        assert_eq!((status, &answer[field], &answer["version"]), (200, &json!("second"), &json!(2)), "{answer}");
+        assert!(answer.get("liked").is_none() && answer["author"]["username"] == "ada", "{answer}");
+        proxy.heal();
+        let (_, answer) = ask(Method::GET, path, ada, Value::Null).await;
+        assert_eq!((&answer[field], &answer["liked"]), (&json!("second"), &json!(false)), "{answer}");
+    }
+    node.stop().await;
 }
 
 /// A program that is started somewhere else finds nothing of what is elsewhere, and must not look as if it had lost it.

@@ -66,7 +66,8 @@ pub(crate) async fn handle(
         api.ask(Service::Comments, &context, Twice::keyed(&along), || api.comments.add(draft.clone(), along.clone())).await?;
     let accepted = added.map_err(refused)?;
     let comment = accepted.reply.comment.as_ref().ok_or_else(no_such_comment)?;
-    let (item, _) = api.one_comment(&context, None, comment).await?;
+    let author = api.writer(Service::Comments, &context, &user).await;
+    let item = api.comment_item(comment, author.as_deref());
     let place = format!("/api/v1/posts/{post}/comments/{}", comment.id);
     let headers = [
         (header::LOCATION, HeaderValue::try_from(place).expect("ids are a header value")),

@@ -66,7 +66,11 @@ pub(crate) async fn handle(
         })
         .await?;
     let comment = accepted.reply.comment.as_ref().ok_or_else(no_such_comment)?;
-    let (item, liked) = api.one_comment(&context, Some(&user), comment).await?;
+    let author = api.writer(Service::Comments, &context, &user).await;
+    let item = api.comment_item(comment, author.as_deref());
+    // It is committed: what cannot be looked up now is left out.
+    let liked = api.liked_comments(&context, Some(&user), std::slice::from_ref(comment)).await.ok().flatten();
+    let liked = liked.map(|liked| liked.contains(&comment.id));
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, post)))];
     let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));
     Ok((token, answer).into_response())

@@ -75,7 +75,7 @@ pub(crate) async fn handle(
     let accepted =
         api.write(Service::Posts, &context, Twice::keyed(&along), || api.posts.publish(draft.clone(), along.clone())).await?;
     let post = accepted.reply.post.as_ref().ok_or_else(|| Problem::new(&problem::INTERNAL, "the post is gone already"))?;
-    let author = api.author_of(&context, post).await?;
+    let author = api.writer(Service::Posts, &context, &user).await;
     // Not kept: it is rendered again when somebody reads it, and most are not read at once.
     let item = super::item(post, author.as_deref());
     let headers =

@@ -83,8 +83,9 @@ pub(crate) async fn handle(
         .write(Service::Posts, &context, Twice::Unsafe, || api.posts.edit(id, editor, changes.clone(), at, along.clone()))
         .await?;
     let post = accepted.reply.post.as_ref().ok_or_else(super::no_such_post)?;
-    let author = api.author_of(&context, post).await?;
-    let liked = Some(api.liked_post(&context, &user, post).await?);
+    let author = api.writer(Service::Posts, &context, &user).await;
+    // It is committed: what cannot be looked up now is left out.
+    let liked = api.liked_post(&context, &user, post).await.ok();
     let item = api.post_item(post, author.as_deref());
     let token = [(SEARCH_TOKEN, api.search_token(&super::written(&accepted, id)))];
     let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));
