@@ -54,17 +54,32 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
+/// The same in bytes: some are a hundred thousand times as long as others, and a page of them is in memory as a whole.
+const DOCUMENTS_BYTES_MAX: i64 = 8 << 20;
 
-/// What an index reads: the documents of a shard after a seq, about so many.
+/// What an index reads: the documents of a shard after a seq, up to another.
 ///
 /// A comment that was on its way when its post went is never to be found; those before it go with their post. Each post is
 /// looked up by its key: for a NOT EXISTS, Postgres would read all documents there are and hash those of deleted posts.
-/// With ties: a page ends with a whole record, however many documents came with it.
 pub const DOCUMENTS_AFTER: &str = "SELECT seq, doc FROM documents d
-     WHERE shard = $1 AND seq > $2 AND (type <> 'comment' OR (
+     WHERE shard = $1 AND seq > $2 AND seq <= $3 AND (type <> 'comment' OR (
          SELECT p.doc::json->>'deleted' FROM documents p
          WHERE p.type = 'post' AND p.id = (d.doc::json->>'post_id')::uuid) IS DISTINCT FROM 'true')
-     ORDER BY seq FETCH FIRST ($3) ROWS WITH TIES";
+     ORDER BY seq";
+
+/// How long they are: what tells where a page ends.
+const SIZES_AFTER: &str =
+    "SELECT seq, octet_length(doc)::int8 FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+
+/// Documents that are read together.
+#[derive(Default)]
+struct Page {
+    documents: Vec<(u64, Document)>,
+    /// The last record that is in it with all of its documents.
+    end: Seq,
+    /// There are others behind it.
+    more: bool,
+}
 
 pub(crate) struct Follower {
     runtime: Runtime<SearchService>,
@@ -236,15 +251,14 @@ impl Follower {
         }
         let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
         let applied = Seq::try_from(applied).unwrap_or(Seq::MAX).max(self.caught_up);
-        let documents = if head > applied { self.documents(applied).await? } else { Vec::new() };
+        let Page { documents, end, more } = if head > applied { self.documents(applied).await? } else { Page::default() };
         let count = documents.len();
-        let more = count as i64 >= DOCUMENTS_MAX;
         if !documents.is_empty() {
-            let last = documents.last().map_or(0, |(seq, _)| *seq);
-            let applied_seq = if more { last } else { last.max(head.unsigned_abs()) };
-            self.index(documents, position(applied_seq, &positions)).await?;
+            let applied_seq = if more { end } else { end.max(head) };
+            self.index(documents, position(applied_seq.unsigned_abs(), &positions)).await?;
         }
         if more {
+            self.caught_up = end;
             return Ok(Step::More);
         }
         self.caught_up = head;
@@ -264,34 +278,37 @@ impl Follower {
         }
     }
 
-    async fn documents(&self, applied: Seq) -> Result<Vec<(u64, Document)>, Failure> {
+    async fn documents(&self, applied: Seq) -> Result<Page, Failure> {
         let client = self.runtime.database().get().await?;
-        let rows = client.query(DOCUMENTS_AFTER, &[&self.shard.as_i16(), &applied, &DOCUMENTS_MAX]).await?;
+        let shard = self.shard.as_i16();
+        let sizes = client.query(SIZES_AFTER, &[&shard, &applied, &DOCUMENTS_MAX]).await?;
+        let sizes: Vec<(Seq, i64)> = sizes.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let (end, more) = page_end(&sizes);
+        let rows = client.query(DOCUMENTS_AFTER, &[&shard, &applied, &end]).await?;
         let parse = |row: &tokio_postgres::Row| {
             let document = serde_json::from_str(row.get(1))
                 .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;
             Ok((row.get::<_, i64>(0).unsigned_abs(), document))
         };
-        rows.iter().map(parse).collect()
+        Ok(Page { documents: rows.iter().map(parse).collect::<Result<_, Failure>>()?, end, more })
     }
 
     /// Builds the index from nothing and commits it in one piece, so that nobody ever finds half of it.
     async fn rebuild(&mut self, head: Seq, positions: &HashMap<Source, Seq>) -> Result<(), FollowError> {
         episodes::note("indexes are built anew", "search", 1);
-        self.with_partition(Partition::reset).await?;
+        // A row that is stored anew meanwhile comes behind the head.
+        let once_until = head.unsigned_abs();
+        self.with_partition(move |partition| partition.reset_once_until(once_until)).await?;
         let mut applied: Seq = 0;
         loop {
-            let documents = self.documents(applied).await?;
-            let more = documents.len() as i64 >= DOCUMENTS_MAX;
-            let last = documents.last().map_or(0, |(seq, _)| seq.cast_signed());
+            let Page { documents, end, more } = self.documents(applied).await?;
             self.signals.indexed.add(documents.len());
             self.with_partition(move |partition| partition.apply(&documents)).await?;
             if !more {
-                let applied_seq = last.max(head).unsigned_abs();
-                let position = position(applied_seq, positions);
+                let position = position(end.max(head).unsigned_abs(), positions);
                 return self.with_partition(move |partition| partition.commit(position)).await;
             }
-            applied = last;
+            applied = end;
         }
     }
 
@@ -432,6 +449,20 @@ impl Follower {
     }
 }
 
+/// Where a page ends of documents that are so long, and whether others follow: whole records, as many as have room.
+fn page_end(sizes: &[(Seq, i64)]) -> (Seq, bool) {
+    let (mut bytes, mut end) = (0, 0);
+    for record in sizes.chunk_by(|one, other| one.0 == other.0) {
+        bytes += record.iter().map(|(_, bytes)| bytes).sum::<i64>();
+        // One that is too long by itself is a page.
+        if bytes > DOCUMENTS_BYTES_MAX && end > 0 {
+            return (end, true);
+        }
+        end = record[0].0;
+    }
+    (end, sizes.len() as i64 >= DOCUMENTS_MAX)
+}
+
 fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
     let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
     Position { applied_seq, sources }
@@ -468,6 +499,23 @@ mod tests {
             post_id: None,
             deleted: false,
         }
+    }
+
+    /// What was broken: a page was 5,000 documents, however long they were.
+    #[test]
+    fn a_page_holds_as_many_records_as_have_room() {
+        let long = DOCUMENTS_BYTES_MAX / 2;
+        assert_eq!(page_end(&[]), (0, false));
+        assert_eq!(page_end(&[(3, 10), (7, 10)]), (7, false));
+        assert_eq!(page_end(&[(3, long), (4, long), (5, 1), (6, 1)]), (4, true), "what has no room comes with the next");
+        assert_eq!(page_end(&[(3, 1), (4, long), (4, long), (5, 1)]), (3, true), "a record is not torn apart");
+        assert_eq!(
+            page_end(&[(4, long), (4, long), (4, long), (5, 1)]),
+            (4, true),
+            "one alone is a page, or nothing would go on"
+        );
+        let many: Vec<(Seq, i64)> = (1..=DOCUMENTS_MAX).map(|seq| (seq, 1)).collect();
+        assert_eq!(page_end(&many), (DOCUMENTS_MAX, true));
     }
 
     /// What was broken: the index was gone with the panic, and its replica never followed again.

@@ -104,8 +104,12 @@ pub struct Partition {
     uncommitted: HashMap<(Kind, Uuid), u64>,
     /// No committed document has an id with a greater first half, which is when it was minted.
     youngest: u64,
+    /// The greatest first half of the ids that were applied since the last commit.
+    youngest_uncommitted: u64,
     /// Whether the committed documents are about to be replaced as a whole.
     resetting: bool,
+    /// Up to this seq each document then comes once, and is not noted in `uncommitted`.
+    once_until: u64,
 }
 
 impl Partition {
@@ -159,7 +163,9 @@ impl Partition {
             position: Position::default(),
             uncommitted: HashMap::new(),
             youngest: 0,
+            youngest_uncommitted: 0,
             resetting: false,
+            once_until: 0,
         };
         // Nobody writes between the two locks: what a node has in its data folder is its own.
         partition.recover()?;
@@ -188,9 +194,9 @@ impl Partition {
         let result = self.try_commit(&position);
         self.note_failure(result)?;
         self.position = position;
-        let committed = self.uncommitted.drain().map(|((_, id), _)| id.as_u64_pair().0);
-        self.youngest = committed.fold(self.youngest, u64::max);
-        self.resetting = false;
+        self.uncommitted.clear();
+        self.youngest = self.youngest.max(self.youngest_uncommitted);
+        (self.resetting, self.once_until) = (false, 0);
         Ok(())
     }
 
@@ -207,11 +213,20 @@ impl Partition {
     /// # Errors
     /// [`PartitionError::Write`]; then [`recover`](Self::recover).
     pub fn reset(&mut self) -> Result<(), PartitionError> {
+        self.reset_once_until(0)
+    }
+
+    /// The same for a rebuild that will apply each document once up to this seq, as it reads the rows of a table that were there
+    /// before it began. Of those no list is kept, which would grow with the index until the commit.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn reset_once_until(&mut self, once_until: u64) -> Result<(), PartitionError> {
         let result = self.try_reset();
         self.note_failure(result)?;
         self.position = Position::default();
         self.uncommitted.clear();
-        self.resetting = true;
+        (self.resetting, self.once_until) = (true, once_until);
         Ok(())
     }
 
@@ -229,7 +244,8 @@ impl Partition {
         // The old writer holds the lock that the new one needs, or we did.
         (self.writer, self.copying) = (None, None);
         self.uncommitted.clear();
-        self.resetting = false;
+        self.youngest_uncommitted = 0;
+        (self.resetting, self.once_until) = (false, 0);
         let writer = self.new_writer()?;
         // What the reader sees is what the writer goes on from: by it we tell whether there is something to delete.
         self.reader.reload().map_err(PartitionError::Write)?;
@@ -297,6 +313,12 @@ impl Partition {
         }
     }
 
+    /// Documents that are noted until the next commit.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        self.uncommitted.len()
+    }
+
     /// Waits until nothing is left to merge; what is not committed goes.
     #[cfg(test)]
     pub(super) fn settle(&mut self) {
@@ -309,10 +331,13 @@ impl Partition {
     fn try_apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
         let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
         let schema = self.index.schema();
-        for document in newest(batch) {
+        for (seq, document) in newest(batch) {
+            let once = self.resetting && *seq <= self.once_until;
             let known = match self.uncommitted.get(&(document.kind, document.id)) {
                 Some(version) => Some(*version),
-                None if self.resetting => None,
+                None if once => None,
+                // An older version may have come, of which nothing is noted.
+                None if self.resetting => (self.once_until > 0).then_some(0),
                 // Most are new. To look for one costs a search of every segment's dictionary.
                 None if document.id.as_u64_pair().0 > self.youngest => None,
                 None => self.reader.version(document.kind, document.id).map_err(PartitionError::Write)?,
@@ -333,7 +358,10 @@ impl Partition {
                     schema::entry(&schema, &self.reader.fields, document).map_err(|error| PartitionError::Write(error.into()))?;
                 writer.add_document(entry).map_err(PartitionError::Write)?;
             }
-            self.uncommitted.insert((document.kind, document.id), document.version);
+            if !once {
+                self.uncommitted.insert((document.kind, document.id), document.version);
+            }
+            self.youngest_uncommitted = self.youngest_uncommitted.max(document.id.as_u64_pair().0);
         }
         Ok(())
     }
@@ -391,7 +419,7 @@ impl Partition {
 }
 
 /// The newest version of each document, of equal ones the later row, in the order of their last rows.
-fn newest(batch: &[(u64, Document)]) -> Vec<&Document> {
+fn newest(batch: &[(u64, Document)]) -> Vec<&(u64, Document)> {
     let mut newest: HashMap<(Kind, Uuid), &(u64, Document)> = HashMap::with_capacity(batch.len());
     for row in batch {
         let (seq, document) = row;
@@ -402,7 +430,7 @@ fn newest(batch: &[(u64, Document)]) -> Vec<&Document> {
     }
     let mut rows: Vec<_> = newest.into_values().collect();
     rows.sort_unstable_by_key(|(seq, document)| (*seq, document.kind, document.id));
-    rows.into_iter().map(|(_, document)| document).collect()
+    rows
 }
 
 /// What a commit says about itself.

@@ -139,6 +139,22 @@ fn a_reset_forgets_versions_too() {
     assert_eq!(index.find("new"), [1]);
 }
 
+/// What was broken: every document of the index was noted until the commit of its rebuild.
+#[test]
+fn a_rebuild_notes_nothing_of_what_comes_once() {
+    let mut index = given([post(1, "", "old")]);
+    let once_until = index.seq + 2;
+    index.partition.reset_once_until(once_until).unwrap();
+    index.apply([post(1, "", "first"), post(2, "", "first")]);
+    assert_eq!((index.seq, index.partition.noted()), (once_until, 0));
+    // One of them was stored anew meanwhile, and comes again.
+    index.index([Document { version: 2, ..post(1, "", "second") }, post(3, "", "second")]);
+    assert_eq!((index.find("old"), index.find("first")), (vec![], vec![2]));
+    assert_eq!(index.find_sorted("second"), [1, 3]);
+    index.index([Document { version: 2, ..post(2, "", "third") }]);
+    assert_eq!((index.find("first"), index.find("third")), (vec![], vec![2]), "the rebuilt index knows what it has");
+}
+
 #[test]
 fn a_reset_that_was_never_committed_leaves_everything_as_it_was() {
     let mut index = given([post(1, "", "rust")]);
