@@ -27,6 +27,11 @@ pub(crate) fn text(data: &impl Serialize) -> String {
     String::from_utf8(json).expect("JSON is text")
 }
 
+/// Whether what a record of this kind says can be searched for.
+pub(crate) fn is_searchable(kind: &str) -> bool {
+    matches!(kind.split_once('.'), Some(("user" | "post" | "comment", "created" | "updated" | "deleted")))
+}
+
 /// `user.created`, `user.updated`, `user.deleted`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UserRecord {

@@ -217,6 +217,39 @@ async fn a_retry_with_its_idempotency_key_gets_the_first_answer() {
     service.stop().await;
 }
 
+/// What was broken: it was the head of the log, which may be about a post of another partition of the index. A search that was to
+/// wait for it waited in vain.
+#[tokio::test]
+async fn an_answer_that_wrote_nothing_stands_where_the_last_write_of_its_post_does() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let key = IdempotencyKey::new("ada:/posts:1", [1; 32]);
+    let shard = key.shard(posts.runtime().shards());
+    let keyed = || Context { idempotency: Some(key.clone()), ..soon() };
+    let publish_beside_it = async || {
+        let id = PostId(mint(Timestamp::now(), posts.runtime().shards(), Some(shard)));
+        posts.publish_as(id, draft("another"), soon()).await.unwrap()
+    };
+    let first = posts.publish(draft("once"), keyed()).await.unwrap();
+    let post = first.reply.post.clone().unwrap();
+    assert!(publish_beside_it().await.seq > first.seq);
+    assert_eq!(posts.publish(draft("once"), keyed()).await.unwrap().seq, first.seq, "a retry");
+    let twice = || Changes { title: Some(Title::parse("twice").unwrap()), ..Changes::default() };
+    let second = posts.edit(post.id, ADA, twice(), Timestamp::now(), soon()).await.unwrap();
+    // Nobody can search for a like.
+    posts.like(post.id, BOB, true, soon()).await.unwrap();
+    assert!(publish_beside_it().await.seq > second.seq + 1);
+    let unchanged = posts.edit(post.id, ADA, twice(), Timestamp::now(), soon()).await.unwrap();
+    assert_eq!(unchanged.seq, second.seq);
+    service.stop().await;
+
+    let (service, posts) = self::service(&config).await;
+    assert_eq!(posts.publish(draft("once"), keyed()).await.unwrap().seq, first.seq, "a retry after a restart");
+    let again = posts.edit(post.id, ADA, twice(), Timestamp::now(), soon()).await.unwrap();
+    assert_eq!(again.seq, 0, "what there was before the post was loaded nobody waits for");
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn an_absent_post_is_none() {
     let config = fresh().await;

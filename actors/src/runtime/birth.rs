@@ -59,6 +59,7 @@ async fn carry_out<S: Service>(
     inner.service.write(shard.id, cell.id, None, &events, &mut unit);
     unit.effects = events.into_iter().map(|event| (cell.id, event)).collect();
     let unit = entity_actor::seal(unit, context, &reply);
+    let after_searchable = unit.after_searchable();
     let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
     passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
     let refused = |error| entity_actor::refusal::<S>(error).error;
@@ -67,7 +68,9 @@ async fn carry_out<S: Service>(
         Ok(landed) => {
             let committed = landed.map_err(refused)?;
             let _ = fail_point::pass(Point::AfterCommit, cell.id).await;
-            inner.weigh(cell);
+            if let Some(after) = after_searchable {
+                cell.tell(committed.seq - after);
+            }
             Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
         }
         Err(_) => Err(inner.committer.overdue().into()),

@@ -2,7 +2,7 @@
 
 use std::sync::{
     OnceLock, RwLock,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
 use ractor::ActorRef;
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     entity::{Entity, Failure},
-    ids::{Epoch, ShardId},
+    ids::{Epoch, Seq, ShardId},
     service::Service,
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Cell<S: Service> {
     pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) used_s: AtomicU32,
     revision: AtomicU64,
+    /// Its last record that a search can wait for; 0: none since it was loaded.
+    told: AtomicI64,
     weight: AtomicUsize,
     /// An event that ends it for all commands is in its state.
     ended: AtomicBool,
@@ -58,6 +60,7 @@ impl<S: Service> Cell<S> {
             ready: watch::Sender::new(ready),
             used_s: AtomicU32::new(0),
             revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
+            told: AtomicI64::new(0),
             weight: AtomicUsize::new(CELL_BYTES),
             ended: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -76,6 +79,17 @@ impl<S: Service> Cell<S> {
     /// Numbers a new state; while it is locked for writing.
     pub(crate) fn revised(&self) {
         self.revision.store(REVISIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// Its last record that a search can wait for; 0: what there was before it was loaded has been found, or will be without
+    /// anybody who waits.
+    pub(crate) fn told(&self) -> Seq {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// Notes a record that was committed.
+    pub(crate) fn tell(&self, seq: Seq) {
+        self.told.store(seq, Ordering::Relaxed);
     }
 
     /// Notes that what was decided on its state so far no longer stands; before the unit that ends it counts as folded.

@@ -12,6 +12,7 @@ use crate::{
     entity::Failure,
     event::{Record, Source},
     ids::{Epoch, Seq, ShardId},
+    records::is_searchable,
     service::{Effect, Service},
     table::{Table, Tables, parts, table},
 };
@@ -82,6 +83,13 @@ impl<S: Service> Unit<S> {
     pub fn shards(&self) -> u16 {
         self.shards
     }
+
+    /// How many of its records come after the last one that a search can wait for, if there is one.
+    pub(crate) fn after_searchable(&self) -> Option<Seq> {
+        let after = self.records.iter().rev().position(|record| is_searchable(record.kind))?;
+        Some(after as Seq)
+    }
+
     /// Its payload in bytes, roughly: what bounds a statement.
     pub(crate) fn weight(&self) -> usize {
         let records: usize = self.records.iter().map(|record| record.payload.len() + 128).sum();
@@ -192,8 +200,9 @@ table! {
 table! {
     struct Idempotency of IdempotencyRow {
         shard: i16 => "int2", key: SharedText => "text", request_hash: Vec<u8> => "bytea", reply: String => "text",
+        seq: i64 => "int8",
     }
-    "INSERT INTO idempotency (shard, key, request_hash, reply) SELECT shard, key, request_hash, reply FROM {rows}"
+    "INSERT INTO idempotency (shard, key, request_hash, reply, seq) SELECT shard, key, request_hash, reply, seq FROM {rows}"
 }
 
 table! {
@@ -262,7 +271,8 @@ impl<S: Service> Batch<S> {
     /// Adds a unit at the next positions after `head`; its records.
     pub(crate) fn add(&mut self, shard: ShardId, epoch: Epoch, head: Seq, unit: &Unit<S>) -> Positioned {
         let records: Positioned = self.records(epoch, head, unit);
-        self.writes.append(&unit.writes, records.last().expect("every unit has a record").seq);
+        let last = records.last().expect("every unit has a record").seq;
+        self.writes.append(&unit.writes, last);
         let number = shard.as_i16();
         for (source, position) in &unit.inbox {
             self.inbox.push(InboxRow { shard: number, source: source.to_string(), position: *position });
@@ -273,6 +283,7 @@ impl<S: Service> Batch<S> {
                 key: SharedText(Arc::clone(&kept.key)),
                 request_hash: kept.request_hash.to_vec(),
                 reply: kept.reply.clone(),
+                seq: last,
             });
         }
         for letter in &unit.dead {

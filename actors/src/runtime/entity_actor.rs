@@ -18,6 +18,7 @@ use crate::{
     entity::{AskError, Entity, Failure},
     episodes,
     fail_point::{self, Point},
+    ids::Seq,
     service::Service,
 };
 
@@ -253,25 +254,26 @@ impl<S: Service> EntityActor<S> {
             None => None,
             Some(key) => {
                 let turn = shard.claim_key(&key.key).await;
-                if let Some(reply) = self.kept(key).await? {
-                    return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
+                if let Some((reply, seq)) = self.kept(key).await? {
+                    return Ok(Accepted { reply, shard: shard.id, seq });
                 }
                 Some(turn)
             }
         };
-        let (reply, events, submitted) = loop {
+        let (reply, events, after_searchable, submitted) = loop {
             let facts = self.look_up(command).await?;
             let Decided { reply, events, unit } = self.decide(command, &facts)?;
             let Some(unit) = unit else {
-                return Ok(Accepted { reply, shard: shard.id, seq: shard.head() });
+                return Ok(Accepted { reply, shard: shard.id, seq: cell.told() });
             };
             let unit = seal(unit, context, &reply);
+            let after_searchable = unit.after_searchable();
             let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
             passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
             match committer::submit(inner, shard.id, cell.epoch, unit).await {
                 // Another log has ended the entity meanwhile: once memory says so, the rules have the last word.
                 Err(CommitError::Ended) => shard.untouched(cell.id).await,
-                submitted => break (reply, events, submitted.map_err(refusal::<S>)?),
+                submitted => break (reply, events, after_searchable, submitted.map_err(refusal::<S>)?),
             }
         };
         let landed = submitted.await.map_err(|_| refusal::<S>(CommitError::Unknown))?;
@@ -279,6 +281,9 @@ impl<S: Service> EntityActor<S> {
         // What is committed cannot be refused any more.
         let _ = fail_point::pass(Point::AfterCommit, cell.id).await;
         cell.evolve(&inner.service, shard.id, &events);
+        if let Some(after) = after_searchable {
+            cell.tell(committed.seq - after);
+        }
         // In memory: from here on others may read beside it.
         landed.folded();
         inner.weigh(cell);
@@ -323,12 +328,15 @@ impl<S: Service> EntityActor<S> {
         }
     }
 
-    /// The first answer to this key, if there was one.
-    async fn kept(&self, key: &IdempotencyKey) -> Result<Option<S::Reply>, Failure> {
+    /// The first answer to this key, if there was one, and where its write stands.
+    async fn kept(&self, key: &IdempotencyKey) -> Result<Option<(S::Reply, Seq)>, Failure> {
         let client = self.inner.database.get().await?;
-        let shard = self.shard().id.as_i16();
+        let shard = self.shard();
         let row = client
-            .query_opt("SELECT request_hash, reply FROM idempotency WHERE shard = $1 AND key = $2", &[&shard, &&*key.key])
+            .query_opt(
+                "SELECT request_hash, reply, seq FROM idempotency WHERE shard = $1 AND key = $2",
+                &[&shard.id.as_i16(), &&*key.key],
+            )
             .await?;
         let Some(row) = row else { return Ok(None) };
         if row.get::<_, &[u8]>(0) != key.request_hash {
@@ -336,7 +344,8 @@ impl<S: Service> EntityActor<S> {
         }
         let reply = serde_json::from_str(row.get(1))
             .map_err(|error| Failure::Unavailable(format!("a kept reply does not parse: {error}")))?;
-        Ok(Some(reply))
+        // A node of the release before has not kept where: nowhere later than here.
+        Ok(Some((reply, row.get::<_, Option<Seq>>(2).unwrap_or_else(|| shard.head()))))
     }
 }
 

@@ -172,7 +172,8 @@ pub struct Accepted<T> {
     pub reply: T,
     /// The entity's shard.
     pub shard: ShardId,
-    /// The last record of the write; the head of the log when there was nothing to write.
+    /// The last record of the write. When there was nothing to write, the last one of the entity that a search can wait for, as
+    /// far as this node knows; 0: of none.
     pub seq: Seq,
 }
 

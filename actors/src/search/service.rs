@@ -17,7 +17,7 @@ use crate::{
     entity::{Entity, Failure},
     event::Topic,
     ids::{Seq, ShardId},
-    records::{CommentRecord, PostRecord, UserRecord, text},
+    records::{CommentRecord, PostRecord, UserRecord, is_searchable, text},
     runtime::{Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{Table, Tables, table},
@@ -148,13 +148,8 @@ impl Service for SearchService {
     }
 
     fn concerns(&self, foreign: &Foreign<'_>) -> Result<Vec<Uuid>, Poison> {
-        Ok(match (foreign.source.topic, &*foreign.record.kind) {
-            (Topic::Users, "user.created" | "user.updated" | "user.deleted")
-            | (Topic::Posts, "post.created" | "post.updated" | "post.deleted")
-            // The key of a comment's record is its post, and so is the shard of its document.
-            | (Topic::Comments, "comment.created" | "comment.updated" | "comment.deleted") => vec![foreign.record.key],
-            _ => vec![],
-        })
+        // The key of a comment's record is its post, and so is the shard of its document.
+        Ok(if is_searchable(&foreign.record.kind) { vec![foreign.record.key] } else { vec![] })
     }
 
     async fn answer(runtime: &Runtime<Self>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {

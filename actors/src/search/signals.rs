@@ -53,7 +53,7 @@ impl Visible {
     pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
         let mut positions = self.0.subscribe();
         // The sender lives as long as we do.
-        let reached = |positions: &HashMap<Source, Seq>| positions.get(&source).is_some_and(|reached| *reached >= seq);
+        let reached = |positions: &HashMap<Source, Seq>| positions.get(&source).copied().unwrap_or(0) >= seq;
         let _ = positions.wait_for(|positions| positions.as_ref().is_some_and(reached)).await;
     }
 }
@@ -135,5 +135,22 @@ impl Indexed {
 
     pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{event::Topic, ids::ShardId};
+
+    #[test]
+    fn of_a_log_that_never_concerned_an_index_nothing_is_missing() {
+        let (visible, source) = (Visible::default(), Source { topic: Topic::Posts, shard: ShardId(7) });
+        assert!(visible.reaches(source, 0).now_or_never().is_none(), "nobody knows yet what it has");
+        visible.publish(HashMap::new());
+        assert!(visible.reaches(source, 0).now_or_never().is_some());
+        assert!(visible.reaches(source, 1).now_or_never().is_none());
     }
 }
