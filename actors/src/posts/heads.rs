@@ -1,25 +1,33 @@
 //! A page of a list whose posts lie on several nodes: each is asked once for its part, and the parts are merged.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::types::ToSql;
 
 use super::{
     entity::Post,
-    lists::{Filter, HEAD, HerePage, Key, Paged, Sort, TOP, page_sql},
+    lists::{Filter, HEAD, HerePage, Key, Paged, Sort, TOP, page_sql, ranked_page_sql},
     seen_here,
     service::{Answer, PostService, Query},
 };
 use crate::{
     entity::Failure,
     ids::{PostId, ShardId, UserId},
-    runtime::{Runtime, unserved},
+    runtime::{Pooled, Runtime, Served, unserved},
 };
 
 /// How long other nodes are waited for before SQL is asked instead: it has no heads, but it has everything.
 const HEADS_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long the head of a list may be loaded, whoever still waits for it.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which part of which list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,10 +110,14 @@ fn merge(heads: Vec<Head>, shards: u16, limit: usize) -> Option<Vec<Listed>> {
     if known.contains(&false) {
         return None;
     }
-    // A full part may go on below its last key: what is behind that is not on this page.
-    let floor = heads.iter().filter(|head| head.listed.len() < limit).filter_map(|head| head.floor).max();
+    // Down to where all of them know everything: a full part may go on below its last key.
+    let depth = |head: &Head| if head.listed.len() < limit { head.floor } else { head.listed.last().map(|last| last.key) };
+    let floor = heads.iter().filter_map(depth).max();
     let mut listed: Vec<Listed> = heads.into_iter().flat_map(|head| head.listed).collect();
     listed.sort_unstable_by_key(|listed| std::cmp::Reverse(listed.key));
+    // While a shard moves, its former owner and the next may both have told of it, before and after a like.
+    let mut seen = HashSet::new();
+    listed.retain(|listed| seen.insert(listed.key.id));
     listed.truncate(limit);
     let complete = match listed.last() {
         Some(last) if listed.len() == limit => floor.is_none_or(|floor| last.key >= floor),
@@ -145,11 +157,10 @@ async fn here_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Opti
         return Ok(Some(HerePage { keys: Vec::new(), floor: None, served }));
     }
     let mut page = lists.page(*sort, filter, *after, *limit, &served);
-    if matches!(page, Paged::AskHead) && lists.begin(*sort, filter, &served) {
-        let head = Asked { after: None, limit: HEAD, ..asked.clone() };
-        let keys = sql_page(runtime, &head).await.inspect_err(|_| lists.failed(*sort, filter, &served))?;
-        let is_served = |id: PostId| served.shards.binary_search(&runtime.shard_of(id.0)).is_ok();
-        lists.loaded(*sort, filter, &served, &keys, is_served);
+    if matches!(page, Paged::AskHead) {
+        // In a task of its own: who asked may go away or give up in the middle, and would leave the next one to begin anew.
+        let loading = tokio::spawn(load_head(runtime.clone(), *sort, filter.clone(), Arc::clone(&served)));
+        loading.await.unwrap_or(Err(Failure::Crashed))?;
         page = lists.page(*sort, filter, *after, *limit, &served);
     }
     match page {
@@ -157,6 +168,23 @@ async fn here_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Opti
         Paged::Here(page) if still_served(runtime, page.served.number) => Ok(Some(page)),
         _ => Ok(None),
     }
+}
+
+/// Loads the head of a list, unless somebody else is at it.
+async fn load_head(runtime: Runtime<PostService>, sort: Sort, filter: Filter, served: Arc<Served>) -> Result<(), Failure> {
+    let Some(load) = runtime.service().lists.begin(sort, &filter, &served) else { return Ok(()) };
+    let keys = async {
+        let head = Asked { sort, filter, after: None, limit: HEAD, viewer: None };
+        let keys = sql_page(&runtime, &head).await?;
+        // What SQL has seen committed is in memory before both are put together, or a post whose likes were on their way would
+        // have two places (rule 9).
+        join_all(served.shards.iter().map(|shard| runtime.settled(*shard))).await;
+        Ok(keys)
+    };
+    // Changes are collected meanwhile: not for longer than this.
+    let keys: Vec<Key> = timeout(HEAD_WITHIN, keys).await.unwrap_or(Err(Failure::Expired))?;
+    load.finish(&keys, |id| served.shards.binary_search(&runtime.shard_of(id.0)).is_ok());
+    Ok(())
 }
 
 /// What a page of any list was made of besides its place and its reader: it is the same as long as this is.
@@ -197,9 +225,23 @@ async fn sql_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Vec<K
         Filter::Author(author) => params.push(&author.0),
     }
     let client = runtime.database().get().await?;
-    let statement = client.prepare_typed(&page_sql(asked.sort, &asked.filter), &[]).await?;
-    let rows = client.query(&statement, &params).await?;
+    let sql = match (asked.sort, &asked.filter) {
+        (Sort::Top, Filter::Tag(_)) if tags_are_ranked(runtime, &client).await? => ranked_page_sql("like_count"),
+        (Sort::Hot, Filter::Tag(_)) if tags_are_ranked(runtime, &client).await? => ranked_page_sql("hot"),
+        (sort, filter) => page_sql(sort, filter),
+    };
+    let rows = client.query(&sql, &params).await?;
     Ok(rows.iter().map(|row| Key { rank: row.get(0), id: PostId(row.get(1)) }).collect())
+}
+
+/// Whether the posts of all tags are ranked: it takes a while after the migration ([`super::Posts::rank_tags`]).
+pub(super) async fn tags_are_ranked(runtime: &Runtime<PostService>, client: &Pooled<'_>) -> Result<bool, Failure> {
+    let known = &runtime.service().lists.tags_ranked;
+    if !known.load(Ordering::Relaxed) {
+        let row = client.query_opt("SELECT 1 FROM setting WHERE name = 'ranked_tags' AND value = 'all'", &[]).await?;
+        known.store(row.is_some(), Ordering::Relaxed);
+    }
+    Ok(known.load(Ordering::Relaxed))
 }
 
 #[cfg(test)]
@@ -243,6 +285,27 @@ mod tests {
     #[test]
     fn a_full_part_may_go_on_below() {
         assert_eq!(page(vec![head(0, &[9, 7, 6], Some(1)), head(1, &[8, 2, 1], Some(1))], 3), Some(vec![9, 8, 7]));
+    }
+
+    /// What was broken: it was shown twice.
+    #[test]
+    fn a_post_of_which_two_parts_tell_is_shown_once() {
+        let part = |posts: &[(i64, u128)], floor: Option<(i64, u128)>| {
+            let key = |(rank, id): (i64, u128)| Key { rank, ..key(id) };
+            let listed = posts.iter().map(|post| Listed::bare(key(*post))).collect();
+            Head { listed, floor: floor.map(key), shards: vec![ShardId(0), ShardId(1)] }
+        };
+        let page = |heads, limit| {
+            let listed = merge(heads, 2, limit)?;
+            Some(listed.iter().map(|listed| (listed.key.rank, listed.key.id.0.as_u128())).collect::<Vec<_>>())
+        };
+        let (before, after) = ([(5, 1), (4, 2), (3, 3)], [(5, 1), (4, 3), (4, 2)]);
+        assert_eq!(page(vec![part(&before, None), part(&after, None)], 4), Some(vec![(5, 1), (4, 3), (4, 2)]));
+        assert_eq!(page(vec![part(&before, None), part(&after, None)], 3), Some(vec![(5, 1), (4, 3), (4, 2)]));
+        // Both are full, and nobody knows what comes behind: it is no short page.
+        let floor = Some((0, 9));
+        assert_eq!(page(vec![part(&before[..2], floor), part(&[(4, 2), (3, 1)], floor)], 2), Some(vec![(5, 1), (4, 2)]));
+        assert_eq!(page(vec![part(&[(5, 1), (4, 1)], floor), part(&[(5, 1), (4, 1)], floor)], 2), None);
     }
 
     #[test]

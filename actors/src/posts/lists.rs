@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -94,6 +94,8 @@ pub struct Lists {
     served: Mutex<Option<Arc<Served>>>,
     /// Events that were committed, whether any list is of them or not.
     events: AtomicU64,
+    /// The database has the posts of every tag by rank; known once it was seen.
+    pub(super) tags_ranked: AtomicBool,
 }
 
 struct Slice {
@@ -104,9 +106,17 @@ struct Slice {
 }
 
 enum State {
-    /// Being read from SQL; what happens meanwhile is applied after it.
-    Loading(Vec<Change>),
+    /// Being read from SQL by the load of this number; what happens meanwhile is applied after it.
+    Loading(u64, Vec<Change>),
     Ready(Head),
+}
+
+/// A head that is being read from SQL. Dropped before it was [taken in](Load::finish) it forgets the slice, which would collect
+/// changes for ever and never be ready; the next reader begins anew.
+pub(crate) struct Load<'a> {
+    lists: &'a Lists,
+    slice: SliceKey,
+    number: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -195,56 +205,22 @@ impl Lists {
     }
 
     /// Begins to load a head for the shards that are served now: what is committed from here on is added to it. The caller
-    /// asks SQL and tells [`Lists::loaded`]. False: somebody else has begun.
-    pub(crate) fn begin(&self, sort: Sort, filter: &Filter, served: &Arc<Served>) -> bool {
+    /// asks SQL. None: somebody else has begun.
+    pub(crate) fn begin(&self, sort: Sort, filter: &Filter, served: &Arc<Served>) -> Option<Load<'_>> {
         let mut slices = self.slices.lock().expect("no panic under this lock");
         let key = (sort, filter.clone());
         if slices.get(&key).is_some_and(|slice| slice.served.number >= served.number) {
-            return false;
+            return None;
         }
         if slices.len() >= SLICES_MAX
             && let Some(oldest) = slices.iter().min_by_key(|(_, slice)| slice.used).map(|(key, _)| key.clone())
         {
             slices.remove(&oldest);
         }
-        let used = self.clock.load(Ordering::Relaxed);
-        slices.insert(key, Slice { served: Arc::clone(served), state: State::Loading(Vec::new()), used });
-        true
-    }
-
-    /// Takes the head that SQL gave: at most [`HEAD`] keys of all shards; fewer mean that there are no more. `is_served`
-    /// tells which of them are of the shards that the slice began with.
-    pub(crate) fn loaded(
-        &self,
-        sort: Sort,
-        filter: &Filter,
-        served: &Arc<Served>,
-        keys: &[Key],
-        is_served: impl Fn(PostId) -> bool,
-    ) {
-        let mut slices = self.slices.lock().expect("no panic under this lock");
-        let slice = slices.get_mut(&(sort, filter.clone())).filter(|slice| Arc::ptr_eq(&slice.served, served));
-        let Some(slice) = slice else {
-            return;
-        };
-        let State::Loading(changes) = &mut slice.state else {
-            return;
-        };
-        let floor = if keys.len() < HEAD { None } else { keys.last().copied() };
-        let mut head = Head { entries: keys.iter().filter(|key| is_served(key.id)).copied().collect(), floor };
-        for change in std::mem::take(changes) {
-            head.apply(change);
-        }
-        slice.state = State::Ready(head);
-    }
-
-    /// Forgets a head whose load failed.
-    pub(crate) fn failed(&self, sort: Sort, filter: &Filter, served: &Arc<Served>) {
-        let mut slices = self.slices.lock().expect("no panic under this lock");
-        let key = (sort, filter.clone());
-        if slices.get(&key).is_some_and(|slice| Arc::ptr_eq(&slice.served, served)) {
-            slices.remove(&key);
-        }
+        let number = self.clock.fetch_add(1, Ordering::Relaxed);
+        let state = State::Loading(number, Vec::new());
+        slices.insert(key.clone(), Slice { served: Arc::clone(served), state, used: number });
+        Some(Load { lists: self, slice: key, number })
     }
 
     /// Forgets everything: shards came or went, so the heads are of other posts.
@@ -306,11 +282,41 @@ impl Lists {
                 };
                 for change in changes(sort) {
                     match &mut slice.state {
-                        State::Loading(pending) => pending.push(change),
+                        State::Loading(_, pending) => pending.push(change),
                         State::Ready(head) => head.apply(change),
                     }
                 }
             }
+        }
+    }
+}
+
+impl Load<'_> {
+    /// Takes the head that SQL gave: at most [`HEAD`] keys of all shards; fewer mean that there are no more. `is_served`
+    /// tells which of them are of the shards that the slice began with.
+    pub(crate) fn finish(self, keys: &[Key], is_served: impl Fn(PostId) -> bool) {
+        let mut slices = self.lists.slices.lock().expect("no panic under this lock");
+        // Forgotten meanwhile, and perhaps begun anew: what that one reads knows more.
+        let Some(Slice { state, .. }) = slices.get_mut(&self.slice).filter(|slice| self.is_of(slice)) else { return };
+        let State::Loading(_, changes) = state else { return };
+        let floor = if keys.len() < HEAD { None } else { keys.last().copied() };
+        let mut head = Head { entries: keys.iter().filter(|key| is_served(key.id)).copied().collect(), floor };
+        for change in std::mem::take(changes) {
+            head.apply(change);
+        }
+        *state = State::Ready(head);
+    }
+
+    fn is_of(&self, slice: &Slice) -> bool {
+        matches!(slice.state, State::Loading(number, _) if number == self.number)
+    }
+}
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        let mut slices = self.lists.slices.lock().expect("no panic under this lock");
+        if slices.get(&self.slice).is_some_and(|slice| self.is_of(slice)) {
+            slices.remove(&self.slice);
         }
     }
 }
@@ -335,9 +341,63 @@ pub(crate) fn page_sql(sort: Sort, filter: &Filter) -> String {
              (SELECT p.like_count, p.id FROM post p WHERE p.like_count = 0 AND {below} ORDER BY p.id DESC LIMIT $3)
              ORDER BY 1 DESC, 2 DESC LIMIT $3"
         ),
+        // A tag goes with its post, and is found in the order of their ids.
+        (Sort::New, Filter::Tag(_)) => "SELECT 0::int8, post FROM post_tag
+             WHERE tag = $4 AND $1::int8 IS NOT NULL AND post < $2 ORDER BY post DESC LIMIT $3"
+            .to_owned(),
         _ => format!("SELECT {rank}, p.id FROM {from} WHERE {condition} AND {below} ORDER BY {order} LIMIT $3"),
     }
 }
 
+/// The same for a tag by likes or hotness, once all posts are ranked.
+pub(crate) fn ranked_page_sql(rank: &str) -> String {
+    format!(
+        "SELECT {rank}, post FROM ranked_tag WHERE tag = $4 AND ({rank}, post) < ($1, $2) ORDER BY {rank} DESC, post DESC LIMIT $3"
+    )
+}
+
 /// Above every key.
 pub(crate) const TOP: Key = Key { rank: i64::MAX, id: PostId(Uuid::max()) };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ShardId;
+
+    fn key(id: u128) -> Key {
+        Key { rank: 0, id: PostId(Uuid::from_u128(id)) }
+    }
+
+    fn served() -> Arc<Served> {
+        Arc::new(Served { number: 1, shards: vec![ShardId(0)] })
+    }
+
+    fn page(lists: &Lists, served: &Served) -> Paged {
+        lists.page(Sort::New, &Filter::All, None, 9, served)
+    }
+
+    #[test]
+    fn a_load_that_is_given_up_leaves_nothing_behind() {
+        let (lists, served) = (Lists::default(), served());
+        drop(lists.begin(Sort::New, &Filter::All, &served).expect("nobody has begun"));
+        assert!(matches!(page(&lists, &served), Paged::AskHead));
+    }
+
+    /// What was broken: what was committed between the two looks was missing for as long as the list stayed in memory.
+    #[test]
+    fn a_load_that_was_overtaken_by_another_is_of_no_use() {
+        let (lists, served) = (Lists::default(), served());
+        let begin = || lists.begin(Sort::New, &Filter::All, &served).expect("nobody has begun");
+        let slow = begin();
+        let seen_by_slow = [key(1)];
+        // It is told to one that is forgotten.
+        lists.change_in([Filter::All], |_| vec![Change::Add(key(2))]);
+        lists.clear();
+        let next = begin();
+        slow.finish(&seen_by_slow, |_| true);
+        assert!(matches!(page(&lists, &served), Paged::AskPage), "it is still being loaded");
+        next.finish(&[key(2), key(1)], |_| true);
+        let Paged::Here(here) = page(&lists, &served) else { panic!("it was loaded") };
+        assert_eq!(here.keys, [key(2), key(1)]);
+    }
+}

@@ -3,13 +3,19 @@
 use std::{
     error::Error as _,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use bb8::{ErrorSink, Pool, PooledConnection, RunError};
 use bb8_postgres::PostgresConnectionManager;
-use tokio_postgres::{Client, Config, config::TargetSessionAttrs, error::SqlState};
+use tokio::{runtime::Handle, time::timeout};
+use tokio_postgres::{Client, Config, Row, ToStatement, config::TargetSessionAttrs, error::SqlState, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::entity::Failure;
@@ -17,7 +23,104 @@ use crate::entity::Failure;
 type Manager = PostgresConnectionManager<MakeRustlsConnect>;
 
 /// A checked-out connection; goes back to the pool when dropped.
-pub type Pooled<'a> = PooledConnection<'a, Manager>;
+///
+/// Whoever waits for a statement may go away in the middle of it: its deadline passes, a client hangs up. Then the statement is
+/// cancelled, and the connection goes back when the server has let go of it. Given back at once it would look free, and the next
+/// reader would wait for an answer that nobody wants.
+pub struct Pooled<'a> {
+    /// Until it is dropped.
+    connection: Option<PooledConnection<'static, Manager>>,
+    /// Statements that were sent and have not been answered.
+    under_way: AtomicUsize,
+    tls: MakeRustlsConnect,
+    of: PhantomData<&'a Database>,
+}
+
+impl Pooled<'_> {
+    /// See [`Client::query`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn query<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, tokio_postgres::Error>
+    where
+        T: ?Sized + ToStatement,
+    {
+        self.answered(Client::query(self, statement, params)).await
+    }
+
+    /// See [`Client::query_one`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn query_one<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Row, tokio_postgres::Error>
+    where
+        T: ?Sized + ToStatement,
+    {
+        self.answered(Client::query_one(self, statement, params)).await
+    }
+
+    /// See [`Client::query_opt`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn query_opt<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, tokio_postgres::Error>
+    where
+        T: ?Sized + ToStatement,
+    {
+        self.answered(Client::query_opt(self, statement, params)).await
+    }
+
+    /// See [`Client::execute`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn execute<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<u64, tokio_postgres::Error>
+    where
+        T: ?Sized + ToStatement,
+    {
+        self.answered(Client::execute(self, statement, params)).await
+    }
+
+    async fn answered<T>(&self, statement: impl Future<Output = T>) -> T {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        let answer = statement.await;
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        answer
+    }
+}
+
+impl Deref for Pooled<'_> {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        self.connection.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl DerefMut for Pooled<'_> {
+    fn deref_mut(&mut self) -> &mut Client {
+        self.connection.as_mut().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        if *self.under_way.get_mut() == 0 {
+            return;
+        }
+        // Without a runtime nobody waits for a connection any more.
+        if let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current()) {
+            runtime.spawn(cancel(connection, self.tls.clone()));
+        }
+    }
+}
+
+/// Ends what a connection is at. What cannot be cancelled the server ends by itself some time, or the network its connection.
+async fn cancel(connection: PooledConnection<'static, Manager>, tls: MakeRustlsConnect) {
+    let _ = timeout(SILENCE_MAX, connection.cancel_token().cancel_query(tls)).await;
+    // The answer to this comes after that of what was under way.
+    let _ = connection.simple_query("").await;
+}
 
 /// In the FROM of a statement: its commit does not wait for the disk, nor keep others waiting who do. For what the next
 /// report repeats and what is only a hint; with the server such news may be lost, never what a later commit stands on.
@@ -131,7 +234,7 @@ impl Database {
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
         loop {
-            let pooled = self.pool.get().await.map_err(|error| {
+            let pooled = self.pool.get_owned().await.map_err(|error| {
                 let reason = match error {
                     RunError::User(error) => describe(&error),
                     RunError::TimedOut => self.unreachable().unwrap_or_else(|| "all of them stayed busy".to_owned()),
@@ -140,7 +243,8 @@ impl Database {
             })?;
             // Sessions that a server ended go back as broken when dropped; without the round trip this much is known.
             if !pooled.is_closed() {
-                return Ok(pooled);
+                let (under_way, tls) = (AtomicUsize::new(0), self.tls.clone());
+                return Ok(Pooled { connection: Some(pooled), under_way, tls, of: PhantomData });
             }
         }
     }

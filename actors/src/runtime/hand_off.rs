@@ -48,6 +48,7 @@ pub(crate) async fn hand_off<S: Service>(
     let closed_at = Instant::now();
     let closing: Vec<&Shard<S>> = shards.iter().map(|shard| &inner.shards[shard.index()]).collect();
     let closing: Vec<&Shard<S>> = closing.into_iter().filter(|shard| shard.close_admission()).collect();
+    let mut doors = Doors { inner, shards: closing.clone(), granting: false };
     let all = join_all(closing.iter().map(|shard| timeout_at(closed_at + patience, shard.drained())));
     // Nothing more is lent, so what is called back stays so: the new owner knows nothing of it.
     let lent: Vec<ShardId> = closing.iter().map(|shard| shard.id).collect();
@@ -67,17 +68,36 @@ pub(crate) async fn hand_off<S: Service>(
             }
         }
     }
+    doors.granting = true;
     let granted = if seen.is_empty() { Vec::new() } else { granted(inner, directory, &seen, to).await };
-    // Whatever became of it, no door stays closed.
-    for shard in &closing {
-        shard.reopen();
-    }
+    doors.granting = false;
+    drop(doors);
     if granted.len() < shards.len()
         && let Err(error) = directory.mark(shards, me, None).await
     {
         tracing::debug!(service.name = S::NAME, %error, "the target of a hand-off stays written down");
     }
     HandedOff { granted, pause: closed_at.elapsed() }
+}
+
+/// The doors of shards that are handed over. Whatever becomes of that, also if it is given up in the middle, none stays closed: what
+/// was not granted is served again. While the outcome of a grant is open nobody can say which that is: then all of it is given up
+/// here, and its next owner, who may be us, finds it.
+struct Doors<'a, S: Service> {
+    inner: &'a Inner<S>,
+    shards: Vec<&'a Shard<S>>,
+    granting: bool,
+}
+
+impl<S: Service> Drop for Doors<'_, S> {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            match self.granting {
+                true => self.inner.memory.forget(shard.close_granted()),
+                false => shard.reopen(),
+            }
+        }
+    }
 }
 
 /// Grants what is closed, and gives it up here; what was not granted is ours still, or lost.

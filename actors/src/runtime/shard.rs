@@ -490,7 +490,10 @@ impl<S: Service> Shard<S> {
                     Some(actor) => actor.kill(),
                     None => activation::forget(inner, self, &cell),
                 }
+                continue;
             }
+            // Here, and not where the answer is waited for: who asked may have gone.
+            inner.weigh(&cell);
         }
     }
 

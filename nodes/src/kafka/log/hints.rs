@@ -66,15 +66,20 @@ impl Hints {
         let unknown: Vec<i16> = {
             let mut rounds = self.rounds.lock().expect("no panic under this lock");
             let round = rounds.entry(topic).or_insert_with(|| Round::new(Instant::now()));
-            positions.iter().filter(|(shard, _)| round.known.insert(*shard)).map(|(shard, _)| shard.as_i16()).collect()
+            positions.iter().filter(|(shard, _)| !round.known.contains(shard)).map(|(shard, _)| shard.as_i16()).collect()
         };
         if unknown.is_empty() {
             return Vec::new();
         }
-        self.load(topic, &unknown).await.unwrap_or_else(|failure| {
+        let hints = self.load(topic, &unknown).await.unwrap_or_else(|failure| {
             tracing::debug!(kafka.topic = topic.kafka_name(), %failure, "without hints a topic is read from its beginning");
             Vec::new()
-        })
+        });
+        // Only now: a reader that is ended while it asks has heard nothing, and the next one asks again.
+        if let Some(round) = self.rounds.lock().expect("no panic under this lock").get_mut(&topic) {
+            round.known.extend(unknown.iter().map(|shard| ShardId(shard.cast_unsigned())));
+        }
+        hints
     }
 
     async fn load(&self, topic: Topic, shards: &[i16]) -> Result<Vec<(ShardId, i64)>, Failure> {
@@ -144,4 +149,24 @@ async fn store(database: &Database, consumer: &str, offsets: HashMap<ShardId, i6
         )
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rookery_actors::runtime::PoolSize;
+
+    use super::*;
+
+    /// What was broken: whoever read the shard next began the topic at its beginning.
+    #[tokio::test]
+    async fn hints_that_nobody_has_waited_for_are_asked_for_again() {
+        // It takes connections, and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgresql://x@{}/x", silent.local_addr().unwrap());
+        let database = Database::new(url.parse().unwrap(), "a test", PoolSize::default());
+        let hints = Hints::new([(Topic::Posts, database)], "search");
+        let asked = tokio::time::timeout(Duration::from_millis(100), hints.unknown(Topic::Posts, &[(ShardId(3), 0)])).await;
+        assert!(asked.is_err(), "there is no answer");
+        assert!(hints.rounds.lock().unwrap()[&Topic::Posts].known.is_empty());
+    }
 }
