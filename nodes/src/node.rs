@@ -360,6 +360,7 @@ fn janitors(services: &services::Started, faces: &Faces, events: &Events) {
     }
     if posts.is_member() {
         janitor::start(posts.runtime.clone(), vec!["users", "comments", "search"], events.is_kafka());
+        janitor::count_tags(faces.posts.clone());
     }
     if comments.is_member() {
         janitor::start(comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());

@@ -377,13 +377,20 @@ impl Posts {
     pub async fn tags(&self, after: Option<UsedTag>, limit: usize) -> Result<Page<UsedTag, UsedTag>, Failure> {
         // One more tells whether there is a next page.
         let count = i64::try_from(limit + 1).expect("a page is short");
-        let (tag, posts) = after.map(|last| (last.tag, last.posts)).unzip();
+        // Below every number of posts, and before every tag.
+        let (less, tag) = after.map_or((i64::MIN, String::new()), |last| (-last.posts, last.tag));
         let client = self.runtime.database().get().await?;
+        // What is not added up yet counts, too. Of the rest, as many as a page has room for, in the order of the index.
         let rows = client
             .query(
-                "SELECT tag, posts FROM (SELECT tag, count(*) AS posts FROM post_tag GROUP BY tag) AS used
-                 WHERE $1::int8 IS NULL OR posts < $1 OR posts = $1 AND tag > $2 ORDER BY posts DESC, tag LIMIT $3",
-                &[&posts, &tag, &count],
+                "WITH fresh AS MATERIALIZED (SELECT tag, sum(change)::int8 AS change FROM tag_change GROUP BY tag)
+                 SELECT tag, posts FROM (
+                     SELECT f.tag, COALESCE(u.posts, 0) + f.change AS posts FROM fresh f LEFT JOIN used_tag u ON u.tag = f.tag
+                     UNION ALL
+                     (SELECT tag, posts FROM used_tag WHERE posts > 0 AND (-posts, tag) > ($1, $2)
+                        AND tag <> ALL (ARRAY(SELECT tag FROM fresh)) ORDER BY (-posts), tag LIMIT $3)) AS used
+                 WHERE posts > 0 AND (-posts, tag) > ($1, $2) ORDER BY -posts, tag LIMIT $3",
+                &[&less, &tag, &count],
             )
             .await?;
         let mut items: Vec<UsedTag> = rows.iter().map(|row| UsedTag { tag: row.get(0), posts: row.get(1) }).collect();

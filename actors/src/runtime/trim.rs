@@ -95,20 +95,27 @@ async fn cover_last<S: Service>(inner: &Arc<Inner<S>>, read: &[(ShardId, Seq)], 
 
 /// One statement: the floor rises with the rows, and only while we own the shard. Epoch records and the last row of
 /// the shard stay: the next owner counts from it.
+///
+/// It walks from the floor to the first record that is young, row by row: a scan for those that are old would look at all that
+/// are kept, too.
 async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: Duration) -> Result<u64, Failure> {
     let before = ago(keep);
     let head = inner.shards[shard.index()].head();
     let client = inner.database.get().await?;
     let row = client
         .query_one(
-            "WITH old AS (
-                 SELECT seq FROM outbox, (SELECT floor FROM shard WHERE id = $1) f
-                 WHERE shard = $1 AND seq > f.floor AND seq <= LEAST($2::int8, $3::int8 - 1) AND at < $4 ORDER BY seq LIMIT $5::int8),
+            "WITH RECURSIVE old (seq, at, walked) AS (
+                 SELECT floor, '-infinity'::timestamptz, 0::int8 FROM shard WHERE id = $1
+                 UNION ALL
+                 SELECT next.seq, next.at, old.walked + 1 FROM old CROSS JOIN LATERAL (
+                     SELECT seq, at FROM outbox WHERE shard = $1 AND seq > old.seq ORDER BY seq LIMIT 1) next
+                 WHERE next.seq <= LEAST($2::int8, $3::int8 - 1) AND next.at < $4 AND old.walked < $5::int8),
              raised AS (
                  UPDATE shard SET floor = (SELECT max(seq) FROM old)
-                 WHERE id = $1 AND owner = $6 AND EXISTS (SELECT FROM old) RETURNING floor),
+                 WHERE id = $1 AND owner = $6 AND EXISTS (SELECT FROM old WHERE walked > 0) RETURNING floor),
              gone AS (
-                 DELETE FROM outbox o USING raised WHERE o.shard = $1 AND o.seq <= raised.floor AND o.type <> $7 RETURNING 1)
+                 DELETE FROM outbox o USING raised
+                 WHERE o.shard = $1 AND o.seq > (SELECT min(seq) FROM old) AND o.seq <= raised.floor AND o.type <> $7 RETURNING 1)
              SELECT count(*) FROM gone",
             &[&shard.as_i16(), &read, &head, &before, &ROWS_MAX, &inner.incarnation().0, &EPOCH],
         )
@@ -116,11 +123,27 @@ async fn forget<S: Service>(inner: &Inner<S>, shard: ShardId, read: Seq, keep: D
     Ok(row.get::<_, i64>(0).unsigned_abs())
 }
 
+/// Forgets keys past their day, so many at a time.
 async fn forget_keys<S: Service>(inner: &Inner<S>, keep: Duration) -> Result<u64, Failure> {
     let shards: Vec<i16> = inner.shards.iter().filter(|shard| shard.tenure().is_some()).map(|shard| shard.id.as_i16()).collect();
-    let client = inner.database.get().await?;
-    let gone = client.execute("DELETE FROM idempotency WHERE at < $1 AND shard = ANY($2)", &[&ago(keep), &shards]).await;
-    gone.map_err(|error| Failure::Unavailable(describe(&error)))
+    let before = ago(keep);
+    let mut gone = 0;
+    loop {
+        let client = inner.database.get().await?;
+        let rows = client
+            .execute(
+                "DELETE FROM idempotency i USING (
+                     SELECT shard, key FROM idempotency WHERE at < $1 AND shard = ANY($2) ORDER BY at LIMIT $3) old
+                 WHERE i.shard = old.shard AND i.key = old.key",
+                &[&before, &shards, &ROWS_MAX],
+            )
+            .await
+            .map_err(|error| Failure::Unavailable(describe(&error)))?;
+        gone += rows;
+        if rows < ROWS_MAX.unsigned_abs() {
+            return Ok(gone);
+        }
+    }
 }
 
 fn ago(time: Duration) -> Timestamp {

@@ -1,5 +1,5 @@
-//! What has to be looked at now and then: logs to trim, comments of deleted posts, edges of deleted accounts, signing keys that
-//! come of age, documents that missed events for good.
+//! What has to be looked at now and then: logs to trim, comments of deleted posts, edges of deleted accounts, tags to count,
+//! signing keys that come of age, documents that missed events for good.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,6 +22,9 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Between two looks at what does not wait for a minute.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Between two counts of tags: what came meanwhile every list of tags adds up for itself.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// Longer than an access token lives: a starting gateway reads from the log which sessions were closed.
 const RECORDS: Duration = Duration::from_secs(3600);
@@ -77,6 +80,25 @@ pub(super) fn take_back_likes(posts: Option<Posts>, comments: Option<Comments>) 
             }
             for failure in outcomes.into_iter().filter_map(Result::err) {
                 episodes::warn("likes of deleted accounts must wait", "", &failure);
+            }
+        }
+    })
+}
+
+/// Adds up how many posts have a tag, and ranks those that were there before the database did so by itself.
+pub(super) fn count_tags(posts: Posts) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut ranked = false;
+        while !posts.runtime().is_stopped() {
+            tokio::time::sleep(COUNT_EVERY).await;
+            if !ranked {
+                ranked = posts.rank_tags(Instant::now() + LOOK_EVERY).await.unwrap_or_else(|failure| {
+                    episodes::warn("the posts of tags cannot be ranked", "posts", &failure);
+                    false
+                });
+            }
+            if let Err(failure) = posts.count_tags(Instant::now() + EVERY).await {
+                episodes::warn("the posts of tags cannot be counted", "posts", &failure);
             }
         }
     })
