@@ -267,14 +267,15 @@ impl Comments {
         let count = i64::try_from(limit + 1).expect("a page is short");
         let rows = {
             let client = self.runtime.database().get().await?;
-            // From the table alone: loading all the threads that somebody ever wrote in would cost far more.
+            // From the table alone: loading all the threads that somebody ever wrote in would cost far more. Each closed thread is
+            // looked up by its key: for a NOT EXISTS, Postgres would read and hash all there are, and all of the author's comments.
             client
                 .query(
                     "SELECT c.post, c.id, c.parent, c.depth, c.version, c.like_count,
                             (SELECT count(*) FROM comment r WHERE r.parent = c.id AND r.author IS NOT NULL),
                             c.author, c.body, c.created_at, c.updated_at
                      FROM comment c
-                     WHERE c.author = $1 AND c.id < $2 AND NOT EXISTS (SELECT FROM closed_thread t WHERE t.post = c.post)
+                     WHERE c.author = $1 AND c.id < $2 AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL
                      ORDER BY c.id DESC LIMIT $3",
                     &[&user.0, &after, &count],
                 )
@@ -309,7 +310,7 @@ impl Comments {
                     "SELECT c.post, c.id, c.parent, c.depth, c.version, c.author, c.body, c.created_at, c.updated_at
                      FROM comment c
                      WHERE (c.post, c.id) > ($1, $2) AND c.author IS NOT NULL
-                       AND NOT EXISTS (SELECT FROM closed_thread t WHERE t.post = c.post)
+                       AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL
                      ORDER BY c.post, c.id LIMIT $3",
                     &[&post, &id, &count],
                 )
@@ -330,7 +331,7 @@ impl Comments {
         let rows = client
             .query(
                 "SELECT c.id FROM UNNEST($1::uuid[], $2::uuid[]) AS r(post, id) JOIN comment c ON c.post = r.post AND c.id = r.id
-                 WHERE c.author IS NOT NULL AND NOT EXISTS (SELECT FROM closed_thread t WHERE t.post = c.post)",
+                 WHERE c.author IS NOT NULL AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL",
                 &[&posts, &ids],
             )
             .await?;

@@ -185,7 +185,7 @@ impl Service for CommentService {
                     "SELECT post, NULL::uuid, NULL::uuid, 0::int8, 0::int8, true FROM closed_thread WHERE post = ANY($1)
                      UNION ALL
                      SELECT post, id, parent, like_count, version, author IS NULL FROM comment c
-                     WHERE post = ANY($1) AND NOT EXISTS (SELECT FROM closed_thread t WHERE t.post = c.post)",
+                     WHERE post = ANY($1) AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL",
                     params,
                 )
                 .await?

@@ -385,7 +385,7 @@ impl Posts {
             .query(
                 "WITH fresh AS MATERIALIZED (SELECT tag, sum(change)::int8 AS change FROM tag_change GROUP BY tag)
                  SELECT tag, posts FROM (
-                     SELECT f.tag, COALESCE(u.posts, 0) + f.change AS posts FROM fresh f LEFT JOIN used_tag u ON u.tag = f.tag
+                     SELECT tag, COALESCE((SELECT u.posts FROM used_tag u WHERE u.tag = f.tag), 0) + change AS posts FROM fresh f
                      UNION ALL
                      (SELECT tag, posts FROM used_tag WHERE posts > 0 AND (-posts, tag) > ($1, $2)
                         AND tag <> ALL (ARRAY(SELECT tag FROM fresh)) ORDER BY (-posts), tag LIMIT $3)) AS used
