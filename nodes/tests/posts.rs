@@ -12,7 +12,7 @@ use rookery_actors::{
     event::{Record, Source, Topic},
     ids::{PostId, ShardId, UserId, mint},
     posts::{
-        Changes, Command, Draft, Filter, Post, PostService, Posts, Rejection, Sort,
+        Changes, Command, Draft, Filter, Key, Post, PostService, Posts, Rejection, Sort,
         rules::{Body, Tags, Title},
     },
     records::UserRecord,
@@ -247,6 +247,57 @@ async fn an_answer_that_wrote_nothing_stands_where_the_last_write_of_its_post_do
     assert_eq!(posts.publish(draft("once"), keyed()).await.unwrap().seq, first.seq, "a retry after a restart");
     let again = posts.edit(post.id, ADA, twice(), Timestamp::now(), soon()).await.unwrap();
     assert_eq!(again.seq, 0, "what there was before the post was loaded nobody waits for");
+    service.stop().await;
+}
+
+/// By triggers, in the transaction of the write: what an older node writes is in it, too.
+#[tokio::test]
+async fn what_the_database_makes_of_tags_is_what_the_posts_say() {
+    let config = fresh().await;
+    let (service, posts) = service(&config).await;
+    let client = sql(&config).await;
+    let mut of_them = Vec::new();
+    for n in 0..12 {
+        let tags = if n % 2 == 0 { Tags::parse(&["rust", "even"]) } else { Tags::parse(&["rust"]) };
+        let post =
+            posts.publish(Draft { tags: tags.unwrap(), ..draft(&format!("p{n}")) }, soon()).await.unwrap().reply.post.unwrap();
+        for user in 0..n % 5 {
+            posts.like(post.id, UserId(Uuid::from_u128(100 + user)), true, soon()).await.unwrap();
+        }
+        of_them.push(post);
+    }
+    let retagged = Changes { tags: Some(Tags::parse(&["tokio"]).unwrap()), ..Changes::default() };
+    posts.edit(of_them[4].id, ADA, retagged, Timestamp::now(), soon()).await.unwrap();
+    posts.like(of_them[6].id, UserId(Uuid::from_u128(100)), false, soon()).await.unwrap();
+    posts.delete(of_them[1].id, ADA, false, None, soon()).await.unwrap();
+
+    let used = async || {
+        let page = posts.tags(None, 2).await.unwrap();
+        let rest = posts.tags(page.next, 9).await.unwrap();
+        page.items.into_iter().chain(rest.items).map(|used| (used.tag, used.posts)).collect::<Vec<_>>()
+    };
+    let wanted = [("rust".to_owned(), 10), ("even".to_owned(), 5), ("tokio".to_owned(), 1)];
+    assert_eq!(used().await, wanted, "before it is added up");
+    assert!(posts.count_tags(deadline()).await.unwrap() > 0);
+    assert_eq!(used().await, wanted);
+    assert_eq!(posts.count_tags(deadline()).await.unwrap(), 0);
+
+    let strange = "SELECT FROM (SELECT unnest(tags) AS tag, id AS post, like_count, hot FROM post) p
+                   FULL JOIN ranked_tag r USING (tag, post, like_count, hot) WHERE r.tag IS NULL OR p.tag IS NULL";
+    assert!(client.query(strange, &[]).await.unwrap().is_empty(), "by the triggers");
+    // As it is where the posts were there before.
+    client.batch_execute("TRUNCATE ranked_tag").await.unwrap();
+    while !posts.rank_tags(deadline()).await.unwrap() {}
+    assert!(client.query(strange, &[]).await.unwrap().is_empty(), "afterwards");
+    // Below what memory has nothing is left, so this is what the database says.
+    let mut after = Some(Key { rank: i64::MAX - 1, id: PostId(Uuid::max()) });
+    let mut likes = Vec::new();
+    while let Some(from) = after {
+        let page = posts.list(Sort::Top, &Filter::Tag("rust".into()), Some(from), 3, deadline()).await.unwrap();
+        likes.extend(page.items.iter().map(|post| post.like_count));
+        after = page.next;
+    }
+    assert_eq!((likes.len(), likes.is_sorted_by(|a, b| a >= b)), (10, true), "{likes:?}");
     service.stop().await;
 }
 
