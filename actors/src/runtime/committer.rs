@@ -29,7 +29,7 @@ use super::{
     directory::SessionTag,
     doubt, now,
     session::Session,
-    shard::Begun,
+    shard::{Begun, LogEnd},
     transfer::outcome_is_open,
 };
 use crate::{
@@ -367,17 +367,22 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
         if units.is_empty() {
             continue;
         }
-        let open = match connected(inner, session).await {
+        let opened = connected(inner, session).await;
+        // After the last wait before it is sent: the shard may have gone and come back meanwhile (rule 15a).
+        let (batch, placed) = number(inner, units);
+        let open = match opened {
             Ok(open) => open,
             Err(error) => {
                 inner.commits.failed();
-                for queued in units {
+                for Placed { queued, .. } in placed {
                     queued.finish(Err(CommitError::Unavailable(error.clone())));
                 }
                 continue;
             }
         };
-        let (batch, placed) = build(inner, units);
+        if placed.is_empty() {
+            continue;
+        }
         let tag = open.tag;
         match timeout(STATEMENT_WITHIN, open.execute(&batch)).await {
             Ok(Ok(_)) => {
@@ -391,21 +396,14 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
     }
 }
 
-/// Answers the units whose shard we have lost since they were queued.
-fn admit<S: Service>(inner: &Arc<Inner<S>>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
-    let mut admitted = Vec::with_capacity(units.len());
-    for mut queued in units {
-        match inner.shards[queued.shard.index()].writes_since(queued.epoch) {
-            Some(epoch) => {
-                queued.epoch = epoch;
-                admitted.push(queued);
-            }
-            None => queued.finish(Err(CommitError::Fenced)),
-        }
+/// Answers the units whose shard we have lost since they were queued: they need no connection.
+fn admit<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> Vec<Queued<S>> {
+    let is_ours = |queued: &Queued<S>| inner.shards[queued.shard.index()].writes_since(queued.epoch).is_some();
+    let (ours, lost): (Vec<_>, Vec<_>) = units.into_iter().partition(is_ours);
+    for queued in lost {
+        queued.finish(Err(CommitError::Fenced));
     }
-    // Rows go in in (shard, seq) order, as a takeover's do: other orders deadlock (rule 11).
-    admitted.sort_by_key(|queued| queued.shard);
-    admitted
+    ours
 }
 
 async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a mut Session, String> {
@@ -424,18 +422,25 @@ pub(crate) struct Placed<S: Service> {
     pub(crate) records: Positioned,
 }
 
-fn build<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> (Batch<S>, Vec<Placed<S>>) {
+/// Makes a batch of the units, and answers those whose tenure has ended: under another one the number after its head is free,
+/// and no fence would be met (rule 15a).
+fn number<S: Service>(inner: &Inner<S>, mut units: Vec<Queued<S>>) -> (Batch<S>, Vec<Placed<S>>) {
+    // Rows go in in (shard, seq) order, as a takeover's do: other orders deadlock (rule 11).
+    units.sort_by_key(|queued| queued.shard);
     let mut batch = Batch::new(now());
-    let mut heads: HashMap<ShardId, Seq> = HashMap::new();
-    let placed = units
-        .into_iter()
-        .map(|queued| {
-            let head = heads.entry(queued.shard).or_insert_with(|| inner.shards[queued.shard.index()].head());
-            let records = batch.add(queued.shard, queued.epoch, *head, &queued.unit);
-            *head += records.len() as Seq;
-            Placed { queued, records }
-        })
-        .collect();
+    let mut logs: HashMap<ShardId, Option<LogEnd>> = HashMap::new();
+    let mut placed = Vec::with_capacity(units.len());
+    for mut queued in units {
+        let end = logs.entry(queued.shard).or_insert_with(|| inner.shards[queued.shard.index()].log_end());
+        let Some(end) = end.as_mut().filter(|end| end.since <= queued.epoch) else {
+            queued.finish(Err(CommitError::Fenced));
+            continue;
+        };
+        queued.epoch = end.epoch;
+        let records = batch.add(queued.shard, end.epoch, end.head, &queued.unit);
+        end.head += records.len() as Seq;
+        placed.push(Placed { queued, records });
+    }
     (batch, placed)
 }
 

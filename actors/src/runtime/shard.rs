@@ -97,6 +97,15 @@ pub(crate) struct InFlight {
     pub(crate) lent: Lent<Arc<Session>>,
 }
 
+/// Where the log of a shard ends, as of one moment.
+pub(crate) struct LogEnd {
+    /// What was decided under this epoch or a later one may follow.
+    pub(crate) since: Epoch,
+    /// The epoch under which it follows.
+    pub(crate) epoch: Epoch,
+    pub(crate) head: Seq,
+}
+
 /// Whether a unit may be queued.
 pub(crate) enum Begun {
     /// Under this epoch, with this ticket.
@@ -151,6 +160,14 @@ impl<S: Service> Shard<S> {
     /// The epoch under which what was admitted under `epoch` is committed now: also while the shard is being handed off.
     pub(crate) fn writes_since(&self, epoch: Epoch) -> Option<Epoch> {
         Some(self.writing.load(Ordering::Acquire)).filter(|now| *now != 0 && self.remembers(epoch))
+    }
+
+    /// Where its log ends, to be gone on with; none: nothing is written now.
+    pub(crate) fn log_end(&self) -> Option<LogEnd> {
+        // A head that belongs to another tenure than the epoch would let pass what the fence is there for.
+        let _transition = self.entities.read().expect("no panic under this lock");
+        let epoch = self.writing.load(Ordering::Acquire);
+        (epoch != 0).then(|| LogEnd { since: self.since.load(Ordering::Acquire), epoch, head: self.head() })
     }
 
     /// The latest epoch that was ever served here.

@@ -36,6 +36,9 @@ pub const LIKED: &str = "SELECT 1 FROM post_like";
 /// In the text of the statement with which the resolution of an open outcome begins.
 pub const RESOLUTION: &str = "SELECT pg_terminate_backend(pid, 1000)";
 
+/// In the text with which a lane of the committer begins a session.
+pub const LANE: &str = "SET plan_cache_mode";
+
 /// What becomes of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {

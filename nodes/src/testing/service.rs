@@ -64,9 +64,21 @@ impl<S: Service> TestService<S> {
     }
 
     /// Answers what waits, gives everything up and signs off.
+    ///
+    /// # Panics
+    /// If a record of the log has an older epoch than the one before it: it was committed past its fence.
     pub async fn stop(self) {
         self.runtime.stop().await;
         self.ownership.leave().await;
+        // A story may have taken the database away.
+        let Ok(client) = self.runtime.database().get().await else { return };
+        let fallen = "SELECT shard, seq, epoch FROM (
+                          SELECT shard, seq, epoch, lag(epoch) OVER (PARTITION BY shard ORDER BY seq) AS before FROM outbox) o
+                      WHERE epoch < before";
+        if let Ok(rows) = client.query(fallen, &[]).await {
+            let fallen: Vec<(i16, i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+            assert!(fallen.is_empty(), "epochs fall at (shard, seq, epoch): {fallen:?}");
+        }
     }
 }
 

@@ -28,6 +28,7 @@ impl Ownership {
                 choices.retain(|choice| usize::from(state.sent) + new(choice) <= usize::from(self.bounds.writes));
                 steps.extend(choices.into_iter().map(|choice| Step::Commit(node, choice)));
             }
+            Some(Sent::Waiting) => steps.push(Step::Number(node)),
             Some(Sent::Out) => steps.extend([Step::Execute(node), Step::Lose(node)]),
             // That its answer is lost is the same as that it is executed after the connection has died.
             Some(Sent::Done(_)) => steps.push(Step::Hear(node)),

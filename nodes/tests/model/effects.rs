@@ -59,7 +59,21 @@ impl Ownership {
                 let tenure = state.tenure(node, shard);
                 (tenure.epoch, tenure.since, tenure.latest) = (epoch, epoch, epoch);
             }
-            Step::Commit(node, shards) => commit(state, node, &shards),
+            Step::Commit(node, shards) => {
+                commit(state, node, &shards);
+                if !self.guards.numbered_as_decided
+                    && let Some(batch) = &mut state.nodes[node].batch
+                {
+                    batch.sent = Sent::Waiting;
+                }
+            }
+            Step::Number(node) => {
+                let NodeState { shards, batch: Some(batch) } = &mut state.nodes[node] else { return };
+                batch.sent = Sent::Out;
+                for record in &mut batch.records {
+                    record.seq = shards[record.shard].head + 1;
+                }
+            }
             Step::Execute(node) => {
                 let Some(batch) = &mut state.nodes[node].batch else { return };
                 batch.sent = Sent::Done(execute(&mut state.database, &batch.records));

@@ -132,6 +132,11 @@ fn opened_again_under_its_epoch_a_shard_meets_its_own_batch() {
 }
 
 #[test]
+fn what_is_numbered_under_a_later_tenure_than_it_was_decided_under_passes_the_fence() {
+    assert!(broken_without(Guards { numbered_as_decided: false, ..ALL }).contains(&ONE_EPOCH));
+}
+
+#[test]
 fn with_two_looks_for_one_a_lost_shard_is_opened_at_the_end_of_anothers_log() {
     assert!(broken_without(Guards { one_snapshot: false, ..ALL }).contains(&ONE_EPOCH));
 }

@@ -29,6 +29,8 @@ pub(crate) struct Guards {
     pub(crate) untouched_only: bool,
     /// Whose a shard is and where its log ends are read in one snapshot.
     pub(crate) one_snapshot: bool,
+    /// What was decided under one tenure is not numbered under a later one (rule 15a).
+    pub(crate) numbered_as_decided: bool,
 }
 
 pub(crate) const ALL: Guards = Guards {
@@ -43,6 +45,7 @@ pub(crate) const ALL: Guards = Guards {
     closed_before_grant: true,
     untouched_only: true,
     one_snapshot: true,
+    numbered_as_decided: true,
 };
 
 /// How far it goes.
@@ -83,6 +86,8 @@ pub(crate) enum Step {
     Restart(Node, Shard),
     /// Sends a batch with a command for each of these shards.
     Commit(Node, Vec<Shard>),
+    /// Without `numbered_as_decided`: a batch that was decided some time ago is numbered, and sent.
+    Number(Node),
     /// Postgres executes what a node has in flight.
     Execute(Node),
     /// The answer arrives.

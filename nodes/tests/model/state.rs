@@ -100,6 +100,8 @@ pub(crate) enum Door {
 /// What the sender of a statement knows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Sent {
+    /// Not yet, for there is no connection; only where a guard is missing that makes that harmless.
+    Waiting,
     /// On its way, or its answer is.
     Out,
     /// Executed; the answer, whether it took effect, is on its way.

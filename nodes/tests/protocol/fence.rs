@@ -10,7 +10,7 @@ use rookery_actors::{
 use tokio::join;
 
 use crate::{
-    proxy::{BATCH, Fate, Proxy},
+    proxy::{BATCH, Fate, LANE, Proxy},
     support::*,
 };
 
@@ -63,6 +63,53 @@ async fn one_fenced_shard_in_a_batch_does_not_keep_its_neighbours_out() {
     assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
     let client = sql(&config).await;
     assert_eq!(titles(&client).await, ["a", "b", "d"]);
+    assert_gap_free(&client).await;
+    assert_memory_is_sql(&posts, &client).await;
+    service.stop().await;
+}
+
+/// What was broken: the unit took the number after the head of the later tenure under the epoch of the former one. No fence
+/// stood there, and what the other owner had acknowledged in between was overwritten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_whose_shard_goes_and_comes_back_while_it_waits_for_a_session_is_decided_again() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, posts) = still_node(&proxy.config()).await;
+    let post = published(&posts, ShardId(3), "liked twice").await;
+    // The lane loses its session, and the next one is slow to come.
+    let opening = proxy.hold(LANE);
+    proxy.once(BATCH, Fate::NeverArrives);
+    let like = tokio::spawn({
+        let posts = posts.clone();
+        async move { posts.like(post.id, BOB, true, soon()).await }
+    });
+    let opening = opening.await;
+
+    let contact = service.ownership().contact();
+    let rival = Rival::join(&config).await;
+    let (seq, epoch) = rival.take(ShardId(3)).await;
+    eventually("the shard is lost", async || {
+        contact.poke();
+        service.runtime.head(ShardId(3)).is_none()
+    })
+    .await;
+    let client = sql(&config).await;
+    let theirs = "WITH liked AS (INSERT INTO post_like (post, user_id) VALUES ($1, $2)),
+                       counted AS (UPDATE post SET like_count = like_count + 1 WHERE id = $1)
+                  INSERT INTO outbox (shard, seq, epoch, key, type, payload) VALUES (3, $3, $4, $1, 'post.liked', '{}')";
+    client.execute(theirs, &[&post.id.0, &ADA.0, &(seq + 1), &epoch]).await.unwrap();
+    let back = "WITH given AS (UPDATE shard SET epoch = epoch + 1, owner = $1 WHERE id = 3 RETURNING epoch)
+                INSERT INTO outbox (shard, seq, epoch, key, type) SELECT 3, $2, epoch, $3, 'epoch' FROM given";
+    client.execute(back, &[&service.runtime.incarnation().0, &(seq + 2), &uuid::Uuid::nil()]).await.unwrap();
+    eventually("the shard is ours again", async || {
+        contact.poke();
+        service.runtime.latest_epoch(ShardId(3)) == epoch + 1
+    })
+    .await;
+
+    opening.release(Fate::Passes);
+    let liked = like.await.unwrap().unwrap().reply.post.unwrap();
+    assert_eq!(liked.like_count, 2, "theirs and ours");
     assert_gap_free(&client).await;
     assert_memory_is_sql(&posts, &client).await;
     service.stop().await;
