@@ -4,14 +4,13 @@ use std::{collections::HashMap, future::Future, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::{
     entity::{Entity, Failure},
     event::Record,
     ids::ShardId,
-    runtime::{Pooled, Runtime, Unit},
+    runtime::{Connection, Pooled, Runtime, Unit},
     table::Tables,
 };
 
@@ -38,7 +37,11 @@ pub trait Service: Send + Sync + 'static + Sized {
     type Need: Send;
 
     /// The committed states of these entities; absent ones are left out.
-    fn load(&self, client: &Client, ids: &[Uuid]) -> impl Future<Output = Result<HashMap<Uuid, Self::Entity>, LoadError>> + Send;
+    fn load(
+        &self,
+        client: &Connection,
+        ids: &[Uuid],
+    ) -> impl Future<Output = Result<HashMap<Uuid, Self::Entity>, LoadError>> + Send;
 
     /// What `decide` needs beyond the state, if anything.
     fn need(&self, id: Uuid, state: Option<&Self::Entity>, command: &<Self::Entity as Entity>::Command) -> Option<Self::Need>;
@@ -46,7 +49,7 @@ pub trait Service: Send + Sync + 'static + Sized {
     /// Asks SQL for it.
     fn look_up(
         &self,
-        client: Pooled<'_>,
+        client: Pooled,
         id: Uuid,
         need: Self::Need,
     ) -> impl Future<Output = Result<<Self::Entity as Entity>::Facts, LoadError>> + Send;

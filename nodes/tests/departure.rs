@@ -22,7 +22,7 @@ use rookery_actors::{
         self, Post,
         rules::{Body, Tags, Title},
     },
-    runtime::{Context, IdempotencyKey, Retention, Runtime},
+    runtime::{Connection, Context, IdempotencyKey, Retention, Runtime},
     service::Service,
     users::{
         Changes, NewUser,
@@ -31,7 +31,6 @@ use rookery_actors::{
     },
 };
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 const PASSWORD: &str = "correct horse battery";
 /// What nothing may say any more.
@@ -241,7 +240,7 @@ async fn a_deleted_account_is_in_no_table_and_no_topic_any_more() {
 }
 
 /// What could not be applied of the one who leaves, in each service that reads profiles.
-async fn letters(databases: &[(&'static str, Client)], user: UserId) {
+async fn letters(databases: &[(&'static str, Connection)], user: UserId) {
     let payload = serde_json::json!({"id": user, "username": "zebulon_q", "display_name": "Zebulon Quillfeather"}).to_string();
     for (name, client) in databases.iter().filter(|(name, _)| *name != "users") {
         let sql = "INSERT INTO dead_letter (shard, source, seq, type, key, payload, reason)
@@ -251,7 +250,7 @@ async fn letters(databases: &[(&'static str, Client)], user: UserId) {
 }
 
 /// A session of our own with each database.
-async fn databases(node: &Node) -> Vec<(&'static str, Client)> {
+async fn databases(node: &Node) -> Vec<(&'static str, Connection)> {
     let Faces { users, posts, comments, search } = &node.faces;
     vec![
         ("users", session(users.runtime()).await),
@@ -261,12 +260,12 @@ async fn databases(node: &Node) -> Vec<(&'static str, Client)> {
     ]
 }
 
-async fn session<S: Service>(runtime: &Runtime<S>) -> Client {
+async fn session<S: Service>(runtime: &Runtime<S>) -> Connection {
     runtime.database().session("departure").await.unwrap()
 }
 
 /// Every column of every table that holds something personal (`table.column: what`), whatever its type.
-async fn found(databases: &[(&'static str, Client)], user: UserId) -> BTreeSet<String> {
+async fn found(databases: &[(&'static str, Connection)], user: UserId) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (name, client) in databases {
         let columns = "SELECT c.table_name::text, c.column_name::text, c.data_type::text FROM information_schema.columns c

@@ -1,12 +1,12 @@
 //! How comments are stored, published and told about other services' events.
 
-use std::{collections::HashMap, pin::pin};
+use std::collections::HashMap;
 
-use futures_util::{TryStreamExt, future::join_all};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
-use tokio_postgres::{Client, Row, types::ToSql};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
     event::Topic,
     ids::{CommentId, PostId, ShardId, UserId},
     records::{CommentRecord, LikeRecord, json},
-    runtime::{NewRecord, Pooled, Runtime, Unit},
+    runtime::{Connection, NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{table, tables, text_params},
 };
@@ -176,28 +176,22 @@ impl Service for CommentService {
     ///
     /// All of the ids are there afterwards, also those that nobody has commented on: most posts are read before the
     /// first comment comes, and none of these reads should ask SQL again.
-    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Thread>, LoadError> {
-        let params: [&(dyn ToSql + Sync); 1] = [&ids];
-        // Row by row: a thread of 100,000 comments is never in memory a second time as rows.
-        let mut rows = pin!(
-            client
-                .query_raw(
-                    "SELECT post, NULL::uuid, NULL::uuid, 0::int8, 0::int8, true FROM closed_thread WHERE post = ANY($1)
-                     UNION ALL
-                     SELECT post, id, parent, like_count, version, author IS NULL FROM comment c
-                     WHERE post = ANY($1) AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL",
-                    params,
-                )
-                .await?
-        );
+    async fn load(&self, client: &Connection, ids: &[Uuid]) -> Result<HashMap<Uuid, Thread>, LoadError> {
+        let select = "SELECT post, NULL::uuid, NULL::uuid, 0::int8, 0::int8, true FROM closed_thread WHERE post = ANY($1)
+                      UNION ALL
+                      SELECT post, id, parent, like_count, version, author IS NULL FROM comment c
+                      WHERE post = ANY($1) AND (SELECT t.post FROM closed_thread t WHERE t.post = c.post) IS NULL";
         let mut threads: HashMap<Uuid, Option<Vec<tree::Row>>> = ids.iter().map(|id| (*id, Some(Vec::new()))).collect();
-        while let Some(row) = rows.try_next().await? {
+        // Row by row: a thread of 100,000 comments is never in memory a second time as rows.
+        let take = |row: Row| {
             let thread = threads.entry(row.get(0)).or_default();
             match (skeleton(&row)?, thread) {
                 (Some(comment), Some(comments)) => comments.push(comment),
                 (_, thread) => *thread = None,
             }
-        }
+            Ok::<(), LoadError>(())
+        };
+        client.query_each(select, &[&ids], take).await?;
         let mut found = HashMap::with_capacity(threads.len());
         for (post, comments) in threads {
             let thread = match comments {
@@ -221,7 +215,7 @@ impl Service for CommentService {
         }
     }
 
-    async fn look_up(&self, client: Pooled<'_>, post: Uuid, need: Need) -> Result<Facts, LoadError> {
+    async fn look_up(&self, client: Pooled, post: Uuid, need: Need) -> Result<Facts, LoadError> {
         match need {
             Need::Text(comment) => {
                 let row = client

@@ -118,7 +118,7 @@ impl Comments {
 }
 
 /// Chooses the slice, in the order of posts and comments.
-async fn slice(client: Pooled<'_>, shards: u16, posts: Vec<Uuid>) -> Result<Slice, Failure> {
+async fn slice(client: Pooled, shards: u16, posts: Vec<Uuid>) -> Result<Slice, Failure> {
     // One more tells whether it is the last.
     let limit = i64::try_from(SLICE_MAX + 1).expect("a slice is short");
     let mut rows = client

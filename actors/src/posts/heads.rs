@@ -235,7 +235,7 @@ async fn sql_page(runtime: &Runtime<PostService>, asked: &Asked) -> Result<Vec<K
 }
 
 /// Whether the posts of all tags are ranked: it takes a while after the migration ([`super::Posts::rank_tags`]).
-pub(super) async fn tags_are_ranked(runtime: &Runtime<PostService>, client: &Pooled<'_>) -> Result<bool, Failure> {
+pub(super) async fn tags_are_ranked(runtime: &Runtime<PostService>, client: &Pooled) -> Result<bool, Failure> {
     let known = &runtime.service().lists.tags_ranked;
     if !known.load(Ordering::Relaxed) {
         let row = client.query_opt("SELECT 1 FROM setting WHERE name = 'ranked_tags' AND value = 'all'", &[]).await?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     event::Topic,
     ids::{PostId, ShardId, UserId},
     records::{CommentRecord, FollowRecord, LikeRecord, PostRecord, json},
-    runtime::{NewRecord, Pooled, Runtime, Unit},
+    runtime::{Connection, NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
@@ -192,7 +192,7 @@ impl Service for PostService {
     type Query = Query;
     type Answer = Answer;
 
-    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Post>, LoadError> {
+    async fn load(&self, client: &Connection, ids: &[Uuid]) -> Result<HashMap<Uuid, Post>, LoadError> {
         let rows = client
             .query(
                 "SELECT p.id, p.author, p.title, p.body, p.tags, p.created_at, p.updated_at, p.version, p.like_count,
@@ -213,7 +213,7 @@ impl Service for PostService {
         }
     }
 
-    async fn look_up(&self, client: Pooled<'_>, id: Uuid, need: Need) -> Result<Facts, LoadError> {
+    async fn look_up(&self, client: Pooled, id: Uuid, need: Need) -> Result<Facts, LoadError> {
         match need {
             Need::Liked(user) => {
                 let row = client.query_opt("SELECT 1 FROM post_like WHERE post = $1 AND user_id = $2", &[&id, &user.0]).await?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     AskResult, Context, Inner, birth,
     cell::{Cell, Readiness},
+    committer,
     entity_actor::{EntityActor, EntityMessage, Envelope, Outcome, Silence},
     memory::coarse_now,
     shard::{Entities, Shard},
@@ -59,7 +60,10 @@ pub(crate) async fn ask<S: Service>(
             Ok(Err(failure)) => return failed(failure),
             Err(_) => return failed(Failure::Expired),
         };
-        let (envelope, sent) = Envelope::seal(pending.0, pending.1);
+        let Some(place) = cell.mailbox.enter() else {
+            return failed(Failure::Overloaded("too many commands wait for the same entity".to_owned()));
+        };
+        let (envelope, sent) = Envelope::seal(pending.0, pending.1, place);
         // A refused message hands its command back through the envelope's drop, as a stop does.
         drop(actor.send_message(EntityMessage::Command(envelope)));
         match sent.outcome(deadline, || actor.get_status() >= ActorStatus::Stopping).await {
@@ -74,7 +78,7 @@ pub(crate) async fn ask<S: Service>(
                 return failed(Failure::Unknown("the shard moved while the command was under way".to_owned()));
             }
             Err(Silence::Ended) => return failed(Failure::Crashed),
-            Err(Silence::Overdue) => return failed(inner.committer.overdue()),
+            Err(Silence::Overdue) => return failed(committer::overdue(inner)),
             Err(Silence::Expired) => return failed(Failure::Expired),
         }
     }

@@ -73,6 +73,6 @@ async fn carry_out<S: Service>(
             }
             Ok(Accepted { reply, shard: shard.id, seq: committed.seq })
         }
-        Err(_) => Err(inner.committer.overdue().into()),
+        Err(_) => Err(committer::overdue(inner).into()),
     }
 }

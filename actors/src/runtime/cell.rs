@@ -1,7 +1,7 @@
 //! One loaded entity on this node: its committed state, its actor, and what it weighs.
 
 use std::sync::{
-    OnceLock, RwLock,
+    Arc, OnceLock, RwLock,
     atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -32,6 +32,7 @@ pub(crate) struct Cell<S: Service> {
     /// Comes to life with the first command that needs one.
     pub(crate) actor: OnceLock<ActorRef<EntityMessage<S>>>,
     pub(crate) ready: watch::Sender<Readiness>,
+    pub(crate) mailbox: Mailbox,
     pub(crate) used_s: AtomicU32,
     revision: AtomicU64,
     /// Its last record that a search can wait for; 0: none since it was loaded.
@@ -41,6 +42,32 @@ pub(crate) struct Cell<S: Service> {
     ended: AtomicBool,
     /// Out of the map, and off the books: what its actor still finishes weighs nothing any more.
     gone: AtomicBool,
+}
+
+/// Commands in the mailbox of an entity at a time; more are refused as overload. Those whose senders have gone away count as
+/// long as they take memory.
+const MAILBOX_MAX: usize = 1_024;
+
+/// How many commands are in the mailbox of an entity.
+#[derive(Default)]
+pub(crate) struct Mailbox(Arc<AtomicUsize>);
+
+/// A place in a mailbox, until it is dropped. It does not hold the entity: a message that its actor's end has forgotten in the
+/// channel would keep both for ever.
+pub(crate) struct MailboxPlace(Arc<AtomicUsize>);
+
+impl Mailbox {
+    /// None: it is full.
+    pub(crate) fn enter(&self) -> Option<MailboxPlace> {
+        let place = MailboxPlace(Arc::clone(&self.0));
+        (self.0.fetch_add(1, Ordering::Relaxed) < MAILBOX_MAX).then_some(place)
+    }
+}
+
+impl Drop for MailboxPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -58,6 +85,7 @@ impl<S: Service> Cell<S> {
             state: RwLock::new(None),
             actor: OnceLock::new(),
             ready: watch::Sender::new(ready),
+            mailbox: Mailbox::default(),
             used_s: AtomicU32::new(0),
             revision: AtomicU64::new(REVISIONS.fetch_add(1, Ordering::Relaxed)),
             told: AtomicI64::new(0),

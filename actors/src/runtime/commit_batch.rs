@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{Client, Statement, types::ToSql};
+use tokio_postgres::{Statement, types::ToSql};
 use uuid::Uuid;
 
-use super::{cell::Cell, shard::ApplyTurn};
+use super::{Connection, cell::Cell, shard::ApplyTurn};
 use crate::{
     entity::Failure,
     event::{Record, Source},
@@ -343,7 +343,7 @@ impl<S: Service> Batch<S> {
     /// Sends it: one statement, so one transaction, one round trip and a few bytes back. `shape`: of the statement.
     pub(crate) async fn execute(
         &self,
-        client: &Client,
+        client: &Connection,
         statement: &Statement,
         shape: Shape,
     ) -> Result<u64, tokio_postgres::Error> {

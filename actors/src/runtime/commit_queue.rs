@@ -1,9 +1,8 @@
 //! Units on their way to the database: who waits for which, and which shards a lane is at.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
-    time::Instant,
 };
 
 use tokio::{runtime::Handle, sync::oneshot};
@@ -12,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     commit_batch::{CommitError, Committed, Unit},
+    committer::Unresolved,
 };
 use crate::{
     ids::{Epoch, ShardId},
@@ -23,8 +23,8 @@ pub(super) struct Queue<S: Service> {
     pub(super) waiting: VecDeque<Queued<S>>,
     /// For the lane of claims.
     pub(super) claims: VecDeque<Queued<S>>,
-    /// Shards of the units that a lane is at, and since when it is.
-    pub(super) busy: HashMap<ShardId, Instant>,
+    /// Shards of the units that a lane is at.
+    pub(super) busy: HashSet<ShardId>,
 }
 
 /// A unit on its way, with whoever waits for it. One that is dropped ends as unknown, and its shard closes.
@@ -98,18 +98,20 @@ impl<S: Service> Drop for UnderWay<S> {
 pub(super) struct AtWork<'a, S: Service> {
     inner: &'a Inner<S>,
     shards: Vec<ShardId>,
+    #[expect(dead_code, reason = "held, not read: it ends with the work")]
+    unresolved: Unresolved<'a>,
 }
 
 impl<'a, S: Service> AtWork<'a, S> {
     /// The lane that was given these units is at their shards.
     pub(super) fn on(inner: &'a Inner<S>, units: &[Queued<S>]) -> Self {
-        Self { inner, shards: units.iter().map(|queued| queued.shard).collect() }
+        Self { inner, shards: units.iter().map(|queued| queued.shard).collect(), unresolved: inner.commits.begin() }
     }
 }
 
 impl<S: Service> Drop for AtWork<'_, S> {
     fn drop(&mut self) {
-        let Self { inner, shards } = self;
+        let Self { inner, shards, .. } = self;
         for shard in shards.iter().map(|shard| &inner.shards[shard.index()]).filter(|shard| shard.is_suspended()) {
             // The lane panicked as it resolved the doubt that suspended them; nobody else does.
             inner.memory.forget(shard.close_suspended());
@@ -144,7 +146,7 @@ impl<S: Service> Queue<S> {
         let (mut bytes, mut kept) = (0, Vec::new());
         while let Some(queued) = self.waiting.pop_front() {
             // Order within a shard: whoever follows a unit that must wait, waits as well.
-            if self.busy.contains_key(&queued.shard) {
+            if self.busy.contains(&queued.shard) {
                 kept.push(queued);
                 continue;
             }
@@ -159,17 +161,16 @@ impl<S: Service> Queue<S> {
         for queued in kept.into_iter().rev() {
             self.waiting.push_front(queued);
         }
-        let now = Instant::now();
-        self.busy.extend(taken.iter().map(|queued: &Queued<S>| (queued.shard, now)));
+        self.busy.extend(taken.iter().map(|queued: &Queued<S>| queued.shard));
         taken
     }
 
     pub(super) fn take_claim(&mut self) -> Vec<Queued<S>> {
-        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains_key(&queued.shard)) else {
+        let Some(n) = self.claims.iter().position(|queued| !self.busy.contains(&queued.shard)) else {
             return Vec::new();
         };
         let claim = self.claims.remove(n).expect("the position was just found");
-        self.busy.insert(claim.shard, Instant::now());
+        self.busy.insert(claim.shard);
         vec![claim]
     }
 }

@@ -4,10 +4,10 @@
 //! therefore commit alone. A shard is in at most one lane at a time, for the lane counts its positions.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use super::{
     BootTime, Inner,
     commit_batch::{Batch, CommitError, Committed, Positioned, Unit},
     commit_queue::{AtWork, Landed, Queue, Queued, UnderWay},
+    connection::STATEMENT_WITHIN,
     copies, describe,
     directory::SessionTag,
     doubt, now,
@@ -40,10 +41,6 @@ use crate::{
     service::Service,
     supervisor::{self, Cause, Lifetime, RestartPolicy, Restarts},
 };
-
-/// A statement takes milliseconds, and waits for a lock for 2 s at most. One that took this long went to a server that is gone
-/// or over a connection that died in silence, and its outcome is open (rule 10).
-pub(crate) const STATEMENT_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) struct Committer<S: Service> {
     pub(super) queue: Mutex<Queue<S>>,
@@ -61,12 +58,20 @@ pub(crate) struct Committer<S: Service> {
 /// What is logged while the database takes nothing.
 const NO_WRITES: &str = "the database takes no writes";
 
-/// When commits last worked, and since when they have not.
+/// Whether commits work: since when they have failed, and what is under way.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    failing: Mutex<Option<Failing>>,
+    state: Mutex<HealthState>,
     pub(crate) batches: AtomicU64,
     pub(crate) units: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct HealthState {
+    failing: Option<Failing>,
+    /// Since when each of the outcomes is open that somebody waits for.
+    unresolved: BTreeMap<u64, Instant>,
+    next: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,30 +80,75 @@ struct Failing {
     last: Instant,
 }
 
+impl HealthState {
+    fn oldest(&self, now: Instant) -> Duration {
+        self.unresolved.values().next().map(|since| now.saturating_duration_since(*since)).unwrap_or_default()
+    }
+
+    fn fail(&mut self, now: Instant) {
+        // Nothing has worked since what fails now was begun.
+        let since = self.unresolved.values().next().copied().unwrap_or(now);
+        self.failing.get_or_insert(Failing { since, last: now }).last = now;
+    }
+
+    fn is_working(&mut self, within: Duration, now: Instant) -> bool {
+        // What is under way is being tried, however long it takes.
+        if self.unresolved.is_empty() && self.failing.is_some_and(|failing| now - failing.last >= within) {
+            self.failing = None;
+        }
+        self.oldest(now) < within && self.failing.is_none_or(|failing| now - failing.since < within)
+    }
+}
+
 impl Health {
+    fn state(&self) -> MutexGuard<'_, HealthState> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
     fn worked(&self) {
-        *self.failing.lock().expect("no panic under this lock") = None;
+        self.state().failing = None;
     }
 
     pub(crate) fn failed(&self) {
-        let now = Instant::now();
-        self.failing.lock().expect("no panic under this lock").get_or_insert(Failing { since: now, last: now }).last = now;
+        self.state().fail(Instant::now());
     }
 
-    /// False once commits have failed for this long. True again when none was tried for as long: without a lease
-    /// nobody asks for commits, so waiting for one that works would be waiting for ever.
+    /// Begins something that is under way until its outcome is known: a batch, a claim, a hand-off, and the doubt about it.
+    pub(crate) fn begin(&self) -> Unresolved<'_> {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        state.unresolved.insert(number, Instant::now());
+        Unresolved { health: self, number }
+    }
+
+    /// How long the oldest of what is under way has been.
+    pub(crate) fn oldest(&self) -> Duration {
+        self.state().oldest(Instant::now())
+    }
+
+    /// False once commits have failed for this long, or an outcome has been open for as long. True again when none was tried
+    /// for as long: without a lease nobody asks for commits, so waiting for one that works would be waiting for ever.
     pub(crate) fn working(&self, within: Duration) -> bool {
-        let mut failing = self.failing.lock().expect("no panic under this lock");
-        if failing.is_some_and(|failing| failing.last.elapsed() >= within) {
-            *failing = None;
-        }
-        failing.is_none_or(|failing| failing.since.elapsed() < within)
+        self.state().is_working(within, Instant::now())
+    }
+}
+
+/// Something whose outcome is open until this is dropped.
+pub(crate) struct Unresolved<'a> {
+    health: &'a Health,
+    number: u64,
+}
+
+impl Drop for Unresolved<'_> {
+    fn drop(&mut self) {
+        self.health.state().unresolved.remove(&self.number);
     }
 }
 
 impl<S: Service> Committer<S> {
     pub(crate) fn new(queue_max: usize) -> Self {
-        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashMap::new() };
+        let queue = Queue { waiting: VecDeque::new(), claims: VecDeque::new(), busy: HashSet::new() };
         Self {
             queue: Mutex::new(queue),
             batches: Notify::new(),
@@ -108,22 +158,6 @@ impl<S: Service> Committer<S> {
             closed: AtomicBool::new(false),
             given_up: watch::Sender::new(false),
         }
-    }
-
-    /// What those hear whose deadline passes while they wait for a commit: what keeps it is for whoever reads the log.
-    pub(crate) fn overdue(&self) -> Failure {
-        let waiting = self.queue.lock().expect("no panic under this lock").len();
-        Failure::Unknown(format!(
-            "the deadline passed while the command was under way; {waiting} wait to be committed, and the database has had the batch \
-             before them for {} ms",
-            self.busy_for().as_millis()
-        ))
-    }
-
-    /// How long a lane has been at what it is at: a batch, a claim, or the doubt about one.
-    pub(crate) fn busy_for(&self) -> Duration {
-        let queue = self.queue.lock().expect("no panic under this lock");
-        queue.busy.values().min().map(Instant::elapsed).unwrap_or_default()
     }
 
     fn lane(&self, lane: Lane) -> &Notify {
@@ -177,6 +211,16 @@ impl<S: Service> Committer<S> {
             drained.await;
         }
     }
+}
+
+/// What those hear whose deadline passes while they wait for a commit: what keeps it is for whoever reads the log.
+pub(crate) fn overdue<S: Service>(inner: &Inner<S>) -> Failure {
+    let waiting = inner.committer.queue.lock().expect("no panic under this lock").len();
+    Failure::Unknown(format!(
+        "the deadline passed while the command was under way; {waiting} wait to be committed, and the database has had the batch \
+         before them for {} ms",
+        inner.commits.oldest().as_millis()
+    ))
 }
 
 /// Why a unit was not queued.
@@ -384,14 +428,13 @@ async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>
             continue;
         }
         let tag = open.tag;
-        match timeout(STATEMENT_WITHIN, open.execute(&batch)).await {
-            Ok(Ok(_)) => {
+        match open.execute(&batch).await {
+            Ok(_) => {
                 // Here a crash means something, of the process or of the lane; nothing is there to be refused.
                 let _ = fail_point::pass(Point::BeforeFold, Uuid::nil()).await;
                 fold(inner, placed);
             }
-            Ok(Err(error)) => groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev()),
-            Err(_) => groups.extend(in_doubt(inner, session, tag, &batch, placed, "no answer").await),
+            Err(error) => groups.extend(recover(inner, session, tag, &batch, placed, &error).await.into_iter().rev()),
         }
     }
 }
@@ -411,7 +454,7 @@ async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Ses
     let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
     if session.as_ref().is_none_or(stale) {
         let opened = timeout(STATEMENT_WITHIN, Session::open(inner)).await.map_err(|_| "no answer".to_owned())?;
-        *session = Some(opened.map_err(|error| describe(&error))?);
+        *session = Some(opened.map_err(|error| error.describe())?);
     }
     Ok(session.as_mut().expect("a session was just opened"))
 }
@@ -467,21 +510,6 @@ pub(crate) fn fold<S: Service>(inner: &Arc<Inner<S>>, placed: Vec<Placed<S>>) {
     inner.batches.send_modify(|count| *count += 1);
 }
 
-/// Finds out whether a batch is in; the groups of units to try again.
-async fn in_doubt<S: Service>(
-    inner: &Arc<Inner<S>>,
-    session: &mut Option<Session>,
-    tag: SessionTag,
-    batch: &Batch<S>,
-    placed: Vec<Placed<S>>,
-    error: &str,
-) -> Vec<Vec<Queued<S>>> {
-    episodes::warn("the outcome of a commit is open, resolving it", S::NAME, error);
-    inner.commits.failed();
-    *session = None;
-    doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
-}
-
 /// What to do about a statement that failed; the groups of units to try again.
 async fn recover<S: Service>(
     inner: &Arc<Inner<S>>,
@@ -492,7 +520,12 @@ async fn recover<S: Service>(
     error: &tokio_postgres::Error,
 ) -> Vec<Vec<Queued<S>>> {
     match verdict(error) {
-        Verdict::Doubt => in_doubt(inner, session, tag, batch, placed, &describe(error)).await,
+        Verdict::Doubt => {
+            episodes::warn("the outcome of a commit is open, resolving it", S::NAME, describe(error));
+            inner.commits.failed();
+            *session = None;
+            doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await
+        }
         Verdict::Fenced => {
             // Somebody appended where we meant to: either we lost shards, or we must count anew. Taking over
             // from ourselves answers both: what is no longer ours is left out, the rest goes on.
@@ -556,4 +589,44 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
     let unavailable = ["53", "57", "58"].iter().any(|class| code.code().starts_with(class))
         || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE].contains(code);
     if unavailable { Verdict::Unavailable } else { Verdict::AtFault }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL_2: Duration = Duration::from_secs(5);
+
+    /// What was broken: attempts that took two leases or longer each counted as none.
+    #[test]
+    fn commits_that_fail_slowly_do_not_work_while_they_are_tried() {
+        let began = Instant::now();
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        let mut health = HealthState::default();
+        for attempt in 0..4_u64 {
+            let start = attempt * 7;
+            health.unresolved.insert(attempt, at(start));
+            assert_eq!(health.is_working(TTL_2, at(start + 3)), attempt == 0, "attempt {attempt} is under way");
+            assert!(!health.is_working(TTL_2, at(start + 6)), "attempt {attempt} takes long");
+            health.fail(at(start + 7));
+            health.unresolved.remove(&attempt);
+            assert!(!health.is_working(TTL_2, at(start + 7)), "attempt {attempt} has failed");
+        }
+        assert!(health.is_working(TTL_2, at(28 + 5)), "none was tried for two leases");
+    }
+
+    #[test]
+    fn the_oldest_of_what_is_open_counts() {
+        let health = Health::default();
+        assert_eq!(health.oldest(), Duration::ZERO);
+        let first = health.begin();
+        std::thread::sleep(Duration::from_millis(20));
+        let second = health.begin();
+        assert!(health.oldest() >= Duration::from_millis(20));
+        assert!(!health.working(Duration::from_millis(20)) && health.working(TTL_2));
+        drop(first);
+        assert!(health.oldest() < Duration::from_millis(20));
+        drop(second);
+        assert_eq!(health.oldest(), Duration::ZERO);
+    }
 }

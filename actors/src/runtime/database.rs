@@ -3,123 +3,67 @@
 use std::{
     error::Error as _,
     io,
-    marker::PhantomData,
     ops::{Deref, DerefMut},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use bb8::{ErrorSink, Pool, PooledConnection, RunError};
-use bb8_postgres::PostgresConnectionManager;
-use tokio::{runtime::Handle, time::timeout};
-use tokio_postgres::{Client, Config, Row, ToStatement, config::TargetSessionAttrs, error::SqlState, types::ToSql};
+use bb8::{ErrorSink, ManageConnection, Pool, PooledConnection, RunError};
+use tokio::runtime::Handle;
+use tokio_postgres::{Client, Config, config::TargetSessionAttrs, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::connection::{ConnectError, Connection, READ_WITHIN, STATEMENT_WITHIN, connect_without_deadlines};
 use crate::entity::Failure;
 
-type Manager = PostgresConnectionManager<MakeRustlsConnect>;
-
-/// A checked-out connection; goes back to the pool when dropped.
-///
-/// Whoever waits for a statement may go away in the middle of it: its deadline passes, a client hangs up. Then the statement is
-/// cancelled, and the connection goes back when the server has let go of it. Given back at once it would look free, and the next
-/// reader would wait for an answer that nobody wants.
-pub struct Pooled<'a> {
-    /// Until it is dropped.
-    connection: Option<PooledConnection<'static, Manager>>,
-    /// Statements that were sent and have not been answered.
-    under_way: AtomicUsize,
+/// How the pool makes its connections.
+struct Manager {
+    config: Config,
     tls: MakeRustlsConnect,
-    of: PhantomData<&'a Database>,
 }
 
-impl Pooled<'_> {
-    /// See [`Client::query`].
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn query<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, tokio_postgres::Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.answered(Client::query(self, statement, params)).await
+impl ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = ConnectError;
+
+    async fn connect(&self) -> Result<Connection, ConnectError> {
+        Connection::open(&self.config, &self.tls, READ_WITHIN).await
     }
 
-    /// See [`Client::query_one`].
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn query_one<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Row, tokio_postgres::Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.answered(Client::query_one(self, statement, params)).await
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), ConnectError> {
+        Ok(connection.batch_execute("").await?)
     }
 
-    /// See [`Client::query_opt`].
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn query_opt<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, tokio_postgres::Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.answered(Client::query_opt(self, statement, params)).await
-    }
-
-    /// See [`Client::execute`].
-    ///
-    /// # Errors
-    /// The same.
-    pub async fn execute<T>(&self, statement: &T, params: &[&(dyn ToSql + Sync)]) -> Result<u64, tokio_postgres::Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.answered(Client::execute(self, statement, params)).await
-    }
-
-    async fn answered<T>(&self, statement: impl Future<Output = T>) -> T {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        let answer = statement.await;
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
-        answer
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.is_closed()
     }
 }
 
-impl Deref for Pooled<'_> {
-    type Target = Client;
+/// A checked-out connection. It goes back to the pool when dropped, unless its caller went away in the middle of a statement:
+/// then that is cancelled, and it goes back once the server has let go of it, so that nobody else waits for it.
+pub struct Pooled(Option<PooledConnection<'static, Manager>>);
 
-    fn deref(&self) -> &Client {
-        self.connection.as_ref().expect("it is there until it is dropped")
+impl Deref for Pooled {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("it is there until it is dropped")
     }
 }
 
-impl DerefMut for Pooled<'_> {
-    fn deref_mut(&mut self) -> &mut Client {
-        self.connection.as_mut().expect("it is there until it is dropped")
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.0.as_mut().expect("it is there until it is dropped")
     }
 }
 
-impl Drop for Pooled<'_> {
+impl Drop for Pooled {
     fn drop(&mut self) {
-        if *self.under_way.get_mut() == 0 {
-            return;
-        }
-        // Without a runtime nobody waits for a connection any more.
-        if let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current()) {
-            runtime.spawn(cancel(connection, self.tls.clone()));
+        let owing = self.0.take().filter(|connection| connection.is_owed_an_answer());
+        if let Some((connection, runtime)) = owing.zip(Handle::try_current().ok()) {
+            runtime.spawn(async move { connection.settle().await });
         }
     }
-}
-
-/// Ends what a connection is at. What cannot be cancelled the server ends by itself some time, or the network its connection.
-async fn cancel(connection: PooledConnection<'static, Manager>, tls: MakeRustlsConnect) {
-    let _ = timeout(SILENCE_MAX, connection.cancel_token().cancel_query(tls)).await;
-    // The answer to this comes after that of what was under way.
-    let _ = connection.simple_query("").await;
 }
 
 /// In the FROM of a statement: its commit does not wait for the disk, nor keep others waiting who do. For what the next
@@ -167,12 +111,12 @@ impl Troubles {
 }
 
 /// The pool tells of every attempt that failed, while those who wait for a connection hear of none.
-impl ErrorSink<tokio_postgres::Error> for Troubles {
-    fn sink(&self, error: tokio_postgres::Error) {
-        self.note(Trouble::Connecting, describe(&error));
+impl ErrorSink<ConnectError> for Troubles {
+    fn sink(&self, error: ConnectError) {
+        self.note(Trouble::Connecting, error.describe());
     }
 
-    fn boxed_clone(&self) -> Box<dyn ErrorSink<tokio_postgres::Error>> {
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<ConnectError>> {
         Box::new(self.clone())
     }
 }
@@ -216,7 +160,7 @@ impl Database {
         let tls = tls();
         let mut pooled = config.clone();
         pooled.application_name(name).connect_timeout(Duration::from_secs(2));
-        let manager = PostgresConnectionManager::new(pooled, tls.clone());
+        let manager = Manager { config: pooled, tls: tls.clone() };
         let troubles = Troubles::default();
         let pool = Pool::builder()
             .error_sink(Box::new(troubles.clone()))
@@ -232,19 +176,18 @@ impl Database {
     ///
     /// # Errors
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
-    pub async fn get(&self) -> Result<Pooled<'_>, Failure> {
+    pub async fn get(&self) -> Result<Pooled, Failure> {
         loop {
             let pooled = self.pool.get_owned().await.map_err(|error| {
                 let reason = match error {
-                    RunError::User(error) => describe(&error),
+                    RunError::User(error) => error.describe(),
                     RunError::TimedOut => self.unreachable().unwrap_or_else(|| "all of them stayed busy".to_owned()),
                 };
                 Failure::Unavailable(format!("no database connection: {reason}"))
             })?;
             // Sessions that a server ended go back as broken when dropped; without the round trip this much is known.
             if !pooled.is_closed() {
-                let (under_way, tls) = (AtomicUsize::new(0), self.tls.clone());
-                return Ok(Pooled { connection: Some(pooled), under_way, tls, of: PhantomData });
+                return Ok(Pooled(Some(pooled)));
             }
         }
     }
@@ -271,17 +214,26 @@ impl Database {
     ///
     /// # Errors
     /// What Postgres or the network says.
-    pub async fn session(&self, name: &str) -> Result<Client, tokio_postgres::Error> {
+    pub async fn session(&self, name: &str) -> Result<Connection, ConnectError> {
+        let session = Connection::open(&self.named(name), &self.tls, STATEMENT_WITHIN).await?;
+        session.batch_execute("SET synchronous_commit = on").await?;
+        Ok(session)
+    }
+
+    /// The same without deadlines, for migrations: they take as long as they take.
+    ///
+    /// # Errors
+    /// What Postgres or the network says.
+    pub async fn unhurried_session(&self, name: &str) -> Result<Client, ConnectError> {
+        let session = connect_without_deadlines(&self.named(name), &self.tls).await?;
+        session.batch_execute("SET synchronous_commit = on").await?;
+        Ok(session)
+    }
+
+    fn named(&self, name: &str) -> Config {
         let mut config = self.config.clone();
         config.application_name(name).connect_timeout(Duration::from_secs(2));
-        let (client, connection) = config.connect(self.tls.clone()).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a database session ended");
-            }
-        });
-        client.batch_execute("SET synchronous_commit = on").await?;
-        Ok(client)
+        config
     }
 }
 

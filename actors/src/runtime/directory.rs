@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::try_join;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Statement;
 use uuid::Uuid;
 
-use super::{BootTime, database::Database, describe, transfer};
+use super::{BootTime, ConnectError, Connection, database::Database, describe, transfer};
 use crate::{
     event::Source,
     ids::{Epoch, Incarnation, Seq, ShardId},
@@ -95,9 +95,18 @@ pub enum DirectoryError {
     Dead,
 }
 
+impl From<ConnectError> for DirectoryError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Refused(error) => Self::Database(error),
+            ConnectError::Silent(within) => Self::Timeout(within),
+        }
+    }
+}
+
 /// The directory of one service, through a session of its own that no pool can starve.
 pub struct Directory {
-    pub(crate) client: Client,
+    pub(crate) client: Connection,
     pub(crate) tag: SessionTag,
     pub(crate) statements: Statements,
     service: &'static str,
@@ -115,7 +124,7 @@ pub(crate) struct Statements {
 }
 
 impl Statements {
-    async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let untouched = transfer::untouched_text();
         let (mark, grant) = (transfer::mark_text(), transfer::grant_text());
         let (renew, members, shards, inbox, untouched, mark, grant) = try_join!(

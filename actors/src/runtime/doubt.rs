@@ -7,15 +7,14 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
-    Inner,
+    ConnectError, Connection, Inner,
     commit_batch::CommitError,
     commit_queue::Queued,
-    committer::{Placed, STATEMENT_WITHIN, fold},
-    describe,
+    committer::{Placed, fold},
+    connection::STATEMENT_WITHIN,
     directory::{Granted, SessionTag, ShardRow},
     transfer::take_over,
 };
@@ -47,7 +46,7 @@ pub(crate) async fn resolve<S: Service>(
         // One that is given up may still be carried out: then the next one finds a newer epoch that is ours, or none to take.
         match timeout(STATEMENT_WITHIN, attempt(inner, session, batch, &placed, &held)).await {
             Ok(Ok(answer)) => break answer,
-            Ok(Err(error)) => wait_for_the_database(inner, &describe(&error)).await,
+            Ok(Err(error)) => wait_for_the_database(inner, &error.describe()).await,
             Err(_) => wait_for_the_database(inner, "no answer").await,
         }
     };
@@ -94,7 +93,7 @@ async fn attempt<S: Service>(
     batch: Uuid,
     placed: &[Placed<S>],
     held: &[ShardId],
-) -> Result<(Vec<Granted>, bool), tokio_postgres::Error> {
+) -> Result<(Vec<Granted>, bool), ConnectError> {
     // Who we were when the batch was sent: by now we may be somebody else, to whom its shards never belonged.
     let me = session.incarnation;
     let client = successor(inner, session).await?;
@@ -122,7 +121,7 @@ async fn attempt<S: Service>(
 }
 
 /// A session through which a statement is resolved that was sent through another one; that one has ended.
-pub(crate) async fn successor<S: Service>(inner: &Inner<S>, session: SessionTag) -> Result<Client, tokio_postgres::Error> {
+pub(crate) async fn successor<S: Service>(inner: &Inner<S>, session: SessionTag) -> Result<Connection, ConnectError> {
     // Not named after the incarnation, so that it survives what comes next.
     let client = inner.database.session(&format!("{}-resolve:{}", S::NAME, session.incarnation)).await?;
     client.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '5s'").await?;
@@ -132,7 +131,7 @@ pub(crate) async fn successor<S: Service>(inner: &Inner<S>, session: SessionTag)
 
 /// The statement in doubt may still be running on the server, holding its locks, or be about to: end its session
 /// first (rule 4), and no other, for the other lane's is at work.
-async fn end_session<S: Service>(client: &Client, session: SessionTag) -> Result<(), tokio_postgres::Error> {
+async fn end_session<S: Service>(client: &Connection, session: SessionTag) -> Result<(), tokio_postgres::Error> {
     client
         .execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity

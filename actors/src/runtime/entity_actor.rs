@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Accepted, AskResult, CommitError, Context, IdempotencyKey, Inner, KeptReply, Unit, activation,
-    cell::{Cell, Readiness},
+    cell::{Cell, MailboxPlace, Readiness},
     committer,
     shard::Shard,
 };
@@ -31,7 +31,11 @@ pub(crate) enum EntityMessage<S: Service> {
 impl<S: Service> ractor::Message for EntityMessage<S> {}
 
 /// A command with its way back. One that is dropped unopened, because the actor stopped, returns to the sender.
-pub(crate) struct Envelope<S: Service>(Arc<Slot<S>>);
+pub(crate) struct Envelope<S: Service> {
+    slot: Arc<Slot<S>>,
+    #[expect(dead_code, reason = "held, not read: it ends with the envelope")]
+    place: MailboxPlace,
+}
 
 /// The sender's end of an [`Envelope`].
 pub(crate) struct Sent<S: Service> {
@@ -74,21 +78,21 @@ impl<S: Service> Slot<S> {
 }
 
 impl<S: Service> Envelope<S> {
-    pub(crate) fn seal(command: <S::Entity as Entity>::Command, context: Context) -> (Self, Sent<S>) {
+    pub(crate) fn seal(command: <S::Entity as Entity>::Command, context: Context, place: MailboxPlace) -> (Self, Sent<S>) {
         let (reply, outcome) = oneshot::channel();
         let slot = Arc::new(Slot(Mutex::new(Some((command, context, reply)))));
-        (Self(Arc::clone(&slot)), Sent { slot, outcome })
+        (Self { slot: Arc::clone(&slot), place }, Sent { slot, outcome })
     }
 
     /// None: its sender has taken it back.
     fn open(self) -> Option<Sealed<S>> {
-        self.0.take()
+        self.slot.take()
     }
 }
 
 impl<S: Service> Drop for Envelope<S> {
     fn drop(&mut self) {
-        if let Some((command, context, reply)) = self.0.take() {
+        if let Some((command, context, reply)) = self.slot.take() {
             let _ = reply.send(Outcome::Undelivered(command, context));
         }
     }
@@ -376,12 +380,13 @@ pub(crate) fn refusal<S: Service>(error: CommitError) -> Fault<Rejection<S>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::cell::Mailbox, *};
     use crate::posts::{Command, PostService};
 
     fn sealed() -> (Envelope<PostService>, Sent<PostService>) {
         let command = Command::Delete { by: crate::ids::UserId(uuid::Uuid::nil()), moderator: false, if_version: None };
-        Envelope::seal(command, Context::within(Duration::from_secs(20)))
+        let place = Mailbox::default().enter().unwrap();
+        Envelope::seal(command, Context::within(Duration::from_secs(20)), place)
     }
 
     fn after(time: Duration) -> Instant {

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Directory, Granted, Inner, ShardRow,
-    committer::STATEMENT_WITHIN,
+    ConnectError, Directory, Granted, Inner, ShardRow,
+    connection::STATEMENT_WITHIN,
     copies, describe, doubt,
     shard::Shard,
     transfer::{grant, outcome_is_open, take_over},
@@ -17,9 +17,6 @@ use crate::{
     ids::{Epoch, Incarnation, ShardId},
     service::Service,
 };
-
-/// A grant takes milliseconds; one that took this long went to a server that is gone, and its outcome is open.
-const GRANT_PATIENCE: Duration = Duration::from_secs(6);
 
 /// How a hand-off went.
 #[derive(Clone, Debug, Default)]
@@ -108,19 +105,20 @@ async fn granted<S: Service>(
     to: Incarnation,
 ) -> Vec<(ShardId, Epoch)> {
     let me = directory.tag.incarnation;
-    let error = match timeout(GRANT_PATIENCE, grant(directory, seen, me, to)).await {
-        Ok(Ok(granted)) => {
+    // A member that does not hear what became of a grant counts as one whose commits do not work (rule 10).
+    let _unresolved = inner.commits.begin();
+    let error = match grant(directory, seen, me, to).await {
+        Ok(granted) => {
             let granted = granted.iter().map(|granted| (granted.shard, granted.epoch)).collect();
             return give_up(inner, granted);
         }
-        Ok(Err(error)) if !outcome_is_open(&error) => {
+        Err(error) if !outcome_is_open(&error) => {
             episodes::warn("grants of shards are refused", S::NAME, describe(&error));
             return Vec::new();
         }
-        Ok(Err(error)) => describe(&error),
-        Err(_) => "no answer".to_owned(),
+        Err(error) => error,
     };
-    episodes::warn("the outcome of a hand-off is open, resolving it", S::NAME, error);
+    episodes::warn("the outcome of a hand-off is open, resolving it", S::NAME, describe(&error));
     let ours = taken_back(inner, directory, seen).await;
     for granted in &ours {
         inner.shards[granted.shard.index()].take_back(granted.epoch, granted.seq);
@@ -138,12 +136,12 @@ async fn taken_back<S: Service>(inner: &Inner<S>, directory: &Directory, seen: &
     let me = directory.tag.incarnation;
     let attempt = async || {
         let client = doubt::successor(inner, directory.tag).await?;
-        take_over(&client, seen, Some(me), me).await
+        Ok::<_, ConnectError>(take_over(&client, seen, Some(me), me).await?)
     };
     loop {
         match timeout(STATEMENT_WITHIN, attempt()).await {
             Ok(Ok(ours)) => return ours,
-            Ok(Err(error)) => doubt::wait_for_the_database(inner, &describe(&error)).await,
+            Ok(Err(error)) => doubt::wait_for_the_database(inner, &error.describe()).await,
             Err(_) => doubt::wait_for_the_database(inner, "no answer").await,
         }
     }

@@ -6,6 +6,7 @@ mod cell;
 mod commit_batch;
 mod commit_queue;
 mod committer;
+mod connection;
 mod copies;
 mod database;
 mod dead_letters;
@@ -51,6 +52,7 @@ use uuid::Uuid;
 use self::{cell::Cell, committer::Committer, copies::Copies, loader::Loader, memory::Memory, shard::Shard};
 pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
+    connection::{ConnectError, Connection, Transaction},
     database::{Database, NOT_ON_THE_DISK_YET, PoolSize, Pooled},
     dead_letters::StoredLetter,
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
@@ -378,9 +380,9 @@ impl<S: Service> Runtime<S> {
     }
 
     /// Whether commits work, as far as is known: for the lease and for readiness. They do not if one has failed and none
-    /// worked since, or if one hears nothing, for so long (rule 10).
+    /// worked since, or if the outcome of a batch, a claim or a hand-off has been open, for so long (rule 10).
     pub fn commits_work(&self, within: Duration) -> bool {
-        self.inner.commits.working(within) && self.inner.committer.busy_for() < within
+        self.inner.commits.working(within)
     }
 
     /// Entities in memory and the bytes that they take.

@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Statement;
 
 use super::{
-    Inner,
+    ConnectError, Connection, Inner,
     commit_batch::{Batch, Shape, statement},
     directory::SessionTag,
 };
@@ -16,13 +16,13 @@ const SHAPES_MAX: usize = 64;
 
 /// A lane's session with its statements.
 pub(crate) struct Session {
-    pub(super) client: Client,
+    pub(super) client: Connection,
     statements: HashMap<Shape, Statement>,
     pub(crate) tag: SessionTag,
 }
 
 impl Session {
-    pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, tokio_postgres::Error> {
+    pub(crate) async fn open<S: Service>(inner: &Inner<S>) -> Result<Self, ConnectError> {
         let incarnation = inner.incarnation();
         let client = inner.database.session(&format!("{}:{incarnation}", S::NAME)).await?;
         // A lock that a stopped client holds fails us instead of holding us (rule 4). One statement is one

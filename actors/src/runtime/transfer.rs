@@ -1,12 +1,12 @@
 //! How a shard changes hands: takeover, grant and adoption, each a statement of its own (rules 2 and 3).
 
 use tokio_postgres::{
-    Client, ToStatement,
+    ToStatement,
     error::{Severity, SqlState},
 };
 use uuid::Uuid;
 
-use super::{Directory, DirectoryError, Granted, NOT_ON_THE_DISK_YET, ShardRow};
+use super::{Connection, Directory, DirectoryError, Granted, NOT_ON_THE_DISK_YET, ShardRow};
 use crate::{
     event::EPOCH,
     ids::{Epoch, Incarnation, ShardId},
@@ -92,7 +92,7 @@ impl Directory {
 
 /// The takeover statement, retried while an old owner still commits in between (a duplicate key).
 pub(crate) async fn take_over(
-    client: &Client,
+    client: &Connection,
     seen: &[ShardRow],
     owner: Option<Incarnation>,
     me: Incarnation,
@@ -111,7 +111,7 @@ pub(crate) async fn grant(
 }
 
 async fn change(
-    client: &Client,
+    client: &Connection,
     statement: &(impl ToStatement + ?Sized),
     seen: &[ShardRow],
     from: Option<Incarnation>,

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +17,7 @@ use crate::{
     event::Topic,
     ids::{Seq, ShardId},
     records::{CommentRecord, PostRecord, UserRecord, is_searchable, text},
-    runtime::{Pooled, Runtime, Unit},
+    runtime::{Connection, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
     table::{Table, Tables, table},
 };
@@ -119,7 +118,7 @@ impl Service for SearchService {
     type Query = Query;
     type Answer = Answer;
 
-    async fn load(&self, _: &Client, _: &[Uuid]) -> Result<HashMap<Uuid, NoEntity>, LoadError> {
+    async fn load(&self, _: &Connection, _: &[Uuid]) -> Result<HashMap<Uuid, NoEntity>, LoadError> {
         Ok(HashMap::new())
     }
 
@@ -127,7 +126,7 @@ impl Service for SearchService {
         match *command {}
     }
 
-    async fn look_up(&self, _: Pooled<'_>, _: Uuid, need: Self::Need) -> Result<(), LoadError> {
+    async fn look_up(&self, _: Pooled, _: Uuid, need: Self::Need) -> Result<(), LoadError> {
         match need {}
     }
 

@@ -12,12 +12,11 @@ use aws_lc_rs::{
 };
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretBox};
-use tokio_postgres::Transaction;
 use uuid::Uuid;
 
 use crate::{
     entity::Failure,
-    runtime::{Database, now},
+    runtime::{Connection, Database, Transaction, now},
     secret::{KeyRing, SecretError},
 };
 
@@ -183,7 +182,7 @@ impl fmt::Debug for SigningKey {
 }
 
 /// A transaction that is the only one to read and write keys, on any node.
-async fn lock(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, KeyError> {
+async fn lock(client: &mut Connection) -> Result<Transaction<'_>, KeyError> {
     let transaction = client.transaction().await?;
     transaction
         .batch_execute("SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(hashtext('rookery signing keys'))")

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     event::Topic,
     ids::{SessionId, ShardId, UserId},
     records::{FollowRecord, SessionRecord, UserRecord, json},
-    runtime::{NewRecord, Pooled, Runtime, Unit},
+    runtime::{Connection, NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service, stored},
     table::{table, tables, text_params},
 };
@@ -236,7 +236,7 @@ impl Service for UserService {
     type Query = Query;
     type Answer = Answer;
 
-    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, User>, LoadError> {
+    async fn load(&self, client: &Connection, ids: &[Uuid]) -> Result<HashMap<Uuid, User>, LoadError> {
         // Two statements, sent together: a join would repeat the user for every session.
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&ids];
         let (users, sessions) = try_join(
@@ -273,7 +273,7 @@ impl Service for UserService {
         }
     }
 
-    async fn look_up(&self, client: Pooled<'_>, id: Uuid, followee: UserId) -> Result<Facts, LoadError> {
+    async fn look_up(&self, client: Pooled, id: Uuid, followee: UserId) -> Result<Facts, LoadError> {
         let row = client.query_opt("SELECT 1 FROM follow WHERE follower = $1 AND followee = $2", &[&id, &followee.0]).await?;
         Ok(Facts { following: row.is_some() })
     }

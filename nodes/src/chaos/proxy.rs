@@ -31,6 +31,10 @@ pub const RENEWAL: &str = "UPDATE member SET renewed";
 pub const LOOK: &str = "SELECT id, epoch, owner, target FROM shard";
 /// In the text of every grant of a hand-off.
 pub const GRANT: &str = "EXISTS (SELECT FROM member m";
+/// In the text of the note to whom shards are about to be handed.
+pub const MARK: &str = "UPDATE shard SET target";
+/// In the text with which posts are loaded.
+pub const LOAD: &str = "SELECT p.id, p.author, p.title";
 /// In the text of the question whether a user likes a post.
 pub const LIKED: &str = "SELECT 1 FROM post_like";
 /// In the text of the statement with which the resolution of an open outcome begins.

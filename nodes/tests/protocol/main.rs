@@ -13,6 +13,7 @@ mod membership;
 mod moves;
 mod random;
 mod route;
+mod silence;
 mod support;
 mod tally;
 mod writers;

@@ -12,12 +12,11 @@ use rookery_actors::{
     entity::{Entity, Failure},
     ids::ShardId,
     posts::service::Writes,
-    runtime::{NewRecord, Pooled, Runtime, Unit},
+    runtime::{Connection, NewRecord, Pooled, Runtime, Unit},
     service::{Foreign, LoadError, Poison, Service},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 pub(crate) struct Tally(pub(crate) i64);
@@ -82,7 +81,7 @@ impl Service for TallyService {
     type Query = Uuid;
     type Answer = Option<i64>;
 
-    async fn load(&self, client: &Client, ids: &[Uuid]) -> Result<HashMap<Uuid, Tally>, LoadError> {
+    async fn load(&self, client: &Connection, ids: &[Uuid]) -> Result<HashMap<Uuid, Tally>, LoadError> {
         let rows = client.query("SELECT key, count(*) FROM outbox WHERE key = ANY($1) GROUP BY key", &[&ids]).await?;
         Ok(rows.iter().map(|row| (row.get(0), Tally(row.get(1)))).collect())
     }
@@ -91,7 +90,7 @@ impl Service for TallyService {
         None
     }
 
-    async fn look_up(&self, _: Pooled<'_>, _: Uuid, (): ()) -> Result<(), LoadError> {
+    async fn look_up(&self, _: Pooled, _: Uuid, (): ()) -> Result<(), LoadError> {
         Ok(())
     }
 
