@@ -25,7 +25,12 @@ use nix::sys::signal::Signal;
 use rookery_actors::fail_point::FailPoints;
 use serde_json::Value;
 
-pub use self::{clock::Clock, disk::Balloon, faults::Ways, network::Network};
+pub use self::{
+    clock::Clock,
+    disk::Balloon,
+    faults::{Sleeping, Ways},
+    network::Network,
+};
 use self::{
     command::{PORT_STRIDE, free_ports},
     disk::SmallDisk,

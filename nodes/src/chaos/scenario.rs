@@ -63,6 +63,10 @@ scenarios! {
     PostgresSlow = "postgres-slow" needs [];
     /// Connections die at a COMMIT: before the server has seen it, or before the answer is out.
     CommitCut = "commit-cut" needs [];
+    /// Statements are never answered: one of each kind, batches, questions, loads, looks, renewals, doubts.
+    Silence = "silence" needs [];
+    /// A process of Postgres stands still between two batches, for longer than a lease.
+    BackendFrozen = "backend-frozen" needs [];
     /// The disk of Postgres and the indexes is full, and then is not.
     DiskFull = "disk-full" needs [Need::Root];
     /// The time of day jumps an hour ahead, and an hour behind.
@@ -160,7 +164,7 @@ impl Scenario {
     #[must_use]
     pub fn cluster(self, options: Options) -> Options {
         Options {
-            proxied: matches!(self, Self::PostgresSlow | Self::CommitCut),
+            proxied: matches!(self, Self::PostgresSlow | Self::CommitCut | Self::Silence),
             wired: self.needs().contains(&Need::Network),
             own_clock: self == Self::ClockJump,
             disk_bytes: (self == Self::DiskFull).then_some(DISK_BYTES),

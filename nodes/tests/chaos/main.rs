@@ -47,6 +47,8 @@ scenarios! { on harness::nodes_or(3);
     postgres_may_be_killed: PostgresRestart;
     postgres_may_be_slow: PostgresSlow;
     connections_may_die_at_a_commit: CommitCut;
+    statements_may_never_be_answered: Silence;
+    a_process_of_postgres_may_stand_still: BackendFrozen;
     the_time_of_day_decides_nothing: ClockJump;
     a_record_that_nobody_can_apply_is_replayed: PoisonRecord;
     kafka_may_die: KafkaDown;

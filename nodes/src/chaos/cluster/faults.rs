@@ -9,7 +9,7 @@ use nix::{
 };
 
 use super::{Cluster, Node, Started, disk::Balloon, ended};
-use crate::{chaos::proxy::Proxy, fleet};
+use crate::{chaos::proxy::Proxy, fleet, migrate::Database, postgres};
 
 /// In which directions a wire is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,30 @@ impl Cluster {
         tokio::time::sleep(time).await;
         drop(sleeping);
         Ok(())
+    }
+
+    /// The process of Postgres in which a node carries out the batches of a service stands still between two of them, until
+    /// the value is dropped.
+    ///
+    /// # Errors
+    /// When there is none for long.
+    pub async fn freeze_lane(&self, database: Database) -> anyhow::Result<Sleeping> {
+        let (_, config) = self.databases()?.into_iter().find(|(of, _)| *of == database).context("every service has one")?;
+        let client = postgres::connect(&config).await?;
+        let idle = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+                    AND application_name LIKE $1 AND query LIKE 'WITH t0 AS (INSERT%' AND ($2::int4 IS NULL OR pid = $2)";
+        let sessions = format!("{}:%", database.name());
+        self.until_some("a lane between two batches", async |_| {
+            let Some(row) = client.query_opt(&format!("{idle} LIMIT 1"), &[&sessions, &None::<i32>]).await? else {
+                return Ok(None);
+            };
+            let pid: i32 = row.get(0);
+            kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+            let frozen = Sleeping(pid);
+            // One that stands still in the middle of a batch holds its locks, which nobody but an operator can break.
+            Ok(client.query_opt(idle, &[&sessions, &Some(pid)]).await?.map(|_| frozen))
+        })
+        .await
     }
 
     /// Starts nodes or stops them, until there are so many.
@@ -216,7 +240,8 @@ impl Cluster {
 }
 
 /// A process that wakes when this is dropped, however that comes about.
-struct Sleeping(i32);
+#[derive(Debug)]
+pub struct Sleeping(i32);
 
 impl Drop for Sleeping {
     fn drop(&mut self) {

@@ -12,10 +12,11 @@ use super::Scenario;
 use crate::{
     chaos::{
         cluster::{Cluster, Ways},
-        proxy::{BATCH, Fate},
+        proxy::{BATCH, Fate, LIKED, LOAD, LOOK, RENEWAL, RESOLUTION},
         workload::Workload,
     },
     fleet,
+    migrate::Database,
 };
 
 /// How long clients may get nothing done, on a machine that has more to do than this.
@@ -74,6 +75,16 @@ impl Scenario {
                 cluster.proxy()?.heal();
             }
             Self::CommitCut => cuts(cluster).await?,
+            Self::Silence => silence(cluster, work).await?,
+            Self::BackendFrozen => {
+                for database in [Database::Posts, Database::Comments] {
+                    let frozen = cluster.freeze_lane(database).await?;
+                    work.progress(SOME, PATIENCE).await?;
+                    tokio::time::sleep(Duration::from_secs(8)).await;
+                    work.progress(SOME, PATIENCE).await?;
+                    drop(frozen);
+                }
+            }
             Self::DiskFull => {
                 let balloon = cluster.fill_disk()?;
                 tokio::time::sleep(Duration::from_secs(4)).await;
@@ -208,6 +219,26 @@ async fn cuts(cluster: &Cluster) -> anyhow::Result<()> {
         cluster.proxy()?.once(BATCH, fate);
         cluster.until("a commit", async |cluster| cluster.proxy().is_ok_and(|proxy| proxy.waiting() == 0)).await?;
     }
+    Ok(())
+}
+
+async fn silence(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
+    let proxy = cluster.proxy()?;
+    let left = async |what: &str, rules: usize| {
+        cluster.until(what, async |cluster| cluster.proxy().is_ok_and(|proxy| proxy.waiting() <= rules)).await
+    };
+    for text in [BATCH, LIKED, LOOK, RENEWAL] {
+        proxy.once(text, Fate::Vanishes);
+        left("the statement", 0).await?;
+        work.progress(SOME, PATIENCE).await?;
+    }
+    // Nothing may have to be loaded.
+    for (text, fate) in [(LOAD, Fate::Vanishes), (RESOLUTION, Fate::Vanishes), (BATCH, Fate::NeverArrives)] {
+        proxy.once(text, fate);
+    }
+    left("the doubt", 1).await?;
+    work.progress(SOME, PATIENCE).await?;
+    proxy.heal();
     Ok(())
 }
 
