@@ -4,10 +4,14 @@ mod event_log;
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -26,7 +30,7 @@ use rookery::{
     },
 };
 use rookery_actors::{
-    event::{EPOCH, EventLog, LogError},
+    event::{EPOCH, EventLog, Fetched, LogError, Topic},
     ids::{Seq, ShardId},
 };
 use uuid::Uuid;
@@ -479,12 +483,7 @@ async fn what_kafka_has_lost_and_the_outbox_still_has_is_read_from_the_outbox() 
     let bench = KafkaBench::start(broker, &publisher).await;
     publisher.publish(100).await;
     publisher.relayed().await;
-    let admin: AdminClient<DefaultClientContext> = client(&bench.config).create().unwrap();
-    let mut eaten = TopicPartitionList::new();
-    for partition in 0..i32::from(PARTITIONS) {
-        eaten.add_partition_offset(TOPIC.kafka_name(), partition, Offset::End).unwrap();
-    }
-    admin.delete_records(&eaten, &AdminOptions::new()).await.unwrap();
+    eat_all(&bench.config).await;
     let outbox = EmbeddedLog::new(publisher.source(), publisher.source(), publisher.source());
     let hints = Hints::new([(TOPIC, publisher.service.runtime.database().clone())], "reader");
     let log = KafkaLog::new(bench.config.clone(), "reader").with_hints(hints).with_outbox(Arc::new(outbox));
@@ -493,6 +492,71 @@ async fn what_kafka_has_lost_and_the_outbox_still_has_is_read_from_the_outbox() 
     publisher.publish(20).await;
     follower.catch_up(&publisher).await;
     assert_eq!(follower.read, publisher.outbox().await);
+}
+
+/// Outboxes that count how often they are asked.
+struct Counted(EmbeddedLog, AtomicUsize);
+
+impl EventLog for Counted {
+    fn fetch<'a>(
+        &'a self,
+        topic: Topic,
+        positions: &'a [(ShardId, Seq)],
+        bytes_max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Fetched>, LogError>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch(topic, positions, bytes_max, wait)
+    }
+}
+
+/// What was broken: the records that came while the hole was filled were dropped, and found a hole again, without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_was_past_retention_comes_back_to_kafka_although_records_never_rest() {
+    let Some(broker) = broker("a_reader_that_was_past_retention_comes_back_to_kafka_although_records_never_rest").await else {
+        return;
+    };
+    let publisher = Publisher::start().await;
+    let bench = KafkaBench::start(broker, &publisher).await;
+    publisher.publish(100).await;
+    publisher.relayed().await;
+    eat_all(&bench.config).await;
+    let outbox = EmbeddedLog::new(publisher.source(), publisher.source(), publisher.source());
+    let outbox = Arc::new(Counted(outbox, AtomicUsize::new(0)));
+    let log = KafkaLog::new(bench.config.clone(), "reader").with_gap_patience(Duration::from_millis(200));
+    let mut follower = Follower::of(Arc::new(log.with_outbox(outbox.clone())));
+    let writing = async {
+        for _ in 0..150 {
+            publisher.publish(8).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let reading = async {
+        // As slow as consumers are: meanwhile the topic goes on.
+        let mut asked_by_round = Vec::new();
+        for _ in 0..150 {
+            follower.step().await;
+            asked_by_round.push(outbox.1.load(Ordering::Relaxed));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        asked_by_round
+    };
+    let ((), asked) = tokio::join!(writing, reading);
+    assert!(asked[149] > 0, "retention took what it had not read");
+    follower.catch_up(&publisher).await;
+    assert_eq!(follower.read, publisher.outbox().await);
+    // The holes of all shards are known after one patience each; from then on Kafka has everything.
+    assert_eq!(asked[149], asked[100], "the outbox was asked to the end: {asked:?}");
+}
+
+/// As if retention had taken all that is in the topic.
+async fn eat_all(config: &config::Kafka) {
+    let admin: AdminClient<DefaultClientContext> = client(config).create().unwrap();
+    let mut eaten = TopicPartitionList::new();
+    for partition in 0..i32::from(PARTITIONS) {
+        eaten.add_partition_offset(TOPIC.kafka_name(), partition, Offset::End).unwrap();
+    }
+    admin.delete_records(&eaten, &AdminOptions::new()).await.unwrap();
 }
 
 /// Appends records of shard 0 as a relay would, in the order given.

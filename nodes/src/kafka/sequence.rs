@@ -33,6 +33,17 @@ pub(crate) struct Ahead {
     pub(crate) head: Seq,
 }
 
+/// What a reader needs a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Nothing: what follows is here, or comes.
+    Nothing,
+    /// Everything after its position: it went back.
+    FromPosition,
+    /// What came too early, for a hole that was filled from elsewhere: it was dropped, and nobody sends it again.
+    FromAhead,
+}
+
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offered {
@@ -78,24 +89,25 @@ impl Sequence {
         Offered::Taken
     }
 
-    /// Moves to where the reader is now; whether what follows has to be read from the topic again.
-    pub(crate) fn seek(&mut self, position: Seq) -> bool {
-        if position == self.position {
-            return false;
-        }
+    /// Moves to where the reader is now; what has to be read from the topic again for it.
+    pub(crate) fn seek(&mut self, position: Seq) -> Again {
         if position < self.position {
             *self = Self::after(position);
-            return true;
+            return Again::FromPosition;
         }
-        // The reader is past the hole: it has the missing records from elsewhere.
-        if position >= self.next() {
+        // The reader has the missing records from elsewhere, as far as it has come.
+        let past = self.ahead.filter(|ahead| position >= self.next() && position + 1 >= ahead.floor);
+        if past.is_some() {
             self.ahead = None;
         }
         while self.kept.front().is_some_and(|first| first.seq <= position) {
             self.bytes -= self.kept.pop_front().map_or(0, |first| first.weight());
         }
         self.position = position;
-        false
+        match past {
+            Some(ahead) if ahead.head > position => Again::FromAhead,
+            _ => Again::Nothing,
+        }
     }
 
     /// What the reader gets, up to about `bytes_max`; it stays here until the reader has moved on.
@@ -201,7 +213,16 @@ mod tests {
         let mut sequence = fed(0, &[1, 2, 4]);
         sequence.seek(2);
         assert!(sequence.ahead().is_some());
-        sequence.seek(3);
+        assert_eq!(sequence.seek(3), Again::FromAhead);
+        assert_eq!(sequence.ahead(), None);
+    }
+
+    #[test]
+    fn a_hole_stays_known_until_the_reader_is_through_all_of_it() {
+        let mut sequence = fed(0, &[1, 8, 9]);
+        assert_eq!(sequence.seek(5), Again::Nothing);
+        assert!(matches!(sequence.ahead(), Some(Ahead { floor: 8, head: 9, .. })));
+        assert_eq!(sequence.seek(9), Again::Nothing, "it has all that came too early");
         assert_eq!(sequence.ahead(), None);
     }
 
@@ -209,9 +230,9 @@ mod tests {
     fn nothing_is_lost_by_looking_and_all_by_moving_on() {
         let mut sequence = fed(0, &[1, 2, 3]);
         assert_eq!(seqs(&sequence), seqs(&sequence));
-        assert!(!sequence.seek(2));
+        assert_eq!(sequence.seek(2), Again::Nothing);
         assert_eq!(seqs(&sequence), [3]);
-        assert!(!sequence.seek(3));
+        assert_eq!(sequence.seek(3), Again::Nothing);
         assert_eq!((seqs(&sequence), sequence.bytes()), (vec![], 0));
     }
 
@@ -219,7 +240,7 @@ mod tests {
     fn a_reader_that_goes_back_has_to_read_again() {
         let mut sequence = fed(0, &[1, 2, 3]);
         sequence.seek(3);
-        assert!(sequence.seek(1));
+        assert_eq!(sequence.seek(1), Again::FromPosition);
         for seq in [1, 2, 3] {
             sequence.offer(record(seq), Instant::now());
         }

@@ -11,7 +11,7 @@ use rookery_actors::{
     ids::{Seq, ShardId},
 };
 
-use crate::kafka::sequence::{Ahead, Marks, Offered, Sequence};
+use crate::kafka::sequence::{Again, Ahead, Marks, Offered, Sequence};
 
 /// Records read and not yet fetched, per partition, in bytes: beyond it the partition rests.
 const KEPT_BYTES_MAX: usize = 512 << 10;
@@ -61,6 +61,8 @@ struct Line {
     sequence: Sequence,
     asked: Instant,
     alarmed: bool,
+    /// Where the first record lies that came too early, and was dropped, in this pass.
+    early: Option<i64>,
     /// How far Kafka is known to have the shard's log, and since when we are behind that.
     relayed: Option<(Seq, Instant)>,
 }
@@ -181,11 +183,15 @@ impl State {
         let seq = record.seq;
         match line.sequence.offer(record, now) {
             Offered::Taken => {
-                line.alarmed = false;
+                (line.alarmed, line.early) = (false, None);
                 partition.marks.entry(shard).or_default().note(seq, offset);
                 true
             }
-            Offered::Known | Offered::Early => false,
+            Offered::Early => {
+                line.early.get_or_insert(offset);
+                false
+            }
+            Offered::Known => false,
         }
     }
 
@@ -306,22 +312,23 @@ impl State {
 
 impl Partition {
     fn seek(&mut self, shard: ShardId, position: Seq, hint: Option<i64>, now: Instant) {
+        let mark = self.marks.get(&shard).and_then(|marks| marks.start(position));
         let again = match self.lines.get_mut(&shard) {
             Some(line) => {
                 line.asked = now;
-                line.sequence.seek(position)
+                (line.sequence.seek(position), line.early)
             }
             None => {
                 let sequence = Sequence::after(position);
-                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false, relayed: None });
-                true
+                self.lines.insert(shard, Line { sequence, asked: now, alarmed: false, early: None, relayed: None });
+                (Again::FromPosition, None)
             }
         };
-        if !again {
-            return;
-        }
-        let mark = self.marks.get(&shard).and_then(|marks| marks.start(position));
-        let start = mark.or(hint).map_or(Start::Beginning, Start::At);
+        let start = match again {
+            (Again::Nothing, _) => return,
+            (Again::FromAhead, Some(early)) => Start::At(early),
+            _ => mark.or(hint).map_or(Start::Beginning, Start::At),
+        };
         // Never forward: the neighbours in the partition need what lies between.
         let reading = self.restart.or(self.next.map(Start::At));
         let already_there = self.restart.is_none() && self.complete && self.next == Some(0);
@@ -338,7 +345,10 @@ impl Partition {
         self.complete = start == Start::Beginning;
         (self.ended, self.at_end, self.heard) = (None, false, Some(now));
         self.paused = false;
-        self.lines.values_mut().for_each(|line| line.sequence.forget_ahead());
+        for line in self.lines.values_mut() {
+            line.sequence.forget_ahead();
+            line.early = None;
+        }
     }
 
     /// Begins anew where we are.
@@ -574,6 +584,45 @@ mod tests {
         assert_eq!(fetch(&mut state, &[(A, 25)], now + END_PATIENCE), []);
         state.offer(0, 41, Some((A, record(26, 1))), now);
         assert_eq!(fetch(&mut state, &[(A, 25)], now), [(A, vec![26])]);
+    }
+
+    /// What was broken: the records that came while the hole was filled from elsewhere were dropped, and the next one found
+    /// a hole again; on a live system there was no end to it.
+    #[test]
+    fn what_came_too_early_is_read_again_once_the_reader_is_past_the_hole() {
+        let (state, now) = (state(), Instant::now());
+        let mut state = state.with_outbox();
+        fetch(&mut state, &[(A, 4), (B, 0)], now);
+        state.orders(now);
+        // Retention took 5 to 49.
+        for seq in 50..=53 {
+            state.offer(0, 50 + seq, Some((A, record(seq, 1))), now);
+        }
+        state.ended(0, now);
+        let later = now + PATIENCE;
+        assert!(matches!(state.look(&[(A, 4)], 1, later), Err(LogError::OutOfRange { floor: 50, head: 53, .. })));
+        assert_eq!(fetch(&mut state, &[(A, 20)], now), [], "half of it came from the outbox");
+        assert!(matches!(state.look(&[(A, 20)], 1, later), Err(LogError::OutOfRange { position: 20, .. })), "at once");
+        // All of it did; others came meanwhile.
+        state.offer(0, 104, Some((A, record(54, 1))), later);
+        assert_eq!(fetch(&mut state, &[(A, 51)], later), []);
+        assert_eq!(state.orders(later), [Order::Read { partition: 0, start: Start::At(100) }]);
+        for seq in 50..=54 {
+            state.offer(0, 50 + seq, Some((A, record(seq, 1))), later);
+        }
+        assert_eq!(fetch(&mut state, &[(A, 51)], later), [(A, vec![52, 53, 54])]);
+    }
+
+    #[test]
+    fn a_reader_that_has_all_that_came_too_early_reads_on_where_the_topic_is() {
+        let (mut state, now) = (state(), Instant::now());
+        fetch(&mut state, &[(A, 4)], now);
+        state.orders(now);
+        state.offer(0, 100, Some((A, record(50, 1))), now);
+        assert_eq!(fetch(&mut state, &[(A, 50)], now), []);
+        assert_eq!(state.orders(now), []);
+        state.offer(0, 101, Some((A, record(51, 1))), now);
+        assert_eq!(fetch(&mut state, &[(A, 50)], now), [(A, vec![51])]);
     }
 
     #[test]
