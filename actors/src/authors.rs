@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -87,6 +87,8 @@ impl From<&Author> for AuthorRow {
 pub struct Authors {
     generation: AtomicU64,
     cache: Cache<UserId, Arc<Author>>,
+    /// Who was heard to be gone, until the table knows it: the cache may forget them, and the table still have their names.
+    departed: Mutex<HashMap<UserId, Arc<Author>>>,
 }
 
 impl Default for Authors {
@@ -106,7 +108,7 @@ impl Authors {
         // old one from the table, which follows the log a little later.
         let policy = EvictionPolicy::lru();
         let cache = Cache::builder().max_capacity(bytes_max).weigher(weigh).eviction_policy(policy).build();
-        Self { generation: AtomicU64::new(0), cache }
+        Self { generation: AtomicU64::new(0), cache, departed: Mutex::default() }
     }
 
     /// Takes note of a newer version; an older one changes nothing.
@@ -126,9 +128,40 @@ impl Authors {
     /// Takes note of what a record of the users' log says of an author, before the table has it.
     pub fn hear(&self, record: &Record) {
         // What does not parse the projection buries, and says so.
-        if let Some(Ok(author)) = record.payload.as_deref().map(serde_json::from_str).filter(|_| is_author(record)) {
+        if let Some(Ok(author)) = record.payload.as_deref().map(serde_json::from_str::<Author>).filter(|_| is_author(record)) {
+            if author.deleted {
+                self.departed().insert(author.id, Arc::new(author.clone()));
+            }
             self.note(author);
         }
+    }
+
+    /// Forgets departed authors of whom the table says so itself by now.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn settle(&self, database: &Database) -> Result<(), Failure> {
+        let ids: Vec<Uuid> = self.departed().keys().map(|id| id.0).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let client = database.get().await?;
+        let rows = client.query("SELECT id FROM author WHERE id = ANY($1) AND deleted", &[&ids]).await?;
+        let mut departed = self.departed();
+        rows.iter().for_each(|row| drop(departed.remove(&UserId(row.get(0)))));
+        Ok(())
+    }
+
+    fn departed(&self) -> MutexGuard<'_, HashMap<UserId, Arc<Author>>> {
+        self.departed.lock().expect("no panic under this lock")
+    }
+
+    /// Takes note of a row of the table; what is to be shown, which is newer if the author is known to be gone.
+    fn newest(&self, stored: Author) -> Arc<Author> {
+        let departed = self.departed().get(&stored.id).filter(|departed| departed.version > stored.version).cloned();
+        let author = departed.unwrap_or_else(|| Arc::new(stored));
+        self.note(Author::clone(&author));
+        author
     }
 
     /// Forgets everybody: something was missed.
@@ -182,8 +215,7 @@ impl Authors {
                     avatar_url: row.get(4),
                     deleted: row.get(5),
                 };
-                self.note(author.clone());
-                found.insert(author.id, Arc::new(author));
+                found.insert(author.id, self.newest(author));
             }
         }
         Ok(found)
@@ -234,6 +266,19 @@ mod tests {
             authors.hear(&late);
         }
         assert_eq!(known(&authors), (4, String::new(), true));
+    }
+
+    /// What was broken: the cache forgot the deletion, and the table, which follows the log hours later while Kafka is away,
+    /// still had the name.
+    #[test]
+    fn a_deleted_name_does_not_come_back_from_a_table_that_does_not_know_yet() {
+        let authors = Authors::new(0);
+        authors.hear(&gone(4));
+        authors.cache.run_pending_tasks();
+        assert!(authors.known(ADA).is_none(), "there is no room for it");
+        let stored: Author = serde_json::from_str(named(3, "ada").payload.as_deref().unwrap()).unwrap();
+        let shown = authors.newest(stored);
+        assert_eq!((shown.username.as_str(), shown.deleted), ("", true));
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! What a node with a gateway must hear of users within a moment, whoever serves them: sessions that were closed, names
 //! that changed.
 //!
-//! It follows the users' log from its heads on. Nothing of that is kept: whoever starts later knows no names yet, and
-//! reads from SQL which sessions were closed. (The cache from user names to ids needs no news: it is a hint, and who uses
+//! It follows the users' log from its heads on. Nothing of that is kept: a node that starts reads from SQL which sessions were
+//! closed, and what the log says of authors that their tables do not have yet, which may be hours of it. (The cache from user names to ids needs no news: it is a hint, and who uses
 //! it looks whether that user still has the name.)
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures_util::TryStreamExt;
 use rookery_actors::{
     comments::service::CommentService,
     entity::Failure,
@@ -32,6 +33,10 @@ const TOKEN_LIFE_S: i64 = 900 + 120;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Before SQL is asked again when it did not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Between two looks which departed authors the tables know by now.
+const SETTLE_EVERY: Duration = Duration::from_secs(60);
+/// The services that keep a table of authors, by which they read the users' log.
+const TABLES: [&str; 2] = ["posts", "comments"];
 
 /// What hears of users on this node.
 #[derive(Clone)]
@@ -44,7 +49,7 @@ pub struct Listeners {
     pub comments: Runtime<CommentService>,
 }
 
-/// Learns what was closed within the life of a token, then follows the users' log.
+/// Learns what was closed within the life of a token and what no table of authors has yet, then follows the users' log.
 ///
 /// # Errors
 /// When the users' database does not answer.
@@ -54,22 +59,79 @@ pub async fn follow(
     listeners: Listeners,
 ) -> Result<JoinHandle<()>, Failure> {
     let marks = Marks::default();
-    // The heads first: what is closed in between comes twice, and not never.
+    // The heads first: what happens in between comes twice, and not never.
     for (shard, head) in users.heads().await? {
         marks.begin(shard, head);
     }
-    revoke_closed(users, &listeners.revoked).await?;
+    catch_up(users, &listeners).await?;
     let mut news = Vec::from_iter(log.regroups(Topic::Users));
     news.extend(users.router().map(|router| router.changes()));
     let shards: Vec<ShardId> = (0..users.shards()).map(ShardId).collect();
-    let hearing = Hearing { users: users.clone(), listeners, catching_up: Mutex::new(None) };
+    let hearing = Hearing { users: users.clone(), listeners: listeners.clone(), catching_up: Mutex::new(None) };
     let mut readers = Readers::new(Arc::new(hearing), log, Topic::Users, marks);
     Ok(tokio::spawn(async move {
+        let mut settled = Instant::now();
         loop {
             readers.read(shards.clone());
             changed(&mut news, LOOK_EVERY).await;
+            if settled.elapsed() >= SETTLE_EVERY {
+                listeners.settle().await;
+                settled = Instant::now();
+            }
         }
     }))
+}
+
+impl Listeners {
+    fn hear_of_author(&self, record: &Record) {
+        self.posts.service().authors.hear(record);
+        self.comments.service().authors.hear(record);
+    }
+
+    /// What the tables say of departed authors, nobody needs to remember.
+    async fn settle(&self) {
+        let posts = self.posts.service().authors.settle(self.posts.database()).await;
+        let comments = self.comments.service().authors.settle(self.comments.database()).await;
+        for failure in [posts, comments].into_iter().filter_map(Result::err) {
+            episodes::warn("tables of authors cannot be read", "users", &failure);
+        }
+    }
+}
+
+async fn catch_up(users: &Runtime<UserService>, listeners: &Listeners) -> Result<(), Failure> {
+    revoke_closed(users, &listeners.revoked).await?;
+    hear_what_tables_lack(users, listeners).await
+}
+
+/// Reads from SQL what the log says of authors after the positions of their tables: a name from a table may be older than that.
+/// None of it is trimmed, for trimming waits for these readers.
+async fn hear_what_tables_lack(users: &Runtime<UserService>, listeners: &Listeners) -> Result<(), Failure> {
+    let client = users.database().get().await?;
+    // Row by row, as the log of a long outage is long. A table that noted no position yet has read nothing.
+    let rows = client
+        .query_raw(
+            "SELECT o.seq, o.epoch, o.key, o.type, o.payload, o.at
+             FROM (SELECT s.id, (SELECT COALESCE(min(COALESCE(c.position, 0)), 0)
+                                 FROM UNNEST($1::text[]) AS t(name) LEFT JOIN consumer c ON c.name = t.name AND c.shard = s.id)
+                   FROM shard s) AS p(shard, position)
+             JOIN outbox o ON o.shard = p.shard AND o.seq > p.position
+             WHERE o.type IN ('user.updated', 'user.deleted') ORDER BY o.shard, o.seq",
+            [TABLES.as_slice()],
+        )
+        .await?;
+    let mut rows = std::pin::pin!(rows);
+    while let Some(row) = rows.try_next().await? {
+        listeners.hear_of_author(&Record {
+            seq: row.get(0),
+            epoch: row.get(1),
+            key: row.get(2),
+            kind: row.get::<_, &str>(3).into(),
+            payload: row.get::<_, Option<&str>>(4).map(Arc::from),
+            traceparent: None,
+            at: row.get(5),
+        });
+    }
+    Ok(())
 }
 
 /// Reads from SQL which sessions were closed within the life of a token.
@@ -107,10 +169,10 @@ impl Reader for Hearing {
         self.listeners.comments.service().authors.clear();
         let mut catching_up = self.catching_up.lock().expect("no panic under this lock");
         if catching_up.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (users, revoked) = (self.users.clone(), Arc::clone(&self.listeners.revoked));
+            let (users, listeners) = (self.users.clone(), self.listeners.clone());
             *catching_up = Some(tokio::spawn(async move {
-                while let Err(failure) = revoke_closed(&users, &revoked).await {
-                    episodes::warn("closed sessions cannot be read", "users", &failure);
+                while let Err(failure) = catch_up(&users, &listeners).await {
+                    episodes::warn("missed news of users cannot be read", "users", &failure);
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
             }));
@@ -123,10 +185,7 @@ impl Hearing {
     fn hear(&self, record: &Record) {
         match &*record.kind {
             "session.closed" => revoke(&self.listeners.revoked, record.payload.as_deref()),
-            "user.created" | "user.updated" | "user.deleted" => {
-                self.listeners.posts.service().authors.hear(record);
-                self.listeners.comments.service().authors.hear(record);
-            }
+            "user.created" | "user.updated" | "user.deleted" => self.listeners.hear_of_author(record),
             _ => {}
         }
     }

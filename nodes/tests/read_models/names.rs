@@ -50,6 +50,38 @@ async fn a_renamed_author_is_renamed_on_every_node() {
     bridges.iter().for_each(|bridge| bridge.stop());
 }
 
+/// What was broken: a gateway that was restarted followed the log from its heads, and never heard of what the tables did not
+/// have yet, for as long as Kafka was away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_shows_no_name_that_was_deleted_before_although_the_tables_still_have_it() {
+    let world = World::of(2).await;
+    let bridges: Vec<_> =
+        world.nodes.iter().map(|node| node.bridge(Topic::Users, node.users.runtime(), node.posts.runtime())).collect();
+    let password = || Password::parse("correct horse battery").unwrap();
+    let new = NewUser {
+        username: Username::parse("ada").unwrap(),
+        email: Email::parse("ada@example.org").unwrap(),
+        password: password(),
+        user_agent: None,
+    };
+    let ada = world.nodes[0].users.register(new, soon()).await.unwrap().reply.account.profile.id;
+    // On a node that does not hear of it when its table learns it.
+    let far = usize::from(world.nodes[0].posts.runtime().head(world.nodes[0].posts.runtime().shard_of(ada.0)).is_some());
+    let node = &world.nodes[far];
+    let stored = async || {
+        let client = node.posts.runtime().database().get().await.unwrap();
+        client.query_opt("SELECT username FROM author WHERE id = $1", &[&ada.0]).await.unwrap().map(|row| row.get(0))
+    };
+    eventually("the table has her", async || stored().await == Some("ada".to_owned())).await;
+    // The log goes on, and its readers do not.
+    bridges.iter().for_each(|bridge| bridge.stop());
+    world.nodes[0].users.delete(ada, password(), soon()).await.unwrap();
+    follow(node).await;
+    let shown = node.posts.authors([ada]).await.unwrap();
+    assert!(shown.values().all(|author| author.deleted && author.username.is_empty()), "{shown:?}");
+    assert_eq!(stored().await, Some("ada".to_owned()), "from its table it could not know that");
+}
+
 /// What was broken: a node began to follow shards that it does not serve at the beginning of their logs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_session_is_refused_on_every_node_also_by_one_that_starts_later() {
