@@ -115,6 +115,44 @@ async fn log(comments: &Comments, post: PostId) -> Vec<(String, serde_json::Valu
     ours.map(|record| (record.kind.to_string(), serde_json::from_str(record.payload.as_ref().unwrap()).unwrap())).collect()
 }
 
+/// What was broken: the row of a comment without replies goes without a trace, and a repeated import added it anew, for
+/// everybody to see.
+#[tokio::test]
+async fn an_import_brings_no_deleted_comment_back() {
+    let config = fresh().await;
+    let (service, comments) = service(&config).await;
+    let post = a_post();
+    let id = |n: u128| CommentId(Uuid::from_u128(n));
+    let imported = |n: u128, parent: Option<u128>| Imported {
+        id: id(n),
+        author: ADA,
+        body: body("From afar."),
+        parent: parent.map(id),
+        at: Timestamp::UNIX_EPOCH,
+    };
+    let file = || vec![imported(1, None), imported(2, Some(1)), imported(3, None)];
+    comments.import(post, file(), soon()).await.unwrap();
+    let get = async |comments: &Comments, n| comments.get(post, id(n), deadline()).await.unwrap();
+    comments.like(post, id(3), BOB, true, soon()).await.unwrap();
+    // The second leaves no tombstone, and takes that of the first with it.
+    for n in [1, 2, 3] {
+        let comment = get(&comments, n).await.unwrap();
+        delete(&comments, &comment).await;
+    }
+    comments.import(post, file(), soon()).await.unwrap();
+    assert_eq!(walk(&comments, whole(post, Order::Old), 10).await, []);
+    let taken = comments.which_are_taken(&[1, 2, 3, 4].map(|n| (post, id(n)))).await.unwrap();
+    assert_eq!(taken, [1, 2, 3].map(id).into());
+    service.stop().await;
+
+    let (service, comments) = self::service(&config).await;
+    comments.import(post, file(), soon()).await.unwrap();
+    comments.import(post, vec![imported(4, None)], soon()).await.unwrap();
+    let left: Vec<CommentId> = walk(&comments, whole(post, Order::Old), 10).await.iter().map(|comment| comment.id).collect();
+    assert_eq!(left, [id(4)], "in memory or from its rows");
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn a_thread_reads_the_same_after_a_restart() {
     let config = fresh().await;

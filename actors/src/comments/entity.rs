@@ -3,7 +3,7 @@
 //! In memory a thread is its skeleton; what is written in a comment comes as a fact where a rule asks for it. A
 //! thread of 100,000 comments is never copied: events say what changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,8 @@ pub enum Command {
         /// Set, or take back.
         on: bool,
     },
-    /// Takes over comments, parents before their replies; those that are there already are left as they are.
+    /// Takes over comments, parents before their replies; those that are there already are left as they are, and those that
+    /// were deleted stay deleted.
     Import {
         /// All or none of them.
         comments: Vec<Imported>,
@@ -217,6 +218,8 @@ pub struct Facts {
     pub text: Option<Text>,
     /// Whether the command's user likes the comment.
     pub liked: bool,
+    /// Those of the comments to be taken over that were there once, and were deleted.
+    pub deleted: HashSet<CommentId>,
 }
 
 impl Entity for Thread {
@@ -257,7 +260,7 @@ impl Entity for Thread {
                     _ => vec![],
                 })
             }
-            Command::Import { comments } => import(tree, comments),
+            Command::Import { comments } => import(tree, comments, &facts.deleted),
         }
     }
 
@@ -321,11 +324,11 @@ fn stored(at: Timestamp) -> Timestamp {
 }
 
 /// A parent may be in the thread already, or come in the same import.
-fn import(tree: &Tree, comments: &[Imported]) -> Result<Vec<Event>, Rejection> {
+fn import(tree: &Tree, comments: &[Imported], deleted: &HashSet<CommentId>) -> Result<Vec<Event>, Rejection> {
     let mut fresh = HashMap::new();
     let mut events = Vec::new();
     for Imported { id, author, body, parent, at } in comments {
-        if fresh.contains_key(id) || tree.get(id.0).is_some() {
+        if fresh.contains_key(id) || tree.get(id.0).is_some() || deleted.contains(id) {
             continue;
         }
         let depth = match parent.and_then(|parent| fresh.get(&parent)) {

@@ -338,6 +338,24 @@ impl Comments {
         Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
     }
 
+    /// Which of these ids belong to a comment of that post, a tombstone or not, or did until it was deleted: the same for an
+    /// import.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn which_are_taken(&self, comments: &[(PostId, CommentId)]) -> Result<HashSet<CommentId>, Failure> {
+        let (posts, ids): (Vec<Uuid>, Vec<Uuid>) = comments.iter().map(|(post, id)| (post.0, id.0)).unzip();
+        let client = self.runtime.database().get().await?;
+        let rows = client
+            .query(
+                "SELECT c.id FROM UNNEST($1::uuid[], $2::uuid[]) AS r(post, id) JOIN comment c ON c.post = r.post AND c.id = r.id
+                 UNION ALL SELECT id FROM deleted_comment WHERE id = ANY($2)",
+                &[&posts, &ids],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| CommentId(row.get(0))).collect())
+    }
+
     /// A reply with the comment, also where the command changed nothing.
     async fn complete(
         &self,

@@ -56,12 +56,14 @@ pub struct Reply {
 }
 
 /// What a command must know of a comment besides the skeleton.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Need {
     /// What is written in it.
     Text(CommentId),
     /// Whether this user likes it.
     Liked(CommentId, UserId),
+    /// Which of these were deleted: ids that were not minted for the command may have had a life before.
+    Deleted(Vec<CommentId>),
 }
 
 text_params!(CommentBody);
@@ -102,6 +104,12 @@ table! {
 }
 
 table! {
+    /// What stays of them, in a thread that is open.
+    pub(crate) struct DeletedRows of DeletedRow { id: Uuid => "uuid" }
+    "INSERT INTO deleted_comment (id) SELECT id FROM {rows} ON CONFLICT DO NOTHING"
+}
+
+table! {
     /// Likes as counted after the batch.
     pub(crate) struct LikeCountRows of LikeCountRow { post: Uuid => "uuid", id: Uuid => "uuid", like_count: i64 => "int8" }
     "UPDATE comment c SET like_count = r.like_count FROM {rows} WHERE c.post = r.post AND c.id = r.id"
@@ -134,8 +142,8 @@ table! {
 tables! {
     /// What a batch of the comments service writes.
     pub struct Writes {
-        comments: CommentRows, edits: EditRows, tombstones: TombstoneRows, gone: GoneRows, like_counts: LikeCountRows,
-        likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, swept: SweptRows, authors: AuthorRows,
+        comments: CommentRows, edits: EditRows, tombstones: TombstoneRows, gone: GoneRows, deleted: DeletedRows,
+        like_counts: LikeCountRows, likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, swept: SweptRows, authors: AuthorRows,
         departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows,
     }
 }
@@ -211,7 +219,12 @@ impl Service for CommentService {
             Command::Like { comment, user, .. } => {
                 live(comment).filter(|info| info.like_count > 0).map(|_| Need::Liked(*comment, *user))
             }
-            Command::Add { .. } | Command::Import { .. } => None,
+            Command::Import { comments } => {
+                let here = |id: CommentId| state.and_then(Thread::tree).is_some_and(|tree| tree.get(id.0).is_some());
+                let new: Vec<CommentId> = comments.iter().map(|comment| comment.id).filter(|id| !here(*id)).collect();
+                (!new.is_empty()).then_some(Need::Deleted(new))
+            }
+            Command::Add { .. } => None,
         }
     }
 
@@ -224,13 +237,18 @@ impl Service for CommentService {
                         &[&post, &comment.0],
                     )
                     .await?;
-                Ok(Facts { text: row.and_then(|row| text(written(&row, 0))), liked: false })
+                Ok(Facts { text: row.and_then(|row| text(written(&row, 0))), ..Facts::default() })
             }
             Need::Liked(comment, user) => {
                 let row = client
                     .query_opt("SELECT 1 FROM comment_like WHERE comment = $1 AND user_id = $2", &[&comment.0, &user.0])
                     .await?;
-                Ok(Facts { text: None, liked: row.is_some() })
+                Ok(Facts { liked: row.is_some(), ..Facts::default() })
+            }
+            Need::Deleted(comments) => {
+                let ids: Vec<Uuid> = comments.iter().map(|comment| comment.0).collect();
+                let rows = client.query("SELECT id FROM deleted_comment WHERE id = ANY($1)", &[&ids]).await?;
+                Ok(Facts { deleted: rows.iter().map(|row| CommentId(row.get(0))).collect(), ..Facts::default() })
             }
         }
     }
@@ -274,7 +292,12 @@ impl Service for CommentService {
                         Deletion::Tombstone => {
                             unit.writes.tombstones.push(TombstoneRow { post, id: id.0, updated_at: *at, version });
                         }
-                        Deletion::Removed(gone) => gone.iter().for_each(|id| unit.writes.gone.push(GoneRow { post, id: *id })),
+                        Deletion::Removed(gone) => {
+                            for id in gone {
+                                unit.writes.gone.push(GoneRow { post, id: *id });
+                                unit.writes.deleted.push(DeletedRow { id: *id });
+                            }
+                        }
                     }
                     let last = record(PostId(post), &info, text);
                     ("comment.deleted", json(&CommentRecord { body: String::new(), updated_at: *at, deleted: true, ..last }))

@@ -17,7 +17,7 @@ use futures_util::Stream;
 use rookery_actors::{
     comments::{CommentBody, Imported},
     entity::{AskError, Failure},
-    ids::{PostId, UserId},
+    ids::UserId,
     posts::{
         self, Draft,
         rules::{Body as PostBody, Tags, Title},
@@ -76,7 +76,7 @@ where
         };
         let present = importer.present(&items).await;
         for Numbered { line, item } in items {
-            if matches!(&item, Item::Post(post) if present.contains(&post.id)) {
+            if present.contains(&item.makes()) {
                 if answers.send(Answer { line: Some(line), outcome: Outcome::Present }).await.is_err() {
                     return;
                 }
@@ -190,19 +190,28 @@ fn context() -> Context {
 }
 
 impl Importer {
-    /// The posts among these that are in already, asked for together: a repeated import is mostly this.
-    async fn present(&self, items: &[Numbered]) -> HashSet<PostId> {
-        let post = |numbered: &Numbered| match &numbered.item {
-            Item::Post(post) => Some(post.id),
-            Item::User(_) | Item::Comment(_) => None,
-        };
-        let ids: Vec<PostId> = items.iter().filter_map(post).collect();
-        if ids.is_empty() {
-            return HashSet::new();
+    /// The posts and comments among these that are in already, or were until they were deleted; asked for together, for a
+    /// repeated import is mostly this.
+    async fn present(&self, items: &[Numbered]) -> HashSet<Thing> {
+        let (mut posts, mut comments) = (Vec::new(), Vec::new());
+        for Numbered { item, .. } in items {
+            match item {
+                Item::Post(post) => posts.push(post.id),
+                Item::Comment(comment) => comments.push((comment.post, comment.id)),
+                Item::User(_) => {}
+            }
         }
-        let ask = || self.faces.posts.which_are_taken(&ids);
+        let mut present = HashSet::new();
         // Should it fail for good, each item finds out by itself.
-        ask.retry(patience()).when(passes).await.unwrap_or_default()
+        if !posts.is_empty() {
+            let ask = || self.faces.posts.which_are_taken(&posts);
+            present.extend(ask.retry(patience()).when(passes).await.unwrap_or_default().into_iter().map(Thing::Post));
+        }
+        if !comments.is_empty() {
+            let ask = || self.faces.comments.which_are_taken(&comments);
+            present.extend(ask.retry(patience()).when(passes).await.unwrap_or_default().into_iter().map(Thing::Comment));
+        }
+        present
     }
 
     async fn import(&self, item: &Item) -> Outcome {
@@ -274,7 +283,7 @@ impl Importer {
             return Err(No::Refused(format!("there is no post {}", comment.post)));
         }
         let comments = &self.faces.comments;
-        if comments.get(comment.post, comment.id, deadline).await?.is_some() {
+        if !comments.which_are_taken(&[(comment.post, comment.id)]).await?.is_empty() {
             return Ok(false);
         }
         let imported = Imported { id: comment.id, author, body, parent: comment.parent, at: comment.created_at };

@@ -21,7 +21,7 @@ fn text(author: UserId) -> Text {
 }
 
 fn by(author: UserId) -> Facts {
-    Facts { text: Some(text(author)), liked: false }
+    Facts { text: Some(text(author)), ..Facts::default() }
 }
 
 fn given(events: &[Event]) -> Option<Thread> {
@@ -68,6 +68,16 @@ fn decide(events: &[Event], command: &Command, facts: &Facts) -> Result<Vec<Even
 #[test]
 fn a_post_without_comments_takes_the_first_one() {
     assert_eq!(decide(&[], &add(FIRST, None), &Facts::default()), Ok(vec![written(FIRST, None, 0)]));
+}
+
+#[test]
+fn an_import_leaves_alone_what_was_deleted() {
+    let facts = Facts { deleted: HashSet::from([FIRST]), ..Facts::default() };
+    assert_eq!(decide(&[], &import(&[(FIRST, None)]), &facts), Ok(vec![]));
+    let third = CommentId(Uuid::from_u128(103));
+    let events = decide(&[], &import(&[(FIRST, None), (third, None)]), &facts).unwrap();
+    assert!(matches!(events[..], [Event::Added { id, .. }] if id == third), "{events:?}");
+    assert_eq!(decide(&[], &import(&[(FIRST, None), (REPLY, Some(FIRST))]), &facts), Err(Rejection::NoSuchParent));
 }
 
 #[test]
@@ -151,7 +161,7 @@ fn a_tombstone_is_not_edited() {
 #[test]
 fn a_second_like_of_the_same_user_counts_nothing() {
     let thread = [written(FIRST, None, 0)];
-    let liked = |liked| Facts { text: None, liked };
+    let liked = |liked| Facts { liked, ..Facts::default() };
     assert_eq!(decide(&thread, &like(true), &liked(false)), Ok(vec![Event::Liked { id: FIRST, user: BOB }]));
     assert_eq!(decide(&thread, &like(true), &liked(true)), Ok(vec![]));
     assert_eq!(decide(&thread, &like(false), &liked(false)), Ok(vec![]));
@@ -282,7 +292,8 @@ impl Model {
             Command::Add { .. } | Command::Import { .. } => return Facts::default(),
         };
         let entry = self.comments.get(id).filter(|entry| !entry.deleted);
-        Facts { text: entry.map(|entry| entry.text.clone()), liked: entry.is_some_and(|entry| entry.likes.contains(user)) }
+        let liked = entry.is_some_and(|entry| entry.likes.contains(user));
+        Facts { text: entry.map(|entry| entry.text.clone()), liked, ..Facts::default() }
     }
 }
 
