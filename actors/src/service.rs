@@ -118,6 +118,8 @@ pub struct Foreign<'a> {
     pub source: crate::event::Source,
     /// The record.
     pub record: &'a Arc<Record>,
+    /// It was a dead letter: later ones were applied before it.
+    pub replayed: bool,
 }
 
 impl Foreign<'_> {

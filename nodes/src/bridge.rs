@@ -220,7 +220,7 @@ impl<S: Service> Carrier<S> {
         let position = records.last().map_or(0, |last| last.seq);
         let mut parts: HashMap<ShardId, SlicePart> = HashMap::new();
         for record in records.iter().filter(|record| !record.is_internal()) {
-            let targets = match self.consumer.service().concerns(&Foreign { source, record }) {
+            let targets = match self.consumer.service().concerns(&Foreign { source, record, replayed: false }) {
                 Ok(ids) => ids.into_iter().map(|id| shard_of(id, self.consumer.shards())).collect(),
                 // Nobody can say whom it concerns: the shard of its key buries it.
                 Err(_) => vec![shard_of(record.key, self.consumer.shards())],

@@ -123,29 +123,53 @@ table! {
      ON CONFLICT (post) DO UPDATE SET comment_count = c.comment_count + excluded.comment_count"
 }
 
-// A statement may not both add and delete a row, and a slice may hold both of one pair: each of the next two is given
-// every record, and takes the pairs whose last one is its own.
+// A statement may not both add and delete a row, and a slice may hold both of one pair: each of the next three is given
+// every record, and takes the pairs whose last one is its own. A dead letter that is replayed gives way to what is known from
+// after it; so the row of a follow that ended stays as long as there are letters from before that.
 table! {
     /// Follows that begin. An older node has left rows of those that ended.
     pub(crate) struct FollowRows of FollowRow {
-        nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+        shard: i16 => "int2", nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+        replayed: bool => "bool",
     }
-    "INSERT INTO follow (follower, followee, active) SELECT follower, followee, true FROM (\
-     SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} ORDER BY follower, followee, nr DESC) last \
-     WHERE active ON CONFLICT (follower, followee) DO UPDATE SET active = true"
+    "INSERT INTO follow (follower, followee, active, seq) SELECT follower, followee, true, nr FROM (\
+     SELECT DISTINCT ON (follower, followee) follower, followee, active, nr, replayed FROM {rows} \
+     ORDER BY follower, followee, nr DESC) last \
+     WHERE active AND NOT (replayed AND EXISTS (SELECT FROM follow f \
+     WHERE f.follower = last.follower AND f.followee = last.followee AND f.seq > last.nr)) \
+     ON CONFLICT (follower, followee) DO UPDATE SET active = true, seq = excluded.seq"
 }
 
 table! {
-    /// Follows that end.
+    /// Follows that end, and leave nothing.
     pub(crate) struct UnfollowRows of UnfollowRow {
-        nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+        shard: i16 => "int2", nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+        replayed: bool => "bool",
     }
-    "DELETE FROM follow f USING (SELECT DISTINCT ON (follower, followee) follower, followee, active FROM {rows} \
-     ORDER BY follower, followee, nr DESC) last WHERE NOT last.active AND f.follower = last.follower AND f.followee = last.followee"
+    "DELETE FROM follow f USING (SELECT DISTINCT ON (follower, followee) shard, follower, followee, active, nr, replayed \
+     FROM {rows} ORDER BY follower, followee, nr DESC) last \
+     WHERE NOT last.active AND f.follower = last.follower AND f.followee = last.followee \
+     AND NOT (last.replayed AND COALESCE(f.seq, 0) > last.nr) AND NOT EXISTS (SELECT FROM dead_letter d \
+     WHERE d.shard = last.shard AND d.key = last.follower AND d.type IN ('user.followed', 'user.unfollowed') AND d.seq < last.nr)"
 }
 
 table! {
-    /// Follows that have ended on an older node, which leaves their rows.
+    /// Follows that end, and of which a dead letter says something from before.
+    pub(crate) struct LetteredUnfollowRows of LetteredUnfollowRow {
+        shard: i16 => "int2", nr: i64 => "int8", follower: Uuid => "uuid", followee: Uuid => "uuid", active: bool => "bool",
+        replayed: bool => "bool",
+    }
+    "INSERT INTO follow (follower, followee, active, seq) SELECT follower, followee, false, nr FROM (\
+     SELECT DISTINCT ON (follower, followee) shard, follower, followee, active, nr, replayed FROM {rows} \
+     ORDER BY follower, followee, nr DESC) last \
+     WHERE NOT active AND NOT (replayed AND EXISTS (SELECT FROM follow f \
+     WHERE f.follower = last.follower AND f.followee = last.followee AND f.seq > last.nr)) AND EXISTS (SELECT FROM dead_letter d \
+     WHERE d.shard = last.shard AND d.key = last.follower AND d.type IN ('user.followed', 'user.unfollowed') AND d.seq < last.nr) \
+     ON CONFLICT (follower, followee) DO UPDATE SET active = false, seq = excluded.seq"
+}
+
+table! {
+    /// Follows that have ended and whose rows nobody needs any more: an older node left them, or there were letters.
     pub(crate) struct EndedFollowRows of EndedFollowRow { follower: Uuid => "uuid", followee: Uuid => "uuid" }
     "DELETE FROM follow f USING {rows} WHERE f.follower = r.follower AND f.followee = r.followee AND NOT f.active"
 }
@@ -155,8 +179,8 @@ tables! {
     pub struct Writes {
         posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, deleted: DeletedRows, tags: TagRows,
         untags: UntagRows, likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
-        unfollows: UnfollowRows, ended_follows: EndedFollowRows, authors: AuthorRows, departing: DepartingRows,
-        departed: DepartedRows, stale_letters: StaleLetterRows,
+        unfollows: UnfollowRows, lettered_unfollows: LetteredUnfollowRows, ended_follows: EndedFollowRows, authors: AuthorRows,
+        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows,
     }
 }
 
@@ -355,11 +379,13 @@ impl Service for PostService {
             }
             kind @ ("user.followed" | "user.unfollowed") => {
                 let FollowRecord { follower, followee, .. } = foreign.parse()?;
-                let nr = foreign.record.seq;
+                let (nr, replayed) = (foreign.record.seq, foreign.replayed);
+                let shard = crate::ids::shard_of(id, unit.shards()).as_i16();
                 let active = kind == "user.followed";
                 let (follower, followee) = (follower.0, followee.0);
-                unit.writes.follows.push(FollowRow { nr, follower, followee, active });
-                unit.writes.unfollows.push(UnfollowRow { nr, follower, followee, active });
+                unit.writes.follows.push(FollowRow { shard, nr, follower, followee, active, replayed });
+                unit.writes.unfollows.push(UnfollowRow { shard, nr, follower, followee, active, replayed });
+                unit.writes.lettered_unfollows.push(LetteredUnfollowRow { shard, nr, follower, followee, active, replayed });
             }
             _ => {}
         }

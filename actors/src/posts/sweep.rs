@@ -30,7 +30,8 @@ impl Posts {
         departed::take_back_likes(&self.runtime, deadline).await
     }
 
-    /// Takes away the rows of follows that ended on an older node, which leaves them with the ids of both; how many went.
+    /// Takes away the rows of follows that ended: those that an older node left with the ids of both, and those that stood
+    /// against dead letters that are gone by now. How many went.
     ///
     /// # Errors
     /// When the database does not answer: the next call begins with what is left.
@@ -39,7 +40,9 @@ impl Posts {
         while Instant::now() < deadline {
             let rows = {
                 let client = self.runtime.database().get().await?;
-                let sql = "SELECT follower, followee FROM follow WHERE NOT active AND (follower, followee) > ($1, $2)
+                let sql = "SELECT follower, followee FROM follow f WHERE NOT active AND (follower, followee) > ($1, $2)
+                           AND NOT EXISTS (SELECT FROM dead_letter d
+                               WHERE d.key = f.follower AND d.type IN ('user.followed', 'user.unfollowed'))
                            ORDER BY follower, followee LIMIT $3";
                 client.query(sql, &[&after.0, &after.1, &PAGE_MAX]).await?
             };

@@ -54,7 +54,7 @@ pub use self::{
     commit_batch::{CommitError, Committed, DeadLetter, KeptReply, NewRecord, Unit},
     connection::{ConnectError, Connection, Transaction},
     database::{Database, NOT_ON_THE_DISK_YET, PoolSize, Pooled},
-    dead_letters::StoredLetter,
+    dead_letters::{LetterFilter, StoredLetter},
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     hand_off::HandedOff,
     lease::{BootTime, Lease},
@@ -497,12 +497,12 @@ impl<S: Service> Runtime<S> {
         Ok(())
     }
 
-    /// The dead letters of all shards, the first ones of each source first.
+    /// The dead letters of all shards that pass the filter, the first ones of each source first.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
-        dead_letters::list(&self.inner, limit).await
+    pub async fn dead_letters(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<StoredLetter>, Failure> {
+        dead_letters::list(&self.inner, filter, limit).await
     }
 }
 

@@ -120,7 +120,24 @@ impl<S: Service> Runtime<S> {
     }
 
     pub(crate) async fn replay_here(&self, shard: ShardId, source: Source, seq: Seq) -> Result<bool, ProjectError> {
-        dead_letters::replay(&self.inner, shard, source, seq).await
+        dead_letters::replay(self, shard, source, seq).await
+    }
+
+    /// Gives a dead letter to the shard that it concerns, unless it has it.
+    pub(crate) async fn readdress(&self, shard: ShardId, letter: &DeadLetter) -> Result<(), ProjectError> {
+        match self.place(shard) {
+            Some(place @ Place::There(_)) => match self.tell(shard, &place, &Question::Readdress(shard, letter)).await? {
+                Answer::Applied(answer) => answer,
+                _ => Err(strange_answer().into()),
+            },
+            _ => self.readdress_here(shard, letter.clone()).await,
+        }
+    }
+
+    pub(crate) async fn readdress_here(&self, shard: ShardId, letter: DeadLetter) -> Result<(), ProjectError> {
+        let epoch = serving(&self.inner, shard)?;
+        let unit = Unit { dead: vec![letter], ..Unit::of(self.inner.settings.shards) };
+        commit(&self.inner, shard, epoch, unit).await
     }
 }
 
@@ -142,7 +159,7 @@ async fn apply<S: Service>(inner: &Arc<Inner<S>>, shard: ShardId, slice: &Slice)
                 seq: record.seq,
                 reason: refused.to_string(),
             })?;
-            project(inner, shard, part.source, record, &mut unit)?;
+            project(inner, shard, &Foreign { source: part.source, record, replayed: false }, &mut unit)?;
         }
         unit.inbox.push((part.source, part.position));
     }
@@ -173,18 +190,28 @@ pub(crate) fn serving<S: Service>(inner: &Inner<S>, shard: ShardId) -> Result<Ep
 pub(crate) fn project<S: Service>(
     inner: &Inner<S>,
     shard: ShardId,
-    source: Source,
-    record: &Arc<Record>,
+    foreign: &Foreign<'_>,
     unit: &mut Unit<S>,
 ) -> Result<(), ProjectError> {
-    let foreign = Foreign { source, record };
-    let poison = |poison: Poison| ProjectError::Poison { source_shard: source, seq: record.seq, reason: poison.0 };
-    for id in inner.service.concerns(&foreign).map_err(poison)? {
+    for id in inner.service.concerns(foreign).map_err(|poison| poisoned(foreign, poison))? {
         if shard_of(id, inner.settings.shards) == shard {
-            inner.service.project(&foreign, id, unit).map_err(poison)?;
+            inner.service.project(foreign, id, unit).map_err(|poison| poisoned(foreign, poison))?;
         }
     }
     Ok(())
+}
+
+/// The shards that a record concerns.
+pub(crate) fn concerned<S: Service>(inner: &Inner<S>, foreign: &Foreign<'_>) -> Result<Vec<ShardId>, ProjectError> {
+    let ids = inner.service.concerns(foreign).map_err(|poison| poisoned(foreign, poison))?;
+    let mut shards: Vec<ShardId> = ids.into_iter().map(|id| shard_of(id, inner.settings.shards)).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    Ok(shards)
+}
+
+fn poisoned(foreign: &Foreign<'_>, poison: Poison) -> ProjectError {
+    ProjectError::Poison { source_shard: foreign.source, seq: foreign.record.seq, reason: poison.0 }
 }
 
 /// Commits what was projected; the entities that it changes do not load meanwhile.

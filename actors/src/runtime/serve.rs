@@ -54,6 +54,7 @@ impl<S: Service> Runtime<S> {
                 self.end_session(&reader, session);
                 Answer::Extended(None)
             }
+            Asked::Readdress(shard, letter) => Answer::Applied(self.readdress_here(shard, letter).await),
             Asked::Recall(life, what) => Answer::Recalled(self.give_back(life, &what)),
         }
     }

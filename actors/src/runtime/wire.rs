@@ -46,6 +46,8 @@ pub(crate) enum Question<'a, S: Service> {
     Recall(u64, &'a Recall),
     /// Ends a session: its reader has given everything back.
     Return(&'a Reader, u64),
+    /// Gives a dead letter to the shard that it concerns.
+    Readdress(ShardId, &'a DeadLetter),
 }
 
 /// A command on its way.
@@ -76,6 +78,7 @@ pub(crate) enum Asked<S: Service> {
     Extend(Reader, u64),
     Recall(u64, Recall),
     Return(Reader, u64),
+    Readdress(ShardId, DeadLetter),
 }
 
 /// Which records to read.

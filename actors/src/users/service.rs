@@ -162,14 +162,17 @@ table! {
 }
 
 // A statement may not both add and delete a row, and a slice may hold both of one pair: each of the next two is given
-// every record, and takes the pairs whose last one is its own.
+// every record, and takes the pairs whose last one is its own. A record that comes late, out of the dead letters, may say what
+// is no longer so: it gives way to the follower's own row. What that row knows from later records changes nothing but that it
+// is known before they come.
 table! {
     /// Who begins to follow a user, by the log.
     pub(crate) struct FollowerRows of FollowerRow {
         nr: i64 => "int8", followee: Uuid => "uuid", follower: Uuid => "uuid", at: Timestamp => "timestamptz", active: bool => "bool",
     }
     "INSERT INTO follower (followee, follower, at) SELECT followee, follower, at FROM (SELECT DISTINCT ON (followee, follower) \
-     followee, follower, at, active FROM {rows} ORDER BY followee, follower, nr DESC) last WHERE active ON CONFLICT DO NOTHING"
+     followee, follower, at, active FROM {rows} ORDER BY followee, follower, nr DESC) last WHERE active AND EXISTS (SELECT FROM follow f \
+     WHERE f.follower = last.follower AND f.followee = last.followee) ON CONFLICT DO NOTHING"
 }
 
 table! {
@@ -178,7 +181,8 @@ table! {
         nr: i64 => "int8", followee: Uuid => "uuid", follower: Uuid => "uuid", active: bool => "bool",
     }
     "DELETE FROM follower f USING (SELECT DISTINCT ON (followee, follower) followee, follower, active FROM {rows} \
-     ORDER BY followee, follower, nr DESC) last WHERE NOT last.active AND f.followee = last.followee AND f.follower = last.follower"
+     ORDER BY followee, follower, nr DESC) last WHERE NOT last.active AND f.followee = last.followee AND f.follower = last.follower \
+     AND NOT EXISTS (SELECT FROM follow o WHERE o.follower = last.follower AND o.followee = last.followee)"
 }
 
 table! {

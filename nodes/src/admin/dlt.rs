@@ -8,12 +8,17 @@ use axum::{
     response::Response,
 };
 use rookery_actors::{
+    episodes,
     event::{Source, UnknownSource},
-    runtime::ProjectError,
+    runtime::LetterFilter,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
-use super::{Admin, Refusal, ndjson, services::Letter};
+use super::{
+    Admin, Refusal, ndjson,
+    services::{Administered, Letter},
+};
 
 /// Letters in one answer at most.
 const LIMIT_MAX: usize = 1_000;
@@ -44,22 +49,26 @@ pub struct Replayed {
 }
 
 pub(super) async fn list(State(admin): State<Arc<Admin>>, Query(wanted): Query<Wanted>) -> Result<Json<Vec<Letter>>, Refusal> {
-    letters(&admin, &wanted).await.map(Json)
+    let (services, filter) = filter(&admin, &wanted)?;
+    let mut found = Vec::new();
+    for service in services {
+        found.extend(service.letters(filter, LIMIT_MAX).await?);
+    }
+    Ok(Json(found))
 }
 
 pub(super) async fn replay(State(admin): State<Arc<Admin>>, Json(wanted): Json<Wanted>) -> Result<Response, Refusal> {
-    // In the order of their logs: a letter may be what the next one stands on.
-    let letters = letters(&admin, &wanted).await?;
+    // Asked before the answer begins: what cannot be is refused, and a database that is away is said to be.
+    let (services, filter) = self::filter(&admin, &wanted)?;
+    let mut first = Vec::new();
+    for service in services {
+        first.push((service.name(), service.letters(filter, LIMIT_MAX).await?));
+    }
     let (answers, response) = ndjson::respond();
     tokio::spawn(async move {
-        for letter in letters {
-            let answer = match one(&admin, &letter).await {
-                Ok(true) => Replayed { letter, error: None },
-                // Somebody else replayed it meanwhile.
-                Ok(false) => continue,
-                Err(error) => Replayed { letter, error: Some(error.to_string()) },
-            };
-            if answers.send(answer).await.is_err() {
+        for (name, letters) in first {
+            let service = admin.services.iter().find(|service| service.name() == name).expect("a listed service stays");
+            if replay_all(&**service, filter, letters, &answers).await.is_none() {
                 return;
             }
         }
@@ -67,7 +76,39 @@ pub(super) async fn replay(State(admin): State<Arc<Admin>>, Json(wanted): Json<W
     Ok(response)
 }
 
-async fn letters(admin: &Admin, wanted: &Wanted) -> Result<Vec<Letter>, Refusal> {
+/// Replays letters of a service, and those that follow them; none: nobody watches any more.
+async fn replay_all(
+    service: &dyn Administered,
+    mut filter: LetterFilter,
+    mut letters: Vec<Letter>,
+    answers: &mpsc::Sender<Replayed>,
+) -> Option<()> {
+    // In the order of their logs: a letter may be what the next one stands on.
+    while let Some(last) = letters.last() {
+        filter.after = Some((source(last), last.seq, last.shard));
+        for letter in letters {
+            let error = match service.replay(letter.shard, source(&letter), letter.seq).await {
+                Ok(true) => None,
+                // Somebody else replayed it meanwhile.
+                Ok(false) => continue,
+                Err(error) => Some(error.to_string()),
+            };
+            answers.send(Replayed { letter, error }).await.ok()?;
+        }
+        letters = service.letters(filter, LIMIT_MAX).await.unwrap_or_else(|failure| {
+            episodes::warn("dead letters cannot be listed, the rest stays", service.name(), &failure);
+            Vec::new()
+        });
+    }
+    Some(())
+}
+
+fn source(letter: &Letter) -> Source {
+    letter.source.parse().expect("a listed letter names its source")
+}
+
+/// The services that are asked, and for what.
+fn filter<'a>(admin: &'a Admin, wanted: &'a Wanted) -> Result<(Vec<&'a dyn Administered>, LetterFilter), Refusal> {
     if let Some(name) = &wanted.service
         && !admin.services.iter().any(|service| service.name() == name)
     {
@@ -80,20 +121,7 @@ async fn letters(admin: &Admin, wanted: &Wanted) -> Result<Vec<Letter>, Refusal>
     {
         return Err(Refusal::unfit(format!("{} has fewer shards than {shard}", topic.service())));
     }
-    let mut found = Vec::new();
     let of_service = |name: &str| wanted.service.as_deref().is_none_or(|wanted| wanted == name);
-    for service in admin.services.iter().filter(|service| of_service(service.name())) {
-        found.extend(service.letters(LIMIT_MAX).await?);
-    }
-    found.retain(|letter| {
-        source.is_none_or(|source| source.to_string() == letter.source) && wanted.seq.is_none_or(|seq| seq == letter.seq)
-    });
-    Ok(found)
-}
-
-async fn one(admin: &Admin, letter: &Letter) -> Result<bool, ProjectError> {
-    let source: Source = letter.source.parse().expect("a listed letter names its source");
-    let service =
-        admin.services.iter().find(|service| service.name() == letter.service).expect("a listed letter has its service");
-    service.replay(letter.shard, source, letter.seq).await
+    let services = admin.services.iter().map(|service| &**service).filter(|service| of_service(service.name()));
+    Ok((services.collect(), LetterFilter { source, seq: wanted.seq, after: None }))
 }

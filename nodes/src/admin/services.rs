@@ -6,7 +6,7 @@ use rookery_actors::{
     entity::Failure,
     event::Source,
     ids::{Epoch, Seq, ShardId},
-    runtime::{Database, ProjectError, Runtime},
+    runtime::{Database, LetterFilter, ProjectError, Runtime},
     service::Service,
 };
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub(super) trait Administered: Send + Sync {
     fn shards(&self) -> u16;
     /// The shards that this node serves.
     fn owned(&self) -> Vec<(ShardId, Epoch, Seq)>;
-    fn letters(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, Failure>>;
+    fn letters(&self, filter: LetterFilter, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, Failure>>;
     fn replay(&self, shard: ShardId, source: Source, seq: Seq) -> BoxFuture<'_, Result<bool, ProjectError>>;
 }
 
@@ -63,9 +63,9 @@ impl<S: Service> Administered for Runtime<S> {
         Runtime::owned(self)
     }
 
-    fn letters(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, Failure>> {
+    fn letters(&self, filter: LetterFilter, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, Failure>> {
         async move {
-            let letters = self.dead_letters(limit).await?;
+            let letters = self.dead_letters(&filter, limit).await?;
             let show = |letter: rookery_actors::runtime::StoredLetter| Letter {
                 service: S::NAME.to_owned(),
                 shard: letter.shard,

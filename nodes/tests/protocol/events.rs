@@ -8,7 +8,7 @@ use rookery::{bridge::Bridge, testing::TestService};
 use rookery_actors::{
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
     ids::{Seq, ShardId, mint},
-    runtime::{Slice, SlicePart},
+    runtime::{LetterFilter, Slice, SlicePart},
 };
 use uuid::Uuid;
 
@@ -179,7 +179,7 @@ async fn a_poison_record_is_a_dead_letter_after_three_tries_and_comes_back_when_
     eventually("the others are applied", async || applied(&service) == [1, 3]).await;
     // Once with its slice, and three times alone.
     assert_eq!(service.runtime.service().tried.lock().unwrap()[&2], 4);
-    let letters = service.runtime.dead_letters(10).await.unwrap();
+    let letters = service.runtime.dead_letters(&LetterFilter::default(), 10).await.unwrap();
     assert_eq!(letters.iter().map(|letter| (letter.source, letter.seq)).collect::<Vec<_>>(), [(SOURCE, 2)]);
     assert!(letters[0].reason.contains("it is poison"));
     service.runtime.service().cured.lock().unwrap().insert(2);
@@ -213,7 +213,7 @@ async fn a_record_that_sql_refuses_is_singled_out_and_buried_and_its_neighbours_
     let (one, two) = first.await.unwrap();
     assert!(one.is_ok() && two.is_ok());
     assert_eq!(service.runtime.service().tried.lock().unwrap()[&3], 4, "once with its slice, and three times alone");
-    let letters = service.runtime.dead_letters(10).await.unwrap();
+    let letters = service.runtime.dead_letters(&LetterFilter::default(), 10).await.unwrap();
     assert_eq!(letters.iter().map(|letter| (letter.source, letter.seq)).collect::<Vec<_>>(), [(SOURCE, 3)]);
     assert!(letters[0].reason.contains("0x00"), "{}", letters[0].reason);
     assert_eq!(service.runtime.ask(key, Command::Add, soon()).await.unwrap().reply, 4);
@@ -257,7 +257,7 @@ async fn an_outage_does_not_count_as_a_try() {
     }
     let bridge = Bridge::start(service.runtime.clone(), script, Arc::new(service.runtime.clone()), Topic::Comments, 1);
     eventually("it is applied", async || applied(&service) == [1]).await;
-    assert!(service.runtime.dead_letters(10).await.unwrap().is_empty());
+    assert!(service.runtime.dead_letters(&LetterFilter::default(), 10).await.unwrap().is_empty());
     bridge.stop();
     service.stop().await;
 }
