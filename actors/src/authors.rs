@@ -13,6 +13,7 @@ use std::{
 
 use moka::{ops::compute::CompResult, policy::EvictionPolicy, sync::Cache};
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
@@ -68,6 +69,58 @@ table! {
      ON CONFLICT (id) DO UPDATE SET version = excluded.version, username = excluded.username, \
      display_name = excluded.display_name, avatar_url = excluded.avatar_url, deleted = excluded.deleted \
      WHERE author.version < excluded.version"
+}
+
+table! {
+    /// Authors as they are, whatever was known of them: the users' database went back to an older state.
+    pub(crate) struct AuthorResetRows of AuthorResetRow {
+        id: Uuid => "uuid", version: i64 => "int8", username: String => "text", display_name: String => "text",
+        avatar_url: Option<String> => "text", deleted: bool => "bool",
+    }
+    "INSERT INTO author (id, version, username, display_name, avatar_url, deleted) \
+     SELECT id, version, username, display_name, avatar_url, deleted FROM {rows} ORDER BY id \
+     ON CONFLICT (id) DO UPDATE SET version = excluded.version, username = excluded.username, \
+     display_name = excluded.display_name, avatar_url = excluded.avatar_url, deleted = excluded.deleted, \
+     likes_gone = author.likes_gone AND excluded.deleted, \
+     departed_at = CASE WHEN excluded.deleted THEN author.departed_at END"
+}
+
+impl From<&Author> for AuthorResetRow {
+    fn from(author: &Author) -> Self {
+        let AuthorRow { id, version, username, display_name, avatar_url, deleted } = author.into();
+        Self { id, version, username, display_name, avatar_url, deleted }
+    }
+}
+
+/// All authors of the table.
+pub(crate) const STORED: &str = "SELECT id, version, username, display_name, avatar_url, deleted FROM author";
+
+/// A row of [`STORED`], or of the accounts.
+pub(crate) fn read(row: &Row) -> (Uuid, Author) {
+    let author = Author {
+        id: UserId(row.get(0)),
+        version: row.get(1),
+        username: row.get(2),
+        display_name: row.get(3),
+        avatar_url: row.get(4),
+        deleted: row.get(5),
+    };
+    (author.id.0, author)
+}
+
+/// What has to be stored so that the authors are what the accounts are. Those that have no account are gone.
+pub(crate) fn changes(accounts: &HashMap<Uuid, Author>, stored: &HashMap<Uuid, Author>) -> Vec<Author> {
+    let gone = |author: &Author| Author {
+        version: author.version + 1,
+        username: String::new(),
+        display_name: String::new(),
+        avatar_url: None,
+        deleted: true,
+        ..author.clone()
+    };
+    let others = accounts.iter().filter(|(id, author)| stored.get(id) != Some(author)).map(|(_, author)| author.clone());
+    let orphans = stored.iter().filter(|(id, author)| !accounts.contains_key(id) && !author.deleted);
+    others.chain(orphans.map(|(_, author)| gone(author))).collect()
 }
 
 impl From<&Author> for AuthorRow {
@@ -166,6 +219,7 @@ impl Authors {
 
     /// Forgets everybody: something was missed.
     pub fn clear(&self) {
+        self.departed().clear();
         self.cache.invalidate_all();
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
@@ -207,14 +261,7 @@ impl Authors {
                 )
                 .await?;
             for row in rows {
-                let author = Author {
-                    id: UserId(row.get(0)),
-                    version: row.get(1),
-                    username: row.get(2),
-                    display_name: row.get(3),
-                    avatar_url: row.get(4),
-                    deleted: row.get(5),
-                };
+                let (_, author) = read(&row);
                 found.insert(author.id, self.newest(author));
             }
         }

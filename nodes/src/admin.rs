@@ -6,6 +6,7 @@
 //! | `GET /node` | [`Report`] of this node |
 //! | `POST /import` | [`item::Numbered`] in, [`item::Answer`] out, a line each |
 //! | `POST /reindex` | [`reindex::Progress`] out, a line each |
+//! | `POST /restored` | [`restored::Restored`] in |
 //! | `GET /dlt` `POST /dlt` | [`services::Letter`]; replay: [`dlt::Wanted`] in, [`dlt::Replayed`] out, a line each |
 //! | `GET /keys` `POST /keys/rotate` | [`keys::Key`] |
 //! | `POST /grant` | [`keys::Grant`] in |
@@ -20,6 +21,7 @@ pub mod item;
 pub mod keys;
 pub mod ndjson;
 pub mod reindex;
+pub mod restored;
 pub mod services;
 pub mod socket;
 pub mod status;
@@ -101,6 +103,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/nodes", any(by_itself))
         .route("/import", post(import::import))
         .route("/reindex", post(reindex::reindex))
+        .route("/restored", post(restored::restored))
         .route("/dlt", get(dlt::list).post(dlt::replay))
         .route("/keys", get(keys::list))
         .route("/keys/rotate", post(keys::rotate))

@@ -13,8 +13,8 @@ use rookery_actors::{
     entity::Failure,
     episodes,
     event::{EventLog, Fetched, LogError, Record, Source, Topic},
-    ids::{Seq, ShardId, shard_of},
-    runtime::{DeadLetter, ProjectError, Runtime, Slice, SlicePart, Waiting},
+    ids::{Epoch, Seq, ShardId, shard_of},
+    runtime::{Carried, DeadLetter, ProjectError, Runtime, Slice, SlicePart, Waiting},
     service::{Foreign, Service},
 };
 use tokio::{
@@ -22,6 +22,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
+use uuid::Uuid;
 
 pub use crate::readers::Outside;
 use crate::readers::{Marks, Reader, Readers, changed};
@@ -39,6 +40,8 @@ pub trait Places: Send + Sync + 'static {
     fn places(&self, consumer: &'static str) -> BoxFuture<'_, Result<Vec<(ShardId, Seq)>, Failure>>;
     /// Moves places forward.
     fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>>;
+    /// The histories of the publisher's log at these places, as far as it reaches them (see [`Runtime::histories`]).
+    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<HashMap<(ShardId, Seq), Uuid>, Failure>>;
     /// The oldest record of the publisher after these places, by its own outbox.
     fn oldest_after(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Option<Waiting>, Failure>>;
 }
@@ -52,6 +55,10 @@ impl<S: Service> Places for Runtime<S> {
         Box::pin(Runtime::note_consumer(self, consumer, places))
     }
 
+    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<HashMap<(ShardId, Seq), Uuid>, Failure>> {
+        Box::pin(async move { Runtime::histories(self, &places).await })
+    }
+
     fn oldest_after(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Option<Waiting>, Failure>> {
         Box::pin(async move { Runtime::oldest_after(self, &places).await })
     }
@@ -62,9 +69,10 @@ impl<S: Service> Places for Runtime<S> {
 pub struct Bridge<S: Service> {
     consumer: Runtime<S>,
     places: Arc<dyn Places>,
+    topic: Topic,
     source_shards: u16,
     marks: Marks,
-    noted: BTreeMap<ShardId, Seq>,
+    noted: BTreeMap<ShardId, Carried>,
     readers: Readers<Carrier<S>>,
     /// Of who serves what.
     news: Vec<watch::Receiver<u64>>,
@@ -108,9 +116,9 @@ impl RunningBridge {
         self.marks.outside()
     }
 
-    /// Goes on after the head of then: the consumer was rebuilt from the publishers' state since.
-    pub fn rebuilt(&self, outside: &Outside) {
-        self.marks.begin(outside.shard, outside.head);
+    /// Goes on after this place of a shard: the consumer was rebuilt from the publisher's state since.
+    pub fn rebuilt(&self, shard: ShardId, place: Seq) {
+        self.marks.rebuilt(shard, place);
     }
 
     /// Ends it, wherever it is: what it was about to do comes again at the next start.
@@ -137,6 +145,7 @@ impl<S: Service> Bridge<S> {
         let bridge = Self {
             consumer,
             places: Arc::clone(&places),
+            topic,
             source_shards,
             marks: marks.clone(),
             noted: BTreeMap::new(),
@@ -164,18 +173,16 @@ impl<S: Service> Bridge<S> {
         let held = |shard: &ShardId| self.consumer.is_held(ShardId(shard.0 % self.consumer.shards()));
         let ours: Vec<ShardId> = (0..self.source_shards).map(ShardId).filter(held).collect();
         let known: Vec<(ShardId, Seq)> = self.marks.all();
-        let new: Vec<ShardId> = ours.iter().copied().filter(|shard| known.iter().all(|(known, _)| known != shard)).collect();
+        // Under another tenure the consumer's shard may know less than it did: its database went back to an older state.
+        let is_new = |shard: &ShardId| {
+            known.iter().all(|(known, _)| known != shard) || self.marks.epoch(*shard) != Some(epoch(&self.consumer, *shard))
+        };
+        let new: Vec<ShardId> = ours.iter().copied().filter(is_new).collect();
         if !new.is_empty() {
-            // Whoever carried it before has noted how far it came.
-            let places: HashMap<ShardId, Seq> = self.places.places(S::NAME).await?.into_iter().collect();
-            for shard in new {
-                let place = places.get(&shard).copied().unwrap_or(0);
-                self.marks.begin(shard, place);
-                self.noted.insert(shard, place);
-            }
+            self.begin(new).await?;
         }
         self.readers.read(ours.clone());
-        let noted = self.note().await;
+        let noted = self.note(&ours).await;
         for (shard, _) in known.into_iter().filter(|(shard, _)| !ours.contains(shard)) {
             self.marks.end(shard);
             self.noted.remove(&shard);
@@ -183,18 +190,88 @@ impl<S: Service> Bridge<S> {
         noted
     }
 
-    async fn note(&mut self) -> Result<(), Failure> {
-        let moved = |(shard, position): &(ShardId, Seq)| self.noted.get(shard) != Some(position);
-        let moved: Vec<_> = self.marks.all().into_iter().filter(moved).collect();
-        if !moved.is_empty() {
-            self.places.note(S::NAME, &moved).await?;
-            self.noted.extend(moved);
+    /// Begins where whoever carried these shards before noted how far it came. The consumer's own database says so: if it went
+    /// back to an older state, its place did with it. One that knows none yet is told by the publisher.
+    async fn begin(&mut self, shards: Vec<ShardId>) -> Result<(), Failure> {
+        let epochs: HashMap<ShardId, Epoch> = shards.iter().map(|shard| (*shard, epoch(&self.consumer, *shard))).collect();
+        let carried = self.consumer.carried(self.topic).await?.into_iter().map(|carried| (carried.shard, carried));
+        let mut carried: HashMap<ShardId, Carried> = carried.collect();
+        let places: HashMap<ShardId, Seq> = self.places.places(S::NAME).await?.into_iter().collect();
+        let place = |shard| Carried { shard, position: places.get(&shard).copied().unwrap_or(0), history: None };
+        let begins: Vec<Carried> =
+            shards.into_iter().map(|shard| carried.remove(&shard).unwrap_or_else(|| place(shard))).collect();
+        let histories = self.places.histories(begins.iter().map(|begin| (begin.shard, begin.position)).collect()).await?;
+        for begin in begins {
+            let Carried { shard, position, .. } = begin;
+            let found = histories.get(&(shard, position)).copied();
+            self.marks.begin_under(shard, position, epochs.get(&shard).copied().unwrap_or_default());
+            self.noted.insert(shard, Carried { history: begin.history.or(found), ..begin });
+            if begin.is_of_another(found) {
+                self.is_of_another(shard, position);
+            }
         }
         Ok(())
     }
+
+    /// Notes how far we came for shards that are ours: of one that is not any more, the database may be another by now. Its next
+    /// carrier repeats what was not noted.
+    async fn note(&mut self, ours: &[ShardId]) -> Result<(), Failure> {
+        let rebuilt = self.marks.all_rebuilt();
+        let noted = |shard: &ShardId| self.noted.get(shard).filter(|_| !rebuilt.contains(shard)).copied();
+        let moved = |(shard, place): &(ShardId, Seq)| {
+            let is_ours = ours.contains(shard) && self.marks.epoch(*shard) == Some(epoch(&self.consumer, *shard));
+            is_ours && noted(shard).is_none_or(|noted| noted.position != *place)
+        };
+        let moved: Vec<(ShardId, Seq)> = self.marks.all().into_iter().filter(moved).collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        // Where we were, and where we are: what was read in between is of the history that both have.
+        let before: Vec<Carried> = moved.iter().filter_map(|(shard, _)| noted(shard)).collect();
+        let asked = before.iter().map(|before| (before.shard, before.position)).chain(moved.iter().copied()).collect();
+        let histories = self.places.histories(asked).await?;
+        let found = |shard, position| histories.get(&(shard, position)).copied();
+        let others: Vec<ShardId> = before
+            .iter()
+            .filter(|before| before.is_of_another(found(before.shard, before.position)))
+            .map(|before| before.shard)
+            .collect();
+        let moved: Vec<(ShardId, Seq)> = moved.into_iter().filter(|(shard, _)| !others.contains(shard)).collect();
+        for shard in others {
+            let position = self.noted.get(&shard).map_or(0, |noted| noted.position);
+            self.is_of_another(shard, position);
+        }
+        let carried: Vec<Carried> =
+            moved.iter().map(|&(shard, position)| Carried { shard, position, history: found(shard, position) }).collect();
+        self.consumer.note_carried(self.topic, &carried).await?;
+        self.places.note(S::NAME, &moved).await?;
+        self.noted.extend(carried.into_iter().map(|carried| (carried.shard, carried)));
+        self.marks.rebuilt_is_noted(&rebuilt);
+        Ok(())
+    }
+
+    /// The log went back to before this place, and went on differently: what follows is not what was to follow.
+    fn is_of_another(&self, shard: ShardId, position: Seq) {
+        let source = Source { topic: self.topic, shard };
+        let reason =
+            format!("the log of {source} has another history than the one that was read up to {position}: it was restored");
+        if self.marks.outside().iter().all(|outside| outside.shard != shard || !outside.is_other_history) {
+            episodes::error("logs of publishers have gone back to an older state", S::NAME, &reason);
+        }
+        self.marks.is_outside(Outside { shard, position, head: position, reason, is_other_history: true });
+    }
+}
+
+/// Under which the consumer serves the shard of this number.
+fn epoch<S: Service>(consumer: &Runtime<S>, shard: ShardId) -> Epoch {
+    consumer.latest_epoch(ShardId(shard.0 % consumer.shards()))
 }
 
 impl<S: Service> Reader for Carrier<S> {
+    fn epoch(&self, shard: ShardId) -> Epoch {
+        epoch(&self.consumer, shard)
+    }
+
     /// Takes what was fetched to its targets and waits until all of them have answered.
     async fn take(&self, fetched: &[Fetched]) {
         let mut slices: HashMap<ShardId, Slice> = HashMap::new();

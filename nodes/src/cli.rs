@@ -89,6 +89,12 @@ enum Command {
     Import(Reached<Import>),
     /// Build the search documents and indexes anew from what is stored; the old ones serve meanwhile.
     Reindex(Reach),
+    /// Say that a service's database was put back to an older state: what follows from it in the other services, and in it from
+    /// theirs, is built anew.
+    ///
+    /// Bridges find out by themselves when a log went back to before what they have read; this is for whoever knows it sooner.
+    #[command(after_help = "Example:\n  rookery restored posts")]
+    Restored(Reached<Restored>),
     /// How the cluster is: nodes, services, shards, what is behind. Exit code 3: some shard is served by nobody.
     Status(Reached<Json>),
     /// Add or remove nodes of a running `rookery up --nodes`, until there are so many; their shards move.
@@ -112,6 +118,12 @@ struct Up {
     /// How many nodes, each a process of its own; one is this process.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
     nodes: u16,
+}
+
+#[derive(Debug, Args)]
+struct Restored {
+    /// The service: users, posts, comments or search.
+    service: String,
 }
 
 #[derive(Debug, Args)]
@@ -268,6 +280,9 @@ impl Cli {
             Command::Chaos(chaos) => told(in_runtime(chaos.run())),
             Command::Import(Reached { what, reach }) => ask(&global, reach, async |node| what.run(&node).await),
             Command::Reindex(reach) => ask(&global, reach, async |node| administer::reindex(&node).await),
+            Command::Restored(Reached { what, reach }) => {
+                ask(&global, reach, async |node| administer::restored(&node, what.service).await)
+            }
             Command::Status(Reached { what, reach }) => ask(&global, reach, async |node| administer::status(&node, what).await),
             Command::Scale(Scale { nodes }) => ask(&global, Reach::default(), async |node| scale::run(&node, nodes).await),
             Command::Keys(Commanded { command, reach }) => {
@@ -413,6 +428,7 @@ mod tests {
             "rookery import posts.jsonl.gz --strict --errors bad.jsonl",
             "rookery import - --data-dir /tmp/x",
             "rookery reindex --node http://127.0.0.1:8080 --token t",
+            "rookery restored posts",
             "rookery status --json",
             "rookery up --nodes 9",
             "rookery scale 5",

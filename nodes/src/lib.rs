@@ -20,6 +20,7 @@ pub mod placement;
 pub mod postgres;
 mod process;
 mod readers;
+pub mod rebuild;
 pub mod report;
 pub mod routing;
 mod secret;

@@ -20,10 +20,11 @@ use std::{
 };
 
 use anyhow::Context;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, FutureExt, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
 use rookery_actors::{
     comments::Comments,
+    entity::Failure,
     event::Topic,
     posts::Posts,
     runtime,
@@ -55,6 +56,7 @@ use crate::{
     databases::Databases,
     migrate::Database,
     postgres::DataDir,
+    rebuild::Rebuilder,
     report::Reporter,
     secret,
 };
@@ -171,7 +173,12 @@ impl Node {
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
         let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secrets, keys_changed));
-        janitor::rebuild_search(Arc::clone(&admin), services.search.runtime.clone(), Arc::clone(&bridges));
+        let reindex = {
+            let admin = Arc::clone(&admin);
+            Box::new(move || reindex(Arc::clone(&admin)))
+        };
+        let rebuilder = Rebuilder::new(faces.clone(), Arc::clone(&bridges), reindex);
+        janitor::rebuild(rebuilder, services.search.runtime.clone());
         let administration = admin::router(admin);
         let routes = cluster.as_ref().map(|cluster| cluster.routes().clone());
         let health =
@@ -288,6 +295,11 @@ pub(crate) fn tell_of_new(data: &DataDir) {
     if data.is_new() {
         tracing::info!("began the new data folder {}", data.path().display());
     }
+}
+
+/// The search documents anew, where nobody watches.
+fn reindex(admin: Arc<Admin>) -> BoxFuture<'static, Result<(), Failure>> {
+    async move { admin::reindex::unwatched(&admin).await }.boxed()
 }
 
 /// Says which address is not to be had, and where another is chosen.

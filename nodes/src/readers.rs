@@ -12,7 +12,7 @@ use futures_util::future::{FutureExt, select_all};
 use jiff::Timestamp;
 use rookery_actors::{
     event::{EventLog, Fetched, LogError, Topic},
-    ids::{Seq, ShardId},
+    ids::{Epoch, Seq, ShardId},
 };
 use tokio::{
     sync::watch,
@@ -40,6 +40,11 @@ pub(crate) trait Reader: Send + Sync + 'static {
     /// Takes records, however long that takes: their positions move when it has.
     fn take(&self, fetched: &[Fetched]) -> impl Future<Output = ()> + Send;
 
+    /// Under which epoch what is made of a shard is served here: what was read for another is not taken.
+    fn epoch(&self, _shard: ShardId) -> Epoch {
+        0
+    }
+
     /// A position lies outside of the log; where to go on instead, if anywhere.
     fn outside(&self, error: &LogError) -> Option<(ShardId, Seq)>;
 }
@@ -54,6 +59,10 @@ struct Mark {
     caught_up: Instant,
     /// The position lies outside of the log, as it was last asked.
     outside: Option<(Instant, Outside)>,
+    /// It was begun after a rebuild, and nothing before it counts.
+    is_rebuilt: bool,
+    /// Under which epoch of the reader's it was begun.
+    epoch: Epoch,
 }
 
 /// A position that lies outside of its log: what it followed is gone, or was never there.
@@ -67,6 +76,8 @@ pub struct Outside {
     pub head: Seq,
     /// What the log said.
     pub reason: String,
+    /// The log has another history than the one that was read: it went back to an older state.
+    pub is_other_history: bool,
 }
 
 impl Marks {
@@ -82,7 +93,43 @@ impl Marks {
 
     /// Begins a shard after a position.
     pub(crate) fn begin(&self, shard: ShardId, position: Seq) {
-        self.with(|marks| marks.insert(shard, Mark { position, caught_up: Instant::now(), outside: None }));
+        self.begin_under(shard, position, 0);
+    }
+
+    /// The same for a reader that serves what it makes of it.
+    pub(crate) fn begin_under(&self, shard: ShardId, position: Seq, epoch: Epoch) {
+        let mark = Mark { position, caught_up: Instant::now(), outside: None, is_rebuilt: false, epoch };
+        self.with(|marks| marks.insert(shard, mark));
+    }
+
+    /// Under which epoch a shard was begun.
+    pub(crate) fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        self.with(|marks| marks.get(&shard).map(|mark| mark.epoch))
+    }
+
+    /// Begins a shard that is read here anew, after what a rebuild knows.
+    pub(crate) fn rebuilt(&self, shard: ShardId, position: Seq) {
+        self.with(|marks| {
+            if let Some(mark) = marks.get_mut(&shard) {
+                *mark = Mark { position, caught_up: Instant::now(), outside: None, is_rebuilt: true, epoch: mark.epoch };
+            }
+        });
+    }
+
+    /// The shards that were begun after a rebuild, where nobody has noted that yet.
+    pub(crate) fn all_rebuilt(&self) -> Vec<ShardId> {
+        self.with(|marks| marks.iter().filter(|(_, mark)| mark.is_rebuilt).map(|(shard, _)| *shard).collect())
+    }
+
+    /// That is noted now.
+    pub(crate) fn rebuilt_is_noted(&self, shards: &[ShardId]) {
+        self.with(|marks| {
+            for shard in shards {
+                if let Some(mark) = marks.get_mut(shard) {
+                    mark.is_rebuilt = false;
+                }
+            }
+        });
     }
 
     /// Those that lie outside of their logs.
@@ -90,7 +137,8 @@ impl Marks {
         self.with(|marks| marks.values().filter_map(|mark| Some(mark.outside.as_ref()?.1.clone())).collect())
     }
 
-    fn is_outside(&self, outside: Outside) {
+    /// A position is found to lie outside.
+    pub(crate) fn is_outside(&self, outside: Outside) {
         self.with(|marks| {
             if let Some(mark) = marks.get_mut(&outside.shard) {
                 mark.outside = Some((Instant::now(), outside));
@@ -103,9 +151,10 @@ impl Marks {
         self.with(|marks| marks.remove(&shard)).map(|mark| mark.position)
     }
 
-    /// What to ask for: one that is outside holds up nobody, and is tried again now and then.
+    /// What to ask for: one that is outside holds up nobody, and is tried again now and then; in another history, never.
     fn of(&self, shards: &[ShardId]) -> Vec<(ShardId, Seq)> {
-        let may_ask = |mark: &&Mark| mark.outside.as_ref().is_none_or(|(asked, _)| asked.elapsed() >= OUTSIDE_AFTER);
+        let tries_again = |(asked, outside): &(Instant, Outside)| !outside.is_other_history && asked.elapsed() >= OUTSIDE_AFTER;
+        let may_ask = |mark: &&Mark| mark.outside.as_ref().is_none_or(tries_again);
         self.with(|marks| shards.iter().filter_map(|shard| Some((*shard, marks.get(shard).filter(may_ask)?.position))).collect())
     }
 
@@ -113,7 +162,9 @@ impl Marks {
     fn advance(&self, fetched: &[Fetched]) {
         self.with(|marks| {
             for Fetched { shard, records } in fetched {
-                if let (Some(mark), Some(last)) = (marks.get_mut(shard), records.last()) {
+                if let (Some(mark), Some(last)) = (marks.get_mut(shard), records.last())
+                    && !mark.outside.as_ref().is_some_and(|(_, outside)| outside.is_other_history)
+                {
                     mark.position = mark.position.max(last.seq);
                     mark.outside = None;
                 }
@@ -180,7 +231,12 @@ async fn read<R: Reader>(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, m
             // Too early: whoever was asked does not serve them, or not any more.
             Ok(fetched) if fetched.is_empty() && asked.elapsed() < FETCH_WAIT / 2 => sleep(LINGER).await,
             Ok(fetched) if fetched.is_empty() => marks.caught_up_at(&shards, Instant::now()),
-            Ok(fetched) => {
+            Ok(mut fetched) => {
+                fetched.retain(|fetched| marks.epoch(fetched.shard) == Some(reader.epoch(fetched.shard)));
+                if fetched.is_empty() {
+                    sleep(LINGER).await;
+                    continue;
+                }
                 let up_to = up_to(&fetched);
                 reader.take(&fetched).await;
                 marks.advance(&fetched);
@@ -189,7 +245,8 @@ async fn read<R: Reader>(reader: Arc<R>, log: Arc<dyn EventLog>, topic: Topic, m
                 sleep(if records < BUSY { LINGER } else { LINGER_BUSY }).await;
             }
             Err(error @ LogError::OutOfRange { source_shard, position, head, .. }) => {
-                marks.is_outside(Outside { shard: source_shard.shard, position, head, reason: error.to_string() });
+                let (shard, reason) = (source_shard.shard, error.to_string());
+                marks.is_outside(Outside { shard, position, head, reason, is_other_history: false });
                 if let Some((shard, position)) = reader.outside(&error) {
                     marks.begin(shard, position);
                 }

@@ -84,6 +84,7 @@ async fn an_administrator_s_token_administers_and_no_other_does() {
         (Method::GET, "status"),
         (Method::POST, "import"),
         (Method::POST, "reindex"),
+        (Method::POST, "restored"),
         (Method::GET, "dlt"),
         (Method::POST, "dlt"),
         (Method::GET, "keys"),
@@ -122,6 +123,10 @@ async fn an_administrator_s_token_administers_and_no_other_does() {
     assert!(worked && imported.contains("imported       1"), "{imported}");
     let (worked, reindexed) = remote(&["reindex"], &admin);
     assert!(worked && reindexed.contains("3 documents can be found"), "{reindexed}");
+
+    assert!(remote(&["restored", "posts"], &admin).0);
+    let (worked, refused) = remote(&["restored", "kitchen"], &admin);
+    assert!(!worked && refused.contains("there is no service"), "{refused}");
 
     assert!(remote(&["admin", "grant", "ada", "admin", "--revoke"], &admin).0);
     let (worked, refused) = remote(&["status"], &admin);

@@ -3,6 +3,7 @@
 pub mod entity;
 mod here;
 mod reads;
+mod rebuild;
 pub mod rules;
 pub mod service;
 mod sweep;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+pub(crate) use self::rebuild::{BY_AUTHOR, BY_POST};
 pub use self::{
     entity::{Command, Imported, Rejection, Thread},
     reads::{Asked, Look, Stamp},

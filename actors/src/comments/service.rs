@@ -18,7 +18,7 @@ use super::{
     tree::{self, Deletion, Info, Tree},
 };
 use crate::{
-    authors::{Author, AuthorRow, AuthorRows, Authors},
+    authors::{Author, AuthorResetRows, AuthorRow, AuthorRows, Authors},
     departed::{DepartedRow, DepartedRows, DepartingRow, DepartingRows, Like, Likes, StaleLetterRow, StaleLetterRows},
     entity::Failure,
     event::Topic,
@@ -144,7 +144,7 @@ tables! {
     pub struct Writes {
         comments: CommentRows, edits: EditRows, tombstones: TombstoneRows, gone: GoneRows, deleted: DeletedRows,
         like_counts: LikeCountRows, likes: LikeRows, unlikes: UnlikeRows, closed: ClosedRows, swept: SweptRows, authors: AuthorRows,
-        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows,
+        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows, author_resets: AuthorResetRows,
     }
 }
 

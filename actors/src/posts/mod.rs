@@ -3,6 +3,7 @@
 pub mod entity;
 mod heads;
 pub mod lists;
+mod rebuild;
 pub mod rules;
 pub mod service;
 mod sweep;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub(crate) use self::rebuild::{BY_AUTHOR, IDS};
 use self::rules::{Body, Tags, Title};
 pub use self::{
     entity::{Command, Post, Rejection},

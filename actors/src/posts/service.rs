@@ -15,7 +15,7 @@ use super::{
     rules::{Body, Tags, Title},
 };
 use crate::{
-    authors::{Author, AuthorRow, AuthorRows, Authors},
+    authors::{Author, AuthorResetRows, AuthorRow, AuthorRows, Authors},
     departed::{DepartedRow, DepartedRows, DepartingRow, DepartingRows, Like, Likes, StaleLetterRow, StaleLetterRows},
     entity::Failure,
     event::Topic,
@@ -180,7 +180,7 @@ tables! {
         posts: PostRows, edits: EditRows, like_counts: LikeCountRows, gone: GoneRows, deleted: DeletedRows, tags: TagRows,
         untags: UntagRows, likes: LikeRows, unlikes: UnlikeRows, counts: CountRows, follows: FollowRows,
         unfollows: UnfollowRows, lettered_unfollows: LetteredUnfollowRows, ended_follows: EndedFollowRows, authors: AuthorRows,
-        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows,
+        departing: DepartingRows, departed: DepartedRows, stale_letters: StaleLetterRows, author_resets: AuthorResetRows,
     }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Connection, cell::Cell, shard::ApplyTurn};
 use crate::{
     entity::Failure,
-    event::{Record, Source},
+    event::{Record, Source, Topic},
     ids::{Epoch, Seq, ShardId},
     records::is_searchable,
     service::{Effect, Service},
@@ -43,6 +43,8 @@ pub struct Unit<S: Service> {
     pub dead: Vec<DeadLetter>,
     /// Dead letters that it applies after all, and so takes away.
     pub replayed: Vec<(Source, Seq)>,
+    /// Topics from whose publishers' state it makes the shard anew.
+    pub(crate) rebuilt: Vec<Topic>,
     /// Claims a unique name: commits by itself, so that its refusal and its waiting touch nobody (rule 13).
     pub alone: bool,
     /// Kept until it is folded, when it applies foreign records.
@@ -66,6 +68,7 @@ impl<S: Service> Default for Unit<S> {
             kept: None,
             dead: Vec::new(),
             replayed: Vec::new(),
+            rebuilt: Vec::new(),
             alone: false,
             turn: None,
             shards: 1,
@@ -219,6 +222,11 @@ table! {
     "DELETE FROM dead_letter d USING {rows} WHERE d.shard = r.shard AND d.source = r.source AND d.seq = r.seq"
 }
 
+table! {
+    struct Rebuilt of RebuiltRow { shard: i16 => "int2", topic: String => "text" }
+    "DELETE FROM rebuild b USING {rows} WHERE b.shard = r.shard AND b.topic = r.topic"
+}
+
 /// A shared text as a parameter: a batch copies no payloads.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedText(pub(crate) Arc<str>);
@@ -249,6 +257,7 @@ pub(crate) struct Batch<S: Service> {
     idempotency: Idempotency,
     dead: DeadLetters,
     replayed: Replayed,
+    rebuilt: Rebuilt,
 }
 
 /// The records of one unit, with their positions.
@@ -265,6 +274,7 @@ impl<S: Service> Batch<S> {
             idempotency: Idempotency::default(),
             dead: DeadLetters::default(),
             replayed: Replayed::default(),
+            rebuilt: Rebuilt::default(),
         }
     }
 
@@ -299,6 +309,9 @@ impl<S: Service> Batch<S> {
         }
         for (source, seq) in &unit.replayed {
             self.replayed.push(ReplayedRow { shard: number, source: source.to_string(), seq: *seq });
+        }
+        for topic in &unit.rebuilt {
+            self.rebuilt.push(RebuiltRow { shard: number, topic: topic.service().to_owned() });
         }
         for record in &records {
             self.outbox.push(OutboxRow {
@@ -356,7 +369,7 @@ impl<S: Service> Batch<S> {
     }
 
     fn tables(&self) -> Vec<&dyn Table> {
-        let mut tables: Vec<&dyn Table> = vec![&self.inbox, &self.idempotency, &self.dead, &self.replayed];
+        let mut tables: Vec<&dyn Table> = vec![&self.inbox, &self.idempotency, &self.dead, &self.replayed, &self.rebuilt];
         tables.extend(self.writes.tables());
         tables
     }

@@ -14,11 +14,13 @@ mod directory;
 mod doubt;
 mod entity_actor;
 mod hand_off;
+mod history;
 mod lease;
 mod loader;
 mod log;
 mod memory;
 mod project;
+pub(crate) mod rebuild;
 mod route;
 mod serve;
 mod session;
@@ -57,8 +59,10 @@ pub use self::{
     dead_letters::{LetterFilter, StoredLetter},
     directory::{Directory, DirectoryError, Granted, MemberRow, MemberState, ShardRow},
     hand_off::HandedOff,
+    history::Carried,
     lease::{BootTime, Lease},
     project::{ProjectError, Slice, SlicePart},
+    rebuild::WantedRebuild,
     route::{NodeName, Router, SendError},
     sweep::Sweep,
     trim::Retention,

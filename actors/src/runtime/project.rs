@@ -214,6 +214,14 @@ fn poisoned(foreign: &Foreign<'_>, poison: Poison) -> ProjectError {
     ProjectError::Poison { source_shard: foreign.source, seq: foreign.record.seq, reason: poison.0 }
 }
 
+/// Says which entities a unit touches, and which it ends.
+pub(crate) fn prepare<S: Service>(unit: &mut Unit<S>) {
+    unit.ends = unit.effects.iter().filter(|(_, event)| S::is_final(event)).map(|(id, _)| *id).collect();
+    unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
+    unit.touches.sort_unstable();
+    unit.touches.dedup();
+}
+
 /// Commits what was projected; the entities that it changes do not load meanwhile.
 pub(crate) async fn commit<S: Service>(
     inner: &Arc<Inner<S>>,
@@ -221,10 +229,7 @@ pub(crate) async fn commit<S: Service>(
     epoch: Epoch,
     mut unit: Unit<S>,
 ) -> Result<(), ProjectError> {
-    unit.ends = unit.effects.iter().filter(|(_, event)| S::is_final(event)).map(|(id, _)| *id).collect();
-    unit.touches = unit.effects.iter().map(|(id, _)| *id).collect();
-    unit.touches.sort_unstable();
-    unit.touches.dedup();
+    prepare(&mut unit);
     let submitted = committer::submit(inner, shard, epoch, unit).await.map_err(Failure::from)?;
     match committer::landed(submitted).await {
         Ok(_) => Ok(()),

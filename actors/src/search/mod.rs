@@ -33,13 +33,14 @@ use self::{
     index::{Hits, PartitionError, Search, SearchError, Suggestion, merge, merge_suggestions},
     placing::{Plan, plan},
     replicas::{Build, Home},
-    service::home,
+    service::{ForgottenRow, home},
 };
 use crate::{
     entity::Failure,
     event::{Source, Topic},
     ids::{Seq, ShardId, shard_of},
     runtime::{Runtime, strange_answer},
+    service::Service,
 };
 
 /// How often a search is put to other nodes: once, to those that make up for the ones that did not answer, and to those
@@ -241,6 +242,39 @@ impl SearchFace {
                 .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))
         };
         rows.iter().map(parse).collect()
+    }
+
+    /// Prepares these shards for documents that are about to be made anew from what a publisher has: what its log says from now
+    /// on is applied, wherever that log was before, and if it went back, its documents are forgotten. The indexes have them
+    /// until they are built anew.
+    ///
+    /// # Errors
+    /// When a database does not answer, or a shard could not be written.
+    pub async fn begin_rebuild<P: Service>(
+        &self,
+        publisher: &Runtime<P>,
+        topic: Topic,
+        shards: &[ShardId],
+        restored: bool,
+    ) -> Result<(), Failure> {
+        let mut rebuild = self.runtime.begin_rebuild(publisher, topic, shards).await?;
+        let kind = match topic {
+            Topic::Users => index::Kind::User,
+            Topic::Posts => index::Kind::Post,
+            Topic::Comments => index::Kind::Comment,
+        };
+        for (shard, unit) in rebuild.units().filter(|_| restored) {
+            unit.writes.forgotten.push(ForgottenRow { shard: shard.as_i16(), kind: kind.as_str().to_owned() });
+        }
+        rebuild.commit(false).await
+    }
+
+    /// The documents of these shards were made anew, and the indexes from them.
+    ///
+    /// # Errors
+    /// When that could not be noted.
+    pub async fn end_rebuild(&self, topic: Topic, shards: &[ShardId]) -> Result<(), Failure> {
+        self.runtime.done_rebuilding(topic, shards).await
     }
 
     /// Builds the indexes of all nodes anew from the documents, and waits until they are. The old ones serve meanwhile;

@@ -64,21 +64,29 @@ table! {
      doc = excluded.doc WHERE documents.version <= excluded.version"
 }
 
+table! {
+    /// Documents to forget, all of one kind in a shard: what they were made from went back to an older state.
+    pub(crate) struct ForgottenRows of ForgottenRow { shard: i16 => "int2", kind: String => "text" }
+    "DELETE FROM documents d USING {rows} WHERE d.shard = r.shard AND d.type = r.kind"
+}
+
 /// What a batch of the search service writes.
 #[derive(Debug, Default)]
 pub struct Writes {
     pub(crate) documents: DocumentRows,
+    pub(crate) forgotten: ForgottenRows,
     pub(crate) stale_letters: StaleLetterRows,
 }
 
 impl Tables for Writes {
     fn tables(&self) -> Vec<&dyn Table> {
-        vec![&self.documents, &self.stale_letters]
+        vec![&self.documents, &self.stale_letters, &self.forgotten]
     }
 
     /// Documents carry the seq of the record with which they come: an index follows them by it.
     fn append(&mut self, other: &Self, seq: Seq) {
         self.stale_letters.append(&other.stale_letters);
+        self.forgotten.append(&other.forgotten);
         self.documents.append(&other.documents);
         let first = self.documents.seq.len() - other.documents.seq.len();
         self.documents.seq[first..].fill(seq);

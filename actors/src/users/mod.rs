@@ -6,6 +6,7 @@ pub mod entity;
 pub mod keys;
 pub mod names;
 pub mod password;
+mod rebuild;
 pub mod service;
 pub mod session;
 pub mod token;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use uuid::Uuid;
 
+pub(crate) use self::rebuild::{AUTHORS, FOLLOWS};
 pub use self::{
     auth::{LoggedIn, NewUser},
     edges::{Edge, Edges},

@@ -8,6 +8,7 @@ use crate::{
         dlt::{Replayed, Wanted},
         keys::{Grant, Key, NewPassword},
         reindex::Progress,
+        restored::Restored,
         services::Letter,
         status::Status,
     },
@@ -98,6 +99,12 @@ pub(super) async fn reindex(client: &Client) -> anyhow::Result<Exit> {
         }
     }
     anyhow::bail!("the node went away: start it and run `rookery reindex` again")
+}
+
+pub(super) async fn restored(client: &Client, service: String) -> anyhow::Result<Exit> {
+    client.tell("/restored", &Restored { service: service.clone() }).await?;
+    answer_line!("what follows from {service} is built anew from now on; `rookery status` and the log say how far it is");
+    Ok(Exit::Done)
 }
 
 async fn replay(client: &Client, wanted: Wanted) -> anyhow::Result<Exit> {

@@ -1,7 +1,7 @@
 //! What has to be looked at now and then: logs to trim, comments of deleted posts, edges of deleted accounts, tags to count,
 //! signing keys that come of age, documents that missed events for good.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use rookery_actors::{
     comments::Comments,
@@ -15,8 +15,7 @@ use rookery_actors::{
 };
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::NamedBridge;
-use crate::admin::{Admin, reindex};
+use crate::rebuild::Rebuilder;
 
 const EVERY: Duration = Duration::from_secs(60);
 
@@ -133,30 +132,13 @@ pub(super) fn follow_keys(
     })
 }
 
-/// Rebuilds the search documents from the services' exports when a bridge into search is below the floor of a log, and lets
-/// it go on after the head that the log had before.
-///
-/// Of a log that ends before the place of its reader nothing can be made: it was put back to an older state.
-pub(super) fn rebuild_search(
-    admin: Arc<Admin>,
-    search: Runtime<SearchService>,
-    bridges: Arc<Vec<NamedBridge>>,
-) -> JoinHandle<()> {
+/// Makes anew from the publishers' state what bridges have missed for good, until the node stops.
+pub(super) fn rebuild(mut rebuilder: Rebuilder, search: Runtime<SearchService>) -> JoinHandle<()> {
     tokio::spawn(async move {
         while !search.is_stopped() {
             tokio::time::sleep(LOOK_EVERY).await;
-            let below =
-                |bridge: &NamedBridge| bridge.bridge.outside().into_iter().filter(|outside| outside.head > outside.position);
-            let ours = bridges.iter().filter(|bridge| bridge.consumer == SearchService::NAME);
-            let outside: Vec<_> = ours.flat_map(|bridge| below(bridge).map(move |outside| (bridge, outside))).collect();
-            if outside.is_empty() {
-                continue;
-            }
-            let shards = format_args!("of {} shards", outside.len()).to_string();
-            episodes::warn("events were missed for good, the documents are built anew", "search", shards);
-            match reindex::unwatched(&admin).await {
-                Ok(()) => outside.iter().for_each(|(bridge, outside)| bridge.bridge.rebuilt(outside)),
-                Err(failure) => episodes::warn("the search documents cannot be built anew, trying again", "search", &failure),
+            if let Err(failure) = rebuilder.look().await {
+                episodes::warn("what was missed cannot be built anew, trying again", "", &failure);
             }
         }
     })

@@ -238,7 +238,7 @@ async fn a_place_below_the_floor_is_told_and_holds_up_no_other_and_goes_on_after
     );
     assert!(outside[0].reason.contains("outside of the log"), "{}", outside[0].reason);
 
-    bridge.rebuilt(&outside[0]);
+    bridge.rebuilt(outside[0].shard, outside[0].head);
     assert!(bridge.outside().is_empty());
     let place = async || service.runtime.consumer_places("posts").await.unwrap();
     eventually("the new place is noted", async || place().await.contains(&(ShardId(0), 9))).await;

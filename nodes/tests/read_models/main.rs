@@ -4,6 +4,7 @@ mod bridges;
 mod letters;
 mod lists;
 mod names;
+mod restored;
 mod search;
 mod support;
 mod threads;

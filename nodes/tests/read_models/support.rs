@@ -112,6 +112,41 @@ impl World {
         self.nodes.push(Node { users, posts: Posts::new(posts), comments, log, indexes });
     }
 
+    /// Keeps what the database of a service holds now, for [`World::put_back`].
+    pub(crate) async fn back_up(&self, service: usize) {
+        let client = self.sql(service).await;
+        let mut copies = "CREATE SCHEMA kept;".to_owned();
+        for table in tables(&client).await {
+            copies += &format!("CREATE TABLE kept.{table} AS TABLE public.{table};");
+        }
+        client.batch_execute(&copies).await.unwrap();
+    }
+
+    /// Puts the database of a service back to what was kept, as from a backup; its shards are taken over anew. As its nodes would
+    /// be, the bridges into the service are to be stopped before and started after.
+    pub(crate) async fn put_back<S: Service>(&self, service: usize, of: impl Fn(&Node) -> &Runtime<S>) {
+        let client = self.sql(service).await;
+        for node in &self.nodes {
+            (0..of(node).shards()).for_each(|shard| of(node).close(ShardId(shard)));
+        }
+        let mut copies = "BEGIN;".to_owned();
+        for table in tables(&client).await {
+            copies += &format!("TRUNCATE public.{table}; INSERT INTO public.{table} SELECT * FROM kept.{table};");
+        }
+        client.batch_execute(&(copies + "COMMIT;")).await.unwrap();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let shards = (0..of(node).shards()).map(ShardId).filter(|shard| shard.index() % self.nodes.len() == n);
+            take(of(node), &shards.collect::<Vec<_>>(), Some(of(node).incarnation())).await;
+        }
+        self.network.changed();
+    }
+
+    async fn sql(&self, service: usize) -> tokio_postgres::Client {
+        let (client, connection) = self.databases[service].connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
     /// Moves a shard of a service from the node that serves it to another.
     pub(crate) async fn hand_over<S: Service>(&self, of: impl Fn(&Node) -> &Runtime<S>, shard: ShardId, to: usize) {
         let from = self.nodes.iter().map(&of).find(|runtime| runtime.head(shard).is_some()).unwrap();
@@ -146,6 +181,12 @@ impl Node {
         self.users.ensure_author(id, Username::parse(name).unwrap(), Timestamp::now(), soon()).await.unwrap();
         id
     }
+}
+
+/// The tables of a service.
+async fn tables(client: &tokio_postgres::Client) -> Vec<String> {
+    let sql = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'refinery%' ORDER BY 1";
+    client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
 /// A runtime that serves these shards and does nothing of its own accord.
