@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::TryStreamExt;
 use rookery_actors::{
     comments::service::CommentService,
     entity::Failure,
@@ -23,6 +22,7 @@ use rookery_actors::{
 };
 use rookery_gateway::auth::RevokedSessions;
 use tokio::task::JoinHandle;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::readers::{Marks, Reader, Readers, changed};
@@ -108,19 +108,13 @@ async fn catch_up(users: &Runtime<UserService>, listeners: &Listeners) -> Result
 async fn hear_what_tables_lack(users: &Runtime<UserService>, listeners: &Listeners) -> Result<(), Failure> {
     let client = users.database().get().await?;
     // Row by row, as the log of a long outage is long. A table that noted no position yet has read nothing.
-    let rows = client
-        .query_raw(
-            "SELECT o.seq, o.epoch, o.key, o.type, o.payload, o.at
-             FROM (SELECT s.id, (SELECT COALESCE(min(COALESCE(c.position, 0)), 0)
-                                 FROM UNNEST($1::text[]) AS t(name) LEFT JOIN consumer c ON c.name = t.name AND c.shard = s.id)
-                   FROM shard s) AS p(shard, position)
-             JOIN outbox o ON o.shard = p.shard AND o.seq > p.position
-             WHERE o.type IN ('user.updated', 'user.deleted') ORDER BY o.shard, o.seq",
-            [TABLES.as_slice()],
-        )
-        .await?;
-    let mut rows = std::pin::pin!(rows);
-    while let Some(row) = rows.try_next().await? {
+    let sql = "SELECT o.seq, o.epoch, o.key, o.type, o.payload, o.at
+               FROM (SELECT s.id, (SELECT COALESCE(min(COALESCE(c.position, 0)), 0)
+                                   FROM UNNEST($1::text[]) AS t(name) LEFT JOIN consumer c ON c.name = t.name AND c.shard = s.id)
+                     FROM shard s) AS p(shard, position)
+               JOIN outbox o ON o.shard = p.shard AND o.seq > p.position
+               WHERE o.type IN ('user.updated', 'user.deleted') ORDER BY o.shard, o.seq";
+    let hear = |row: Row| {
         listeners.hear_of_author(&Record {
             seq: row.get(0),
             epoch: row.get(1),
@@ -130,8 +124,9 @@ async fn hear_what_tables_lack(users: &Runtime<UserService>, listeners: &Listene
             traceparent: None,
             at: row.get(5),
         });
-    }
-    Ok(())
+        Ok(())
+    };
+    client.query_each(sql, &[&TABLES.as_slice()], hear).await
 }
 
 /// Reads from SQL which sessions were closed within the life of a token.

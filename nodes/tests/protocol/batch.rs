@@ -59,7 +59,7 @@ async fn two_effects_on_the_same_key_count_both() {
 }
 
 /// The question for an answer that is kept under a key.
-const KEPT: &str = "SELECT request_hash, reply FROM idempotency";
+const KEPT: &str = "SELECT request_hash, reply, seq FROM idempotency";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_in_flight_waits_for_the_first_answer() {

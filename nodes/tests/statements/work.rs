@@ -11,7 +11,7 @@ use rookery_actors::{
         self, Filter, Key, Post, Sort,
         rules::{Body, Tags, Title},
     },
-    runtime::{Context, IdempotencyKey, Retention, Runtime},
+    runtime::{Context, IdempotencyKey, LetterFilter, Retention, Runtime},
     search::index::{self, Kind},
     service::Service,
     users::{
@@ -77,7 +77,7 @@ async fn of_the_log<S: Service>(runtime: &Runtime<S>, consumers: &[&'static str]
     runtime.oldest_after(&places).await.unwrap();
     runtime.oldest_unrelayed().await.unwrap();
     runtime.consumer_places("search").await.unwrap();
-    runtime.dead_letters(10).await.unwrap();
+    runtime.dead_letters(&LetterFilter::default(), 10).await.unwrap();
     for (shard, seq) in heads {
         // Below what memory has of it.
         runtime.log_after(shard, seq - 40, 1 << 20).await.unwrap();
