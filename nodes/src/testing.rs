@@ -20,7 +20,7 @@ pub use self::kafka::{TestKafka, TestKafkaError};
 pub use self::node::TestNode;
 pub use self::patience::Patience;
 pub use self::router::TestNetwork;
-pub use self::service::{LEASE, TestService};
+pub use self::service::{LEASE, TestService, rob};
 pub use self::turns::Turn;
 use crate::migrate::{self, Database};
 use crate::postgres::{self, DataDir, EmbeddedPostgres, Search};

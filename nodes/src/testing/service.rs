@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rookery_actors::{
-    ids::Incarnation,
-    runtime::{Runtime, Settings},
+    ids::{Incarnation, ShardId},
+    runtime::{Granted, Runtime, Settings},
     service::Service,
 };
-use tokio_postgres::Config;
+use tokio_postgres::{Config, NoTls, error::SqlState};
 use uuid::Uuid;
 
 use crate::ownership::{LeaseSettings, Membership, Ownership};
@@ -78,6 +78,30 @@ impl<S: Service> TestService<S> {
         if let Ok(rows) = client.query(fallen, &[]).await {
             let fallen: Vec<(i16, i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
             assert!(fallen.is_empty(), "epochs fall at (shard, seq, epoch): {fallen:?}");
+        }
+    }
+}
+
+/// Gives a shard to somebody else behind its owner's back, alive or dead: what no statement of the product does, and what an
+/// owner finds that was stopped for long.
+///
+/// # Panics
+/// If the database does not answer.
+pub async fn rob(config: &Config, shard: ShardId, to: Incarnation) -> Granted {
+    const ROB: &str = "WITH taken AS (
+             UPDATE shard SET epoch = epoch + 1, owner = $2, target = NULL WHERE id = $1 RETURNING id, epoch)
+         INSERT INTO outbox (shard, seq, epoch, batch, key, type, at)
+         SELECT id, COALESCE((SELECT max(seq) FROM outbox WHERE shard = $1), 0) + 1, epoch, gen_random_uuid(),
+                '00000000-0000-0000-0000-000000000000', 'epoch', now()
+         FROM taken RETURNING seq, epoch";
+    let (client, connection) = config.connect(NoTls).await.expect("the database answers");
+    tokio::spawn(connection);
+    loop {
+        match client.query_one(ROB, &[&shard.as_i16(), &to.0]).await {
+            Ok(row) => return Granted { shard, seq: row.get(0), epoch: row.get(1), called_back: false },
+            // Its owner has committed in between.
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {}
+            Err(error) => panic!("the shard cannot be taken: {error}"),
         }
     }
 }

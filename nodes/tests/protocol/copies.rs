@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use rookery::testing::{TestNetwork, TestService};
+use rookery::testing::{self, TestNetwork, TestService};
 use rookery_actors::{
     event::{Record, Source, Topic},
     ids::{Incarnation, PostId, ShardId, mint},
@@ -95,10 +95,8 @@ impl World {
     /// Takes a shard from the first node, as after its death: it is there no more, and has called nothing back.
     async fn take_over(&self, node: usize) {
         self.nodes[0].service.runtime.close(SHARD);
-        let directory = self.directory(node).await;
-        let row = directory.shards().await.unwrap()[SHARD.index()];
-        let granted = directory.take_over(&[row], Some(self.me(0)), self.me(node)).await.unwrap();
-        self.nodes[node].service.runtime.open(granted[0], Vec::new()).await.unwrap();
+        let granted = testing::rob(&self.config, SHARD, self.me(node)).await;
+        self.nodes[node].service.runtime.open(granted, Vec::new()).await.unwrap();
         self.network.changed();
     }
 

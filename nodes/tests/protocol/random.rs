@@ -37,7 +37,7 @@ async fn acknowledged_writes_are_there_once_whatever_connections_and_owners_do()
             // A second owner comes and, being silent, goes. A new one each time: dead is final.
             4 => {
                 let rival = Rival::join(&config).await;
-                rival.seize(rival.row(ShardId(random.random_range(0..SHARDS))).await).await;
+                rival.take(ShardId(random.random_range(0..SHARDS))).await;
             }
             _ => {}
         }

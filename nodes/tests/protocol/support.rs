@@ -134,6 +134,7 @@ pub(crate) async fn assert_memory_is_sql(posts: &Posts, client: &Client) {
 pub(crate) struct Rival {
     pub(crate) incarnation: Incarnation,
     directory: Directory,
+    config: Config,
 }
 
 impl Rival {
@@ -142,21 +143,24 @@ impl Rival {
         let database = rookery_actors::runtime::Database::new(config.clone(), "rival", Default::default());
         let directory = Directory::open(&database, "posts", incarnation).await.unwrap();
         directory.join(incarnation, "rival", None).await.unwrap();
-        Self { incarnation, directory }
+        Self { incarnation, directory, config: config.clone() }
     }
 
     pub(crate) async fn row(&self, shard: ShardId) -> ShardRow {
         self.directory.shards().await.unwrap()[shard.index()]
     }
 
+    /// Takes a shard over, from an owner that is dead in the directory and does not know.
     pub(crate) async fn seize(&self, seen: ShardRow) -> Vec<Granted> {
+        let die = "UPDATE member SET state = 'dead' WHERE incarnation = $1";
+        sql(&self.config).await.execute(die, &[&seen.owner.map(|owner| owner.0)]).await.unwrap();
         self.directory.take_over(&[seen], seen.owner, self.incarnation).await.unwrap()
     }
 
-    /// Takes a shard from whoever has it.
+    /// Takes a shard from whoever has it, and lives on.
     pub(crate) async fn take(&self, shard: ShardId) -> (Seq, Epoch) {
-        let granted = self.seize(self.row(shard).await).await;
-        (granted[0].seq, granted[0].epoch)
+        let granted = testing::rob(&self.config, shard, self.incarnation).await;
+        (granted.seq, granted.epoch)
     }
 
     pub(crate) fn directory(&self) -> &Directory {

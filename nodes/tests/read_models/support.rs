@@ -17,7 +17,7 @@ use rookery_actors::{
         Draft, Post, PostService, Posts,
         rules::{Body, Tags, Title},
     },
-    runtime::{BootTime, Context, Directory, PoolSize, Runtime, Settings},
+    runtime::{BootTime, Context, Directory, Granted, PoolSize, Runtime, Settings},
     search::{SearchFace, SearchService},
     secret::ClusterSecret,
     service::Service,
@@ -150,9 +150,12 @@ impl World {
     /// Moves a shard of a service from the node that serves it to another.
     pub(crate) async fn hand_over<S: Service>(&self, of: impl Fn(&Node) -> &Runtime<S>, shard: ShardId, to: usize) {
         let from = self.nodes.iter().map(&of).find(|runtime| runtime.head(shard).is_some()).unwrap();
-        from.close(shard);
+        let to = of(&self.nodes[to]);
+        let handed = from.hand_off(&directory(from).await, &[shard], to.incarnation(), Duration::from_secs(20)).await;
+        assert_eq!(handed.granted.len(), 1);
         from.service().shards_changed();
-        take(of(&self.nodes[to]), &[shard], Some(from.incarnation())).await;
+        let granted = directory(to).await.untouched(&[shard], to.incarnation()).await.unwrap();
+        open(to, granted).await;
         self.network.changed();
     }
 }
@@ -199,7 +202,9 @@ async fn seat<S: Service>(service: S, config: &Config, node: &str, count: u16, s
     directory.prepare(count).await.unwrap();
     directory.join(runtime.incarnation(), node, None).await.unwrap();
     runtime.lease().renewed(BootTime::now(), LEASE);
-    take(&runtime, shards, None).await;
+    let rows = directory.shards().await.unwrap();
+    let rows: Vec<_> = rows.into_iter().filter(|row| shards.contains(&row.id)).collect();
+    open(&runtime, directory.take_over(&rows, None, runtime.incarnation()).await.unwrap()).await;
     runtime
 }
 
@@ -207,12 +212,9 @@ async fn directory<S: Service>(runtime: &Runtime<S>) -> Directory {
     Directory::open(runtime.database(), S::NAME, runtime.incarnation()).await.unwrap()
 }
 
-async fn take<S: Service>(runtime: &Runtime<S>, shards: &[ShardId], from: Option<Incarnation>) {
-    let directory = directory(runtime).await;
-    let rows = directory.shards().await.unwrap();
-    let rows: Vec<_> = rows.into_iter().filter(|row| shards.contains(&row.id)).collect();
-    let granted = directory.take_over(&rows, from, runtime.incarnation()).await.unwrap();
-    let inbox = directory.inbox(shards).await.unwrap();
+async fn open<S: Service>(runtime: &Runtime<S>, granted: Vec<Granted>) {
+    let shards: Vec<ShardId> = granted.iter().map(|granted| granted.shard).collect();
+    let inbox = directory(runtime).await.inbox(&shards).await.unwrap();
     for granted in granted {
         let positions = inbox.iter().filter(|(shard, ..)| *shard == granted.shard);
         runtime.open(granted, positions.map(|(_, source, position)| (*source, *position)).collect()).await.unwrap();
