@@ -244,7 +244,7 @@ mod tests {
     /// Whether the post would be lent to a reader now; nobody has it after that.
     fn is_lent(runtime: &Runtime<PostService>) -> bool {
         let shard = &runtime.inner.shards[0];
-        let lent = shard.lend(POST, &Session::of_a_test());
+        let lent = shard.lend(POST, &Session::of_a_test()).is_some();
         shard.in_flight.lock().unwrap().lent.forget(|_| true);
         lent
     }

@@ -104,6 +104,8 @@ pub struct Settings {
     pub loads_max: usize,
     /// Memory that copies of what other nodes serve may take, in bytes; 0: there are none.
     pub copies_bytes: usize,
+    /// Copies of a shard's entities on other nodes at most: beyond them all of the shard's are called back.
+    pub lent_max: usize,
     /// Records of recent commits kept in memory per shard, in bytes.
     pub tail_bytes: usize,
     /// Connections for reads.
@@ -122,6 +124,7 @@ impl Default for Settings {
             load_batch_max: 256,
             loads_max: 4,
             copies_bytes: 64 << 20,
+            lent_max: 4_096,
             tail_bytes: 256 << 10,
             pool: PoolSize::default(),
         }
@@ -233,7 +236,7 @@ impl<S: Service> Runtime<S> {
         let name = format!("{}:{incarnation}", S::NAME);
         let database = Database::new(config, &name, settings.pool);
         let tenures = watch::Sender::new(0);
-        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id), tenures.clone())).collect();
+        let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id), tenures.clone(), settings.lent_max)).collect();
         let inner = Inner {
             service,
             incarnation: RwLock::new(incarnation),

@@ -49,7 +49,7 @@ impl<S: Service> Runtime<S> {
                 let (answer, loan) = self.lend(&reader, id, &query, deadline).await;
                 Answer::Lent(answer, loan)
             }
-            Asked::Extend(reader, session) => Answer::Extended(self.extend(&reader, session)),
+            Asked::Extend(reader, session, evicted) => Answer::Extended(self.extend(&reader, session, &evicted)),
             Asked::Return(reader, session) => {
                 self.end_session(&reader, session);
                 Answer::Extended(None)

@@ -83,7 +83,6 @@ pub(crate) struct Crashes {
 pub(crate) type ApplyTurn = tokio::sync::OwnedMutexGuard<()>;
 
 /// What the database is being told about this shard.
-#[derive(Default)]
 pub(crate) struct InFlight {
     next_ticket: u64,
     tickets: BTreeSet<u64>,
@@ -95,6 +94,19 @@ pub(crate) struct InFlight {
     loading: HashMap<Uuid, bool>,
     /// Of what other nodes may have copies: no unit under way contains any of it.
     pub(crate) lent: Lent<Arc<Session>>,
+}
+
+impl InFlight {
+    fn new(lent_max: usize) -> Self {
+        Self {
+            next_ticket: 0,
+            tickets: BTreeSet::new(),
+            touched: HashMap::new(),
+            ending: HashMap::new(),
+            loading: HashMap::new(),
+            lent: Lent::new(lent_max),
+        }
+    }
 }
 
 /// Where the log of a shard ends, as of one moment.
@@ -119,7 +131,8 @@ pub(crate) enum Begun {
 }
 
 impl<S: Service> Shard<S> {
-    pub(crate) fn new(id: ShardId, tenures: watch::Sender<u64>) -> Self {
+    /// `lent_max`: copies of its entities with others, at most.
+    pub(crate) fn new(id: ShardId, tenures: watch::Sender<u64>, lent_max: usize) -> Self {
         Self {
             id,
             tenures,
@@ -138,7 +151,7 @@ impl<S: Service> Shard<S> {
                 crashes: HashMap::new(),
                 supervisor: None,
             }),
-            in_flight: Mutex::default(),
+            in_flight: Mutex::new(InFlight::new(lent_max)),
             folded: Notify::new(),
             tail: Mutex::new(Tail::default()),
             inbox: Mutex::default(),
@@ -386,12 +399,14 @@ impl<S: Service> Shard<S> {
         Begun::UnderWay(epoch, ticket)
     }
 
-    /// Notes that a reader is about to get a copy of an entity, before it is read; false: it must not keep what it gets.
+    /// Notes that a reader is about to get a copy of an entity, before it is read; the number of the loan. None: it must not
+    /// keep what it gets.
     ///
     /// Under the lock under which units register: a unit is under way, or it finds this entry.
-    pub(crate) fn lend(&self, id: Uuid, session: &Arc<Session>) -> bool {
+    pub(crate) fn lend(&self, id: Uuid, session: &Arc<Session>) -> Option<u64> {
         let mut flight = self.in_flight.lock().expect("no panic under this lock");
-        self.tenure().is_some() && !flight.touched.contains_key(&id) && flight.lent.lend(id, session)
+        let may = self.tenure().is_some() && !flight.touched.contains_key(&id);
+        if may { flight.lent.lend(id, session) } else { None }
     }
 
     /// Sends no change of an entity to the database for so long: a former owner may have lent copies that nobody calls back.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     AskResult, Context, DeadLetter, IdempotencyKey, ProjectError, Slice,
-    copies::{Loan, Reader, Recall},
+    copies::{Evicted, Loan, Reader, Recall},
 };
 use crate::{
     entity::{Entity, Failure},
@@ -40,8 +40,8 @@ pub(crate) enum Question<'a, S: Service> {
     Replay(ShardId, Source, Seq),
     /// The same as [`Question::Query`] about one entity, for a reader who would like to keep the answer.
     Borrow(&'a Reader, Uuid, &'a S::Query),
-    /// Asks for more time with what was borrowed in a session.
-    Extend(&'a Reader, u64),
+    /// Asks for more time with what was borrowed in a session, and says what of it was evicted.
+    Extend(&'a Reader, u64, &'a [Evicted]),
     /// Asks a reader, in one of its lives, to give back what it has borrowed.
     Recall(u64, &'a Recall),
     /// Ends a session: its reader has given everything back.
@@ -75,7 +75,7 @@ pub(crate) enum Asked<S: Service> {
     Bury(ShardId, DeadLetter),
     Replay(ShardId, Source, Seq),
     Borrow(Reader, Uuid, S::Query),
-    Extend(Reader, u64),
+    Extend(Reader, u64, Vec<Evicted>),
     Recall(u64, Recall),
     Return(Reader, u64),
     Readdress(ShardId, DeadLetter),

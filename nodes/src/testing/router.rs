@@ -149,19 +149,29 @@ impl TestRouter {
         if !self.has(|faults| &faults.late, node) {
             return;
         }
-        let count = |by: isize| {
-            let mut faults = self.shared.faults.lock().expect("no panic under this lock");
-            let held = faults.held.entry(Arc::clone(node)).or_default();
-            *held = held.saturating_add_signed(by);
-        };
-        count(1);
+        let _held = Held::begin(&self.shared, node);
         let mut changes = self.shared.changes.subscribe();
         let _ = changes.wait_for(|_| !self.has(|faults| &faults.late, node)).await;
-        count(-1);
     }
 
     fn has(&self, nodes: impl Fn(&Faults) -> &HashSet<NodeName>, node: &NodeName) -> bool {
         nodes(&self.shared.faults.lock().expect("no panic under this lock")).contains(node)
+    }
+}
+
+/// An answer that is late, until it arrives or nobody waits for it any more.
+struct Held<'a>(&'a Shared, &'a NodeName);
+
+impl<'a> Held<'a> {
+    fn begin(shared: &'a Shared, node: &'a NodeName) -> Self {
+        *shared.faults.lock().expect("no panic under this lock").held.entry(Arc::clone(node)).or_default() += 1;
+        Self(shared, node)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.0.faults.lock().expect("no panic under this lock").held.entry(Arc::clone(self.1)).or_default() -= 1;
     }
 }
 

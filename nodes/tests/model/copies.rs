@@ -23,6 +23,10 @@ struct Guards {
     entry_before_read: bool,
     /// Nothing is lent that is being called back.
     not_while_recalled: bool,
+    /// Nor while everything of the shard is, with its door open.
+    not_while_all_is_recalled: bool,
+    /// An eviction erases the loan that it is about and no later one.
+    loans_numbered: bool,
     /// Nothing is lent that a unit under way contains.
     not_while_under_way: bool,
     /// A reader does not keep what it asked for before a recall.
@@ -46,6 +50,8 @@ const ALL: Guards = Guards {
     session_awaited: true,
     entry_before_read: true,
     not_while_recalled: true,
+    not_while_all_is_recalled: true,
+    loans_numbered: true,
     not_while_under_way: true,
     recall_poisons: true,
     counted_from_asking: true,
@@ -64,6 +70,8 @@ struct State {
     nodes: [Owner; NODES],
     ask: Option<Ask>,
     copy: Option<Copied>,
+    /// News on its way that the reader has evicted a copy.
+    evicted: Option<Copied>,
     /// The session of each node's that the reader takes to last.
     live: [Option<Session>; NODES],
     /// The latest that anybody could have been shown.
@@ -71,6 +79,8 @@ struct State {
     asks: u8,
     changes: u8,
     moves: u8,
+    /// Evictions, and recalls of everything.
+    clearings: u8,
 }
 
 /// A node in its part as an owner.
@@ -84,7 +94,10 @@ struct Owner {
     session: Option<Session>,
     sessions: u8,
     is_lent: bool,
+    loan: u8,
     recall: Recall,
+    /// Everything is called back, because it is much.
+    recalls_all: bool,
     is_quiet: bool,
 }
 
@@ -117,7 +130,7 @@ enum Recall {
 struct Ask {
     of: Node,
     is_poisoned: bool,
-    entry: Option<Option<Session>>,
+    entry: Option<Option<(Session, u8)>>,
     value: Option<Version>,
 }
 
@@ -125,6 +138,7 @@ struct Ask {
 struct Copied {
     of: Node,
     session: Session,
+    loan: u8,
     value: Version,
 }
 
@@ -137,6 +151,12 @@ enum Step {
     /// The answer arrives; or never.
     Hear(bool),
     Extend(Node),
+    /// The reader has no room for it any more.
+    Evict,
+    /// The owner hears of it.
+    HearOfEviction,
+    /// Too much is lent.
+    CallBackAll(Node),
     SessionEndsAtReader(Node),
     SessionEndsAtOwner(Node),
     LeaseEnds(Node),
@@ -161,6 +181,7 @@ struct Copies {
     changes_max: u8,
     asks_max: u8,
     moves_max: u8,
+    clearings_max: u8,
 }
 
 impl Owner {
@@ -180,11 +201,26 @@ impl State {
             session: None,
             sessions: 0,
             is_lent: false,
+            loan: 0,
             recall: Recall::None,
+            recalls_all: false,
             is_quiet: false,
         };
         let nodes = [Owner { door: Door::Open, ..away }, away, away];
-        Self { committed: 0, owner: 0, nodes, ask: None, copy: None, live: [None; NODES], seen: 0, asks: 0, changes: 0, moves: 0 }
+        Self {
+            committed: 0,
+            owner: 0,
+            nodes,
+            ask: None,
+            copy: None,
+            evicted: None,
+            live: [None; NODES],
+            seen: 0,
+            asks: 0,
+            changes: 0,
+            moves: 0,
+            clearings: 0,
+        }
     }
 
     /// What whoever asks may be shown now.
@@ -241,6 +277,11 @@ impl Model for Copies {
                 steps.push(Step::Hear(false));
             }
         }
+        if state.evicted.is_some() {
+            steps.push(Step::HearOfEviction);
+        } else if state.copy.is_some() && state.clearings < self.clearings_max {
+            steps.push(Step::Evict);
+        }
         for (n, node) in state.nodes.iter().enumerate() {
             let over_at_reader = state.live[n].is_none();
             if state.live[n].is_some() {
@@ -267,10 +308,15 @@ impl Model for Copies {
             if !node.is_alive {
                 continue;
             }
+            if node.serves() && node.is_lent && node.recall == Recall::None && state.clearings < self.clearings_max {
+                steps.push(Step::CallBackAll(n));
+            }
             let quiet = node.is_quiet && guards.quiet;
+            // Whoever calls back waits for the answer, also if an eviction was faster.
+            let is_lent = node.is_lent || node.recall != Recall::None;
             match node.unit {
                 None if node.serves() && state.changes < self.changes_max && !quiet => steps.push(Step::Change(n)),
-                Some(Unit::Recalling) if !node.is_lent => steps.push(Step::Send(n)),
+                Some(Unit::Recalling) if !is_lent => steps.push(Step::Send(n)),
                 Some(Unit::Done(_)) => steps.push(Step::Fold(n)),
                 _ => {}
             }
@@ -280,8 +326,7 @@ impl Model for Copies {
             if node.serves() && node.unit.is_none() {
                 steps.push(Step::Close(n));
             }
-            let is_lent = node.is_lent && guards.called_back_for_grant;
-            let has_to_wait = is_lent || node.is_quiet && guards.quiet_before_grant;
+            let has_to_wait = is_lent && guards.called_back_for_grant || node.is_quiet && guards.quiet_before_grant;
             let may_move = state.moves < self.moves_max;
             if may_move && node.door == Door::Closed && state.owner == n && node.has_lease && node.unit.is_none() && !has_to_wait
             {
@@ -307,7 +352,8 @@ impl Model for Copies {
             Step::Enter => {
                 let ask = state.ask.as_mut()?;
                 let node = &mut state.nodes[ask.of];
-                let recalled = guards.not_while_recalled && node.unit == Some(Unit::Recalling);
+                let recalled = guards.not_while_recalled && node.unit == Some(Unit::Recalling)
+                    || guards.not_while_all_is_recalled && node.recalls_all;
                 let under_way = guards.not_while_under_way && matches!(node.unit, Some(Unit::Sent | Unit::Done(_)));
                 ask.entry = Some(None);
                 if !recalled && !under_way {
@@ -315,7 +361,8 @@ impl Model for Copies {
                         node.sessions += 1;
                         node.session = Some(node.sessions);
                     }
-                    ask.entry = Some(node.session);
+                    node.loan += 1;
+                    ask.entry = Some(node.session.map(|session| (session, node.loan)));
                     node.is_lent = true;
                 }
             }
@@ -324,16 +371,16 @@ impl Model for Copies {
                 ask.value = Some(state.nodes[ask.of].memory);
                 // What the session was when it was entered, if it still is.
                 let session = state.nodes[ask.of].session;
-                ask.entry = ask.entry.map(|entry| entry.filter(|entry| session == Some(*entry)));
+                ask.entry = ask.entry.map(|entry| entry.filter(|(entry, _)| session == Some(*entry)));
             }
             Step::Hear(arrives) => {
                 let ask = state.ask.take()?;
                 let poisoned = ask.is_poisoned && guards.recall_poisons;
-                if let (true, false, Some(Some(session)), Some(value)) = (arrives, poisoned, ask.entry, ask.value) {
+                if let (true, false, Some(Some((session, loan))), Some(value)) = (arrives, poisoned, ask.entry, ask.value) {
                     let in_time = state.nodes[ask.of].session == Some(session) || !guards.counted_from_asking;
                     if in_time {
                         state.live[ask.of] = Some(session);
-                        state.copy = Some(Copied { of: ask.of, session, value });
+                        state.copy = Some(Copied { of: ask.of, session, loan, value });
                     }
                 }
             }
@@ -344,10 +391,29 @@ impl Model for Copies {
                     state.live[n] = session;
                 }
             }
+            Step::Evict => {
+                state.clearings += 1;
+                state.evicted = state.copy.take();
+                if let Some(ask) = &mut state.ask {
+                    ask.is_poisoned = true;
+                }
+            }
+            Step::HearOfEviction => {
+                let gone = state.evicted.take()?;
+                let node = &mut state.nodes[gone.of];
+                if node.session == Some(gone.session) && (node.loan == gone.loan || !guards.loans_numbered) {
+                    node.is_lent = false;
+                }
+            }
+            Step::CallBackAll(n) => {
+                state.clearings += 1;
+                state.nodes[n].recalls_all = true;
+                state.call_back(n);
+            }
             Step::SessionEndsAtReader(n) => state.live[n] = None,
             Step::SessionEndsAtOwner(n) => {
                 let node = &mut state.nodes[n];
-                (node.session, node.is_lent, node.recall) = (None, false, Recall::None);
+                (node.session, node.is_lent, node.recall, node.recalls_all) = (None, false, Recall::None, false);
             }
             Step::LeaseEnds(n) => {
                 state.nodes[n].has_lease = false;
@@ -370,7 +436,7 @@ impl Model for Copies {
             }
             Step::Returned(n) => {
                 let node = &mut state.nodes[n];
-                (node.is_lent, node.recall) = (false, Recall::None);
+                (node.is_lent, node.recall, node.recalls_all) = (false, Recall::None, false);
             }
             Step::Send(n) => state.nodes[n].unit = Some(Unit::Sent),
             Step::Execute(n) => {
@@ -389,11 +455,9 @@ impl Model for Copies {
                 let node = &mut state.nodes[n];
                 (node.is_alive, node.door) = (false, Door::Away);
                 node.unit = node.unit.filter(|unit| *unit == Unit::Sent);
-                node.recall = Recall::None;
+                (node.recall, node.recalls_all) = (Recall::None, false);
             }
-            Step::TakeOver(n) => {
-                state.open(n, true);
-            }
+            Step::TakeOver(n) => state.open(n, true),
             Step::QuietEnds(n) => {
                 state.nodes[n].is_quiet = false;
                 state.nodes.iter_mut().filter(|node| !node.is_alive).for_each(|node| node.session = None);
@@ -431,12 +495,12 @@ impl Model for Copies {
 
 const NOT_STALE: &str = "nobody is shown what is no longer so";
 
-/// Changes, questions and moves.
-type Bounds = (u8, u8, u8);
+/// Changes, questions, moves, and evictions with recalls of everything.
+type Bounds = (u8, u8, u8, u8);
 
 /// Goes everywhere within the bounds.
-fn check((changes_max, asks_max, moves_max): Bounds) {
-    let checker = Copies { guards: ALL, changes_max, asks_max, moves_max }.checker().threads(2).spawn_bfs().join();
+fn check((changes_max, asks_max, moves_max, clearings_max): Bounds) {
+    let checker = Copies { guards: ALL, changes_max, asks_max, moves_max, clearings_max }.checker().threads(2).spawn_bfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_no_discovery(NOT_STALE);
     assert!(checker.discovery("a copy outlives its owner").is_some());
@@ -445,20 +509,21 @@ fn check((changes_max, asks_max, moves_max): Bounds) {
 
 #[test]
 fn no_copy_is_stale_whatever_is_late_lost_or_dead() {
-    check((1, 2, 1));
-    check((2, 1, 1));
-    check((1, 1, 2));
+    check((1, 2, 1, 0));
+    check((2, 1, 1, 0));
+    check((1, 1, 2, 0));
+    check((1, 2, 1, 1));
 }
 
 #[test]
 #[ignore = "ten million states; for whoever changes the protocol: cargo test --release -p rookery --test model -- --ignored"]
 fn no_copy_is_stale_with_more_of_everything() {
-    check((2, 2, 2));
+    check((2, 2, 2, 2));
 }
 
 /// Whether somebody is shown something stale without a guard.
 fn is_stale_without(guards: Guards) -> bool {
-    let model = Copies { guards, changes_max: 2, asks_max: 2, moves_max: 2 };
+    let model = Copies { guards, changes_max: 2, asks_max: 2, moves_max: 2, clearings_max: 1 };
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let path = checker.discovery(NOT_STALE);
     if let Some(path) = &path {
@@ -486,6 +551,16 @@ fn what_is_read_before_it_is_written_down_who_asks_is_not_called_back() {
 fn what_is_lent_while_it_is_called_back_or_changed_stays_out() {
     assert!(is_stale_without(Guards { not_while_recalled: false, not_while_under_way: false, ..ALL }));
     assert!(is_stale_without(Guards { not_while_under_way: false, ..ALL }));
+}
+
+#[test]
+fn what_is_lent_while_everything_is_called_back_leaves_the_books_with_it() {
+    assert!(is_stale_without(Guards { not_while_all_is_recalled: false, ..ALL }));
+}
+
+#[test]
+fn news_of_an_eviction_erases_what_was_lent_since() {
+    assert!(is_stale_without(Guards { loans_numbered: false, ..ALL }));
 }
 
 #[test]

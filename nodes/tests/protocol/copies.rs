@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use rookery::ownership::LeaseSettings;
 use rookery::testing::{self, TestNetwork, TestService};
 use rookery_actors::{
     event::{Record, Source, Topic},
@@ -40,6 +41,16 @@ impl World {
         Self::behind(config.clone(), config, names).await
     }
 
+    /// Of which every shard lends so many copies.
+    async fn lending(lent_max: usize, names: &[&str]) -> Self {
+        let mut world = Self { network: TestNetwork::default(), config: database().await, nodes: Vec::new() };
+        for name in names {
+            let settings = Settings { lent_max, ..settings() };
+            world.join_with(world.config.clone(), name, settings, LONG_LEASE).await;
+        }
+        world
+    }
+
     /// `owner`: how the first node reaches the database.
     async fn behind(config: tokio_postgres::Config, owner: tokio_postgres::Config, names: &[&str]) -> Self {
         let mut world = Self { network: TestNetwork::default(), config, nodes: Vec::new() };
@@ -51,9 +62,13 @@ impl World {
     }
 
     async fn join(&mut self, config: tokio_postgres::Config, name: &str) {
-        let (service, posts) = node(&config, name, LONG_LEASE).await;
+        self.join_with(config, name, settings(), LONG_LEASE).await;
+    }
+
+    async fn join_with(&mut self, config: tokio_postgres::Config, name: &str, settings: Settings, lease: LeaseSettings) {
+        let service = TestService::start_with(PostService::default(), config, name, settings, lease).await;
         self.network.join(name, &service.runtime);
-        self.nodes.push(Node { service, posts });
+        self.nodes.push(Node { posts: Posts::new(service.runtime.clone()), service });
     }
 
     fn posts(&self, node: usize) -> &Posts {
@@ -332,6 +347,68 @@ async fn without_a_lease_nothing_is_lent_and_nothing_extended() {
     eventually("the session is over although it is used", async || world.shown(1, id).is_none()).await;
     let soon = tokio::time::Instant::now() + Duration::from_millis(300);
     world.posts(1).get(id, soon).await.unwrap_err();
+    world.stop().await;
+}
+
+/// What was broken: one reader's answer made room in the books, another borrowed again what it had just given back, and its
+/// answer erased that as well. Nobody called it back ever after.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_borrowed_again_while_everything_is_called_back_is_never_stale() {
+    let world = World::lending(4, &["n1", "n2", "n3"]).await;
+    let id = world.copied_by(&[]).await;
+    let mut others = Vec::new();
+    for title in ["a", "b"] {
+        others.push(published(world.posts(0), SHARD, title).await.id);
+    }
+    world.network.delay_answers("n3", true);
+    eventually("the owner calls everything back, and one reader's answer is on its way", async || {
+        for (reader, id) in [(1, others[0]), (1, others[1]), (2, others[0]), (2, id)] {
+            world.title(reader, id).await;
+        }
+        world.network.delayed("n3") > 0
+    })
+    .await;
+    // It has given everything back, and reads on; the other one's answer arrives meanwhile.
+    for _ in 0..50 {
+        world.title(2, id).await;
+    }
+    world.network.delay_answers("n3", false);
+    eventually("the owner has it", async || world.network.delayed("n3") == 0).await;
+    retitle(world.posts(0), id, "v2").await.unwrap();
+    assert_eq!(world.title(2, id).await, "v2");
+    world.stop().await;
+}
+
+/// What was broken: whoever evicted a copy told nobody, and the books of its owner filled up with what nobody had.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crawler_does_not_fill_the_books_of_an_owner() {
+    let mut world = World::lending(40, &["n1"]).await;
+    // Room for some 25 of them.
+    let settings = Settings { copies_bytes: 16 << 10, ..settings() };
+    world.join_with(world.config.clone(), "n2", settings, LONG_LEASE).await;
+    world.join(world.config.clone(), "n3").await;
+    let mut last = None;
+    for round in 0..3 {
+        let mut ids = Vec::new();
+        for n in 0..30 {
+            ids.push(published(world.posts(0), SHARD, &format!("{round}/{n}")).await.id);
+        }
+        eventually("copies of these are kept, instead of those before", async || {
+            for id in &ids {
+                world.title(1, *id).await;
+            }
+            ids.iter().filter(|id| world.shown(1, **id).is_some()).count() > 15
+        })
+        .await;
+        last = ids.pop();
+    }
+    let last = last.unwrap();
+    eventually("there is room in the books", async || {
+        world.title(2, last).await;
+        world.shown(2, last).is_some()
+    })
+    .await;
+    assert_eq!(world.network.sent_to("n2"), 0, "nothing was called back");
     world.stop().await;
 }
 

@@ -13,12 +13,12 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{BootTime, Copies, Loan, Reader, SESSION, recall::Recall};
+use super::{BootTime, Copies, Evicted, Loan, Reader, SESSION, recall::Recall};
 use crate::{
     entity::Failure,
     ids::ShardId,
     runtime::{
-        NodeName, Runtime,
+        Inner, NodeName, Runtime,
         route::{Place, Way},
         strange_answer,
         wire::{Answer, Question},
@@ -39,6 +39,12 @@ pub(crate) struct Lender {
     /// When it was last asked for.
     asked: AtomicU64,
     extending: AtomicBool,
+}
+
+impl PartialEq for Lender {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.node, self.session) == (&other.node, other.session)
+    }
 }
 
 impl Lender {
@@ -146,8 +152,10 @@ impl<S: Service> Runtime<S> {
         let kept = &inner.shard(id).kept;
         // Both before it is sent.
         let before = kept.read().expect("no panic under this lock").asked();
+        // Without room it is not borrowed: the owner would have it in its books, and nobody here to give it up.
+        let has_room = copies.bytes.load(Ordering::Relaxed) + COPY_BYTES <= copies.bytes_max;
         // Looked at after `before`: what is asked for from now on does not count as called back by `return_copies`.
-        let keeps = copies.bytes_max > 0 && !copies.returned.load(Ordering::SeqCst);
+        let keeps = has_room && !copies.returned.load(Ordering::SeqCst);
         let Some(reader) = self.reader().filter(|_| keeps) else {
             return self.query_at(&Place::There(Arc::clone(node)), query, deadline).await.map(Arc::new);
         };
@@ -161,9 +169,10 @@ impl<S: Service> Runtime<S> {
         };
         let bytes = bytes * 2 + COPY_BYTES;
         let room = copies.bytes.load(Ordering::Relaxed) + bytes <= copies.bytes_max;
-        if let Some(lender) = loan.filter(|_| room).and_then(|loan| copies.lender(node, loan, asked)) {
+        let loan = loan.filter(|_| room).and_then(|loan| Some((copies.lender(node, loan, asked)?, loan.number)));
+        if let Some(loan) = loan {
             let mut kept = kept.write().expect("no panic under this lock");
-            copies.resize(kept.keep(id, Arc::clone(&answer), lender, bytes, before));
+            copies.resize(kept.keep(id, Arc::clone(&answer), loan, bytes, before));
             copies.counts.borrowed.fetch_add(1, Ordering::Relaxed);
         }
         Ok(answer)
@@ -175,9 +184,15 @@ impl<S: Service> Runtime<S> {
     }
 
     async fn ask_for_time(self, lender: Arc<Lender>) {
+        self.extend_at(&lender, &[]).await;
+        lender.extending.store(false, Ordering::Relaxed);
+    }
+
+    /// Asks for more time, and says what was evicted.
+    async fn extend_at(&self, lender: &Lender, evicted: &[Evicted]) {
         let Some(reader) = self.reader() else { return };
         let asked = BootTime::now();
-        let question = Question::Extend(&reader, lender.session);
+        let question = Question::Extend(&reader, lender.session, evicted);
         let answer = self.send(Arc::clone(&lender.node), &question, Instant::now() + SESSION).await;
         let lasts = match answer {
             Ok(Answer::Extended(lasts)) => lasts.unwrap_or_default(),
@@ -185,7 +200,6 @@ impl<S: Service> Runtime<S> {
             _ => Duration::ZERO,
         };
         lender.told(asked, lasts);
-        lender.extending.store(false, Ordering::Relaxed);
     }
 
     /// Gives everything back and keeps nothing from now on: a node that leaves answers no recalls later, and a change would
@@ -228,6 +242,29 @@ impl<S: Service> Runtime<S> {
         true
     }
 }
+
+/// Tells the owners what was evicted, so that their books do not fill up with it: in batches, each owner its own. An entry of
+/// which the news is lost lasts until the session is over, or everything is called back.
+pub(super) fn tell_evicted<S: Service>(inner: &Arc<Inner<S>>, evictions: Vec<(Arc<Lender>, Uuid, u64)>) {
+    let mut by_lender: Vec<(Arc<Lender>, Vec<Evicted>)> = Vec::new();
+    for (lender, id, loan) in evictions {
+        match by_lender.iter_mut().find(|(known, _)| *known == lender) {
+            Some((_, theirs)) => theirs.push((id, loan)),
+            None => by_lender.push((lender, vec![(id, loan)])),
+        }
+    }
+    for (lender, evicted) in by_lender {
+        let runtime = Runtime { inner: Arc::clone(inner) };
+        tokio::spawn(async move {
+            for batch in evicted.chunks(EVICTED_BATCH) {
+                runtime.extend_at(&lender, batch).await;
+            }
+        });
+    }
+}
+
+/// Evictions in one message: some 80 KiB.
+const EVICTED_BATCH: usize = 4_096;
 
 /// A copy with its place in the map, in bytes, besides the answer.
 const COPY_BYTES: usize = 256;

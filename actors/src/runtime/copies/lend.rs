@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{BootTime, Loan, Reader, SESSION, Session, recall, session::Term};
+use super::{BootTime, Evicted, Loan, Reader, SESSION, Session, recall, session::Term};
 use crate::{
     entity::Failure,
     runtime::{Inner, Runtime, shard::Shard},
@@ -23,23 +23,28 @@ impl<S: Service> Runtime<S> {
     ) -> (Result<S::Answer, Failure>, Option<Loan>) {
         let inner = &self.inner;
         // Before anything is read: a write that begins from here on finds the entry, or the entry is not made.
-        let session = session(inner, reader).filter(|session| inner.shard(id).lend(id, session));
+        let lent = session(inner, reader).and_then(|session| Some((inner.shard(id).lend(id, &session)?, session)));
         let answer = S::answer(self, query, deadline).await;
         let lendable = answer.as_ref().is_ok_and(S::is_lendable);
-        let loan = session.filter(|_| lendable).and_then(|session| {
+        let loan = lent.filter(|_| lendable).and_then(|(number, session)| {
             // After it was read: if the session ended meanwhile, nobody would call this copy back.
-            Some(Loan { session: session.id, lasts: extend(inner, &session)? })
+            Some(Loan { session: session.id, lasts: extend(inner, &session)?, number })
         });
         (answer, loan)
     }
 
-    /// Extends a reader's session; none: it is over, and so is what was lent under it.
-    pub(in crate::runtime) fn extend(&self, reader: &Reader, id: u64) -> Option<Duration> {
+    /// Extends a reader's session, and takes off the books what it has evicted; none: it is over, and so is what was lent
+    /// under it.
+    pub(in crate::runtime) fn extend(&self, reader: &Reader, id: u64, evicted: &[Evicted]) -> Option<Duration> {
         let session = {
             let sessions = self.inner.copies.sessions.lock().expect("no panic under this lock");
             sessions.get(reader).filter(|session| session.id == id).cloned()
-        };
-        extend(&self.inner, session?.as_ref())
+        }?;
+        for (id, loan) in evicted {
+            let mut flight = self.inner.shard(*id).in_flight.lock().expect("no panic under this lock");
+            flight.lent.evicted(&session, *id, *loan);
+        }
+        extend(&self.inner, &session)
     }
 
     /// A reader has given back what it had under this session.
@@ -77,7 +82,7 @@ pub(super) fn tidy<S: Service>(inner: &Arc<Inner<S>>, shard: &Shard<S>) -> usize
         if lent.entries() > 0 {
             lent.forget(|session| !session.is_live());
         }
-        (lent.entries(), lent.is_full())
+        (lent.entries(), lent.is_full() && !lent.is_recalled())
     };
     if is_full {
         let (inner, shard) = (Arc::clone(inner), shard.id);

@@ -11,6 +11,8 @@ mod lend;
 mod lent;
 mod recall;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -22,14 +24,15 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use self::session::Term;
 pub(super) use self::{
     borrow::Lender,
     kept::Kept,
     lent::Lent,
     recall::{Recall, call_back, call_back_shards},
 };
+use self::{kept::Tidied, session::Term};
 use super::{BootTime, Inner, NodeName};
 use crate::service::Service;
 
@@ -49,7 +52,12 @@ pub(crate) struct Reader {
 pub(crate) struct Loan {
     pub(crate) session: u64,
     pub(crate) lasts: Duration,
+    /// Of the shard's loans; 0: of a build that does not number them.
+    pub(crate) number: u64,
 }
+
+/// What a reader keeps no more though nobody asked for it: the entity, and the number of the loan.
+pub(crate) type Evicted = (Uuid, u64);
 
 /// A session of ours with a reader.
 #[derive(Debug)]
@@ -136,18 +144,20 @@ pub(super) fn tidy<S: Service>(inner: &Arc<Inner<S>>) {
     let copies = &inner.copies;
     copies.sessions.lock().expect("no panic under this lock").retain(|_, session| session.is_live());
     let tight = copies.bytes.load(Ordering::Relaxed) > copies.bytes_max / 10 * 9;
-    let (mut kept, mut lent) = (0, 0);
+    let (mut kept, mut lent, mut evictions) = (0, 0, Vec::new());
     let now = BootTime::now();
     for shard in &inner.shards {
         let mut copied = shard.kept.write().expect("no panic under this lock");
         if copied.len() > 0 {
-            let freed = copied.tidy(|lender| lender.is_over(now), tight);
-            copies.resize((0, freed));
+            let Tidied { bytes, evicted } = copied.tidy(|lender| lender.is_over(now), tight);
+            copies.resize((0, bytes));
             kept += copied.len();
+            evictions.extend(evicted);
         }
         drop(copied);
         lent += lend::tidy(inner, shard);
     }
+    borrow::tell_evicted(inner, evictions);
     let Counts { shown, borrowed, recalled, awaited, waited_ns } = &copies.counts;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     metrics::gauge!("rookery_copies_kept", "service" => S::NAME).set(kept as f64);

@@ -57,11 +57,31 @@ pub(crate) async fn call_back<'a, S: Service>(inner: &Arc<Inner<S>>, shard: &'a 
     recalling
 }
 
-/// Calls back everything that is lent of these shards, whose doors are closed.
+/// As long as it lives, nothing of these shards is lent.
+struct RecallingAll<'a, S: Service> {
+    inner: &'a Inner<S>,
+    shards: &'a [ShardId],
+}
+
+impl<S: Service> Drop for RecallingAll<'_, S> {
+    fn drop(&mut self) {
+        for id in self.shards {
+            self.inner.shards[id.index()].in_flight.lock().expect("no panic under this lock").lent.end_recall_of_all();
+        }
+    }
+}
+
+/// Calls back everything that is lent of these shards, open or closed. Nothing more of them is lent meanwhile: the answer of a
+/// reader erases all that it has in the books.
 pub(crate) async fn call_back_shards<S: Service>(inner: &Arc<Inner<S>>, shards: &[ShardId]) {
     let mut by_session: Vec<(Arc<Session>, Vec<ShardId>)> = Vec::new();
-    for id in shards {
-        let readers = inner.shards[id.index()].in_flight.lock().expect("no panic under this lock").lent.readers();
+    let readers = shards.iter().map(|id| {
+        let mut flight = inner.shards[id.index()].in_flight.lock().expect("no panic under this lock");
+        (id, flight.lent.begin_recall_of_all())
+    });
+    let readers: Vec<_> = readers.collect();
+    let _recalling = RecallingAll { inner, shards };
+    for (id, readers) in readers {
         for session in readers {
             match by_session.iter_mut().find(|(known, _)| *known == session) {
                 Some((_, theirs)) => theirs.push(*id),
