@@ -322,7 +322,7 @@ impl<S: Service> Shard<S> {
     /// The same for a hand-off.
     pub(crate) fn close_granted(&self) -> (usize, usize) {
         let mut entities = self.entities.write().expect("no panic under this lock");
-        if self.closing.load(Ordering::Acquire) { self.end_tenure(&mut entities) } else { (0, 0) }
+        if self.closing.load(Ordering::Acquire) { self.end_granted(&mut entities) } else { (0, 0) }
     }
 
     /// The same when its supervisor has ended; none: that was another tenure's.
@@ -332,7 +332,17 @@ impl<S: Service> Shard<S> {
         mine.then(|| self.end_tenure(&mut entities))
     }
 
+    /// Ends it without a grant, so what is lent of it was not called back: whoever serves it next waits until these sessions
+    /// are over, and they are extended no more.
     fn end_tenure(&self, entities: &mut Entities<S>) -> (usize, usize) {
+        let gone = self.end_granted(entities);
+        // After admission is closed: what is lent from here on is not.
+        let readers = self.in_flight.lock().expect("no panic under this lock").lent.readers();
+        readers.iter().for_each(|session| session.retire());
+        gone
+    }
+
+    fn end_granted(&self, entities: &mut Entities<S>) -> (usize, usize) {
         self.epoch.store(0, Ordering::Release);
         self.writing.store(0, Ordering::Release);
         self.suspended.store(false, Ordering::Release);

@@ -34,6 +34,10 @@ fn change_of_hands(giver: &str, condition: &str) -> String {
     )
 }
 
+/// From another than oneself only what belongs to nobody or to the dead: asked by the statement itself, for whoever decided
+/// to take over has looked some time ago, and dead is final.
+const FROM_THE_DEAD: &str = "AND ($3 = $4 OR NOT EXISTS (SELECT FROM member o WHERE o.incarnation = $4 AND o.state <> 'dead'))";
+
 /// Releases and grants in one statement, to a member that is alive and wants shards.
 pub(crate) fn grant_text() -> String {
     change_of_hands("$4", "AND EXISTS (SELECT FROM member m WHERE m.incarnation = $3 AND m.state = 'live')")
@@ -52,9 +56,10 @@ pub(crate) fn untouched_text() -> String {
 }
 
 impl Directory {
-    /// Takes shards that belong to `owner` (none: to nobody) and have the epochs that were seen (rule 2).
+    /// Takes shards that belong to `owner` (none: to nobody) and have the epochs that were seen (rule 2), from oneself or from
+    /// the dead.
     ///
-    /// What somebody else was faster with is left out of the answer.
+    /// What somebody else was faster with is left out of the answer, and all of it if the owner is alive.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -97,7 +102,7 @@ pub(crate) async fn take_over(
     owner: Option<Incarnation>,
     me: Incarnation,
 ) -> Result<Vec<Granted>, tokio_postgres::Error> {
-    change(client, change_of_hands(NOBODY, "").as_str(), seen, owner, me).await
+    change(client, change_of_hands(NOBODY, FROM_THE_DEAD).as_str(), seen, owner, me).await
 }
 
 /// Hands shards to another member; what is left out is not granted.

@@ -34,7 +34,10 @@ impl Looking {
     /// Asks the directory who is there and who owns what.
     pub(super) async fn ask(&mut self, directory: &Directory) -> Result<(Vec<MemberRow>, Vec<ShardRow>), DirectoryError> {
         self.asked = Instant::now();
-        let (members, shards) = tokio::try_join!(directory.members(), directory.shards())?;
+        // In this order: whoever owned a shard is among the members then, or dead. The other way round an owner that has joined in
+        // between looks like nobody.
+        let shards = directory.shards().await?;
+        let members = directory.members().await?;
         self.sightings.look(&members, self.began.elapsed());
         Ok((members, shards))
     }

@@ -43,6 +43,8 @@ struct Guards {
     quiet: bool,
     /// And before it hands anything on.
     quiet_before_grant: bool,
+    /// A shard is taken over from the dead alone.
+    from_the_dead: bool,
 }
 
 const ALL: Guards = Guards {
@@ -60,6 +62,7 @@ const ALL: Guards = Guards {
     called_back_for_grant: true,
     quiet: true,
     quiet_before_grant: true,
+    from_the_dead: true,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -336,7 +339,7 @@ impl Model for Copies {
             let owner = &state.nodes[state.owner];
             if state.owner == n {
                 steps.push(Step::Die(n));
-            } else if may_move && node.has_lease && (!owner.is_alive || !owner.has_lease) {
+            } else if may_move && node.has_lease && (!owner.is_alive || !owner.has_lease || !guards.from_the_dead) {
                 steps.push(Step::TakeOver(n));
             }
         }
@@ -561,6 +564,11 @@ fn what_is_lent_while_everything_is_called_back_leaves_the_books_with_it() {
 #[test]
 fn news_of_an_eviction_erases_what_was_lent_since() {
     assert!(is_stale_without(Guards { loans_numbered: false, ..ALL }));
+}
+
+#[test]
+fn an_owner_that_lives_is_robbed_and_shows_what_it_had() {
+    assert!(is_stale_without(Guards { from_the_dead: false, ..ALL }));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{
+    cluster::QUICK,
     proxy::{BATCH, Fate, GRANT, Proxy},
     support::*,
     tally::{Command, TallyService},
@@ -409,6 +410,45 @@ async fn a_crawler_does_not_fill_the_books_of_an_owner() {
     })
     .await;
     assert_eq!(world.network.sent_to("n2"), 0, "nothing was called back");
+    world.stop().await;
+}
+
+/// What was broken: an owner that had lost a shard went on extending the sessions in which it had lent it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenure_that_ends_without_a_grant_takes_its_sessions_with_it() {
+    let world = World::of(&["n1", "n2"]).await;
+    let id = world.copied_by(&[1]).await;
+    // A copy of another shard keeps the session in use as well.
+    let kept = published(world.posts(0), ShardId(5), "kept").await.id;
+    world.title(1, kept).await;
+    let rival = Rival::join(&world.config).await;
+    rival.take(SHARD).await;
+    world.nodes[0].service.runtime.close(SHARD);
+    eventually("it is shown no more, although it is used", async || {
+        world.title(1, kept).await;
+        world.shown(1, id).is_none()
+    })
+    .await;
+    eventually("of what is still served here copies are lent", async || {
+        world.title(1, kept).await;
+        world.shown(1, kept).is_some()
+    })
+    .await;
+    world.stop().await;
+}
+
+/// What was broken: the same, when a member comes back that was taken for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_rejoins_extends_no_session_of_its_former_life() {
+    let mut world = World { network: TestNetwork::default(), config: database().await, nodes: Vec::new() };
+    world.join_with(world.config.clone(), "n1", settings(), QUICK).await;
+    world.join(world.config.clone(), "n2").await;
+    let id = world.copied_by(&[1]).await;
+    let (rival, former) = (Rival::join(&world.config).await, world.me(0));
+    assert!(rival.directory().declare_dead(former, None).await.unwrap());
+    rival.take(SHARD).await;
+    eventually("it is shown no more, although it is used", async || world.shown(1, id).is_none()).await;
+    eventually("the dead rejoins", async || world.me(0) != former).await;
     world.stop().await;
 }
 

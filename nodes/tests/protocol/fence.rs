@@ -130,6 +130,26 @@ async fn a_takeover_appends_its_epoch_record_at_the_next_free_seq() {
     service.stop().await;
 }
 
+/// What was broken: whoever saw the members before the shards took an owner that had just joined for dead, and robbed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_asks_itself_whether_the_owner_is_dead() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let post = published(&posts, ShardId(5), "v1").await;
+    let (rival, me) = (Rival::join(&config).await, service.runtime.incarnation());
+    let seen = rival.row(ShardId(5)).await;
+    let robbed = rival.directory().take_over(&[seen], Some(me), rival.incarnation).await.unwrap();
+    assert!(robbed.is_empty(), "it lives");
+    assert_eq!(rival.row(ShardId(5)).await, seen);
+    retitle(&posts, post.id, "v2").await.unwrap();
+    let own = rival.directory().take_over(&[seen], Some(me), me).await.unwrap();
+    assert_eq!(own.len(), 1, "from oneself, whoever one is");
+    let seen = rival.row(ShardId(5)).await;
+    assert!(rival.directory().declare_dead(me, None).await.unwrap());
+    assert_eq!(rival.directory().take_over(&[seen], Some(me), rival.incarnation).await.unwrap().len(), 1);
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_racing_takeovers_one_wins() {
     let config = database().await;

@@ -10,7 +10,8 @@ use rookery_actors::{
 use uuid::Uuid;
 
 use crate::{
-    proxy::{Fate, Proxy, RENEWAL},
+    cluster::QUICK,
+    proxy::{Fate, LOOK, Proxy, RENEWAL},
     support::*,
 };
 
@@ -45,6 +46,29 @@ async fn a_silent_member_is_declared_dead_and_rejoins_under_a_new_name() {
     eventually("it serves again", async || again.get(post.id, deadline()).await.is_ok_and(|found| found.is_some())).await;
     assert!(retitle(&again, post.id, "again").await.is_ok());
     silent.stop().await;
+}
+
+/// What was broken: a look that saw the members before the shards took an owner that joined in between for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_joins_in_the_middle_of_a_look_is_not_robbed() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (service, _) = node(&proxy.config(), "n1", QUICK).await;
+    let (view, me) = (service.ownership().contact().view(), service.runtime.incarnation());
+    eventually("it has been there for long enough to be given shards, unlike the other", async || {
+        view.borrow().member(me).is_some_and(|member| member.renewed >= 3)
+    })
+    .await;
+    let look = proxy.hold(LOOK).await;
+    let rival = Rival::join(&config).await;
+    rival.take(ShardId(5)).await;
+    look.release(Fate::Passes);
+    eventually("it has seen whose the shard is", async || !service.runtime.is_held(ShardId(5))).await;
+    for _ in 0..2 {
+        proxy.hold(LOOK).await.release(Fate::Passes);
+    }
+    assert_eq!(rival.row(ShardId(5)).await.owner, Some(rival.incarnation));
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

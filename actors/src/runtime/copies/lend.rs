@@ -63,10 +63,10 @@ fn extend<S: Service>(inner: &Inner<S>, session: &Session) -> Option<Duration> {
     session.term().extend(BootTime::now(), SESSION, lease)
 }
 
-/// The session with a reader, begun anew if the former one is over; none without a lease.
+/// The session with a reader, begun anew if the former one is over or about to be; none without a lease.
 fn session<S: Service>(inner: &Inner<S>, reader: &Reader) -> Option<Arc<Session>> {
     let mut sessions = inner.copies.sessions.lock().expect("no panic under this lock");
-    if let Some(session) = sessions.get(reader).filter(|session| session.is_live()) {
+    if let Some(session) = sessions.get(reader).filter(|session| session.may_grow()) {
         return Some(Arc::clone(session));
     }
     let term = Term::begin(BootTime::now(), SESSION, inner.lease.until())?;

@@ -89,6 +89,15 @@ impl Session {
     fn is_live(&self) -> bool {
         self.term().is_live(BootTime::now())
     }
+
+    fn may_grow(&self) -> bool {
+        self.term().may_grow(BootTime::now())
+    }
+
+    /// Is extended no more: a tenure has ended of which it has copies, and who comes next waits for its end.
+    pub(super) fn retire(&self) {
+        self.term().retire();
+    }
 }
 
 /// What a service on this node lends and keeps.

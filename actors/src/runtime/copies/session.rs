@@ -12,6 +12,8 @@ pub(crate) struct Term {
     /// Recalls that the reader has not answered, the oldest first.
     recalls: BTreeSet<Recall>,
     recalled: u64,
+    /// The end moves on no more.
+    retired: bool,
 }
 
 /// A recall on its way: when it was sent, and its number.
@@ -21,7 +23,7 @@ impl Term {
     /// Begins one, under the owner's lease until `lease`; none if that has ended.
     pub(crate) fn begin(now: BootTime, length: Duration, lease: BootTime) -> Option<Self> {
         let until = now.plus(length).min(lease);
-        (now < until).then(|| Self { until, recalls: BTreeSet::new(), recalled: 0 })
+        (now < until).then(|| Self { until, recalls: BTreeSet::new(), recalled: 0, retired: false })
     }
 
     /// Whether the reader may still show something.
@@ -37,7 +39,7 @@ impl Term {
     /// Moves the end to as far from now as the owner's lease and unanswered recalls allow; what may be told the reader, who
     /// counts it from before it asked. None: it is over, or about to be.
     pub(crate) fn extend(&mut self, now: BootTime, length: Duration, lease: BootTime) -> Option<Duration> {
-        if !self.is_live(now) {
+        if !self.may_grow(now) {
             return None;
         }
         let mut until = now.plus(length).min(lease);
@@ -47,6 +49,16 @@ impl Term {
         }
         self.until = self.until.max(until);
         Some(until.since(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Whether its end may move on.
+    pub(crate) fn may_grow(&self, now: BootTime) -> bool {
+        self.is_live(now) && !self.retired
+    }
+
+    /// Leaves the end where it is: what was lent in it nobody here can call back any more.
+    pub(crate) fn retire(&mut self) {
+        self.retired = true;
     }
 
     /// Its reader shows nothing any more.
@@ -107,6 +119,14 @@ mod tests {
         term.answered(second);
         term.extend(at(300), LENGTH, at(9_000));
         assert!(term.is_live(at(699)));
+    }
+
+    #[test]
+    fn a_session_that_is_retired_is_shown_until_its_end_and_no_longer() {
+        let mut term = Term::begin(at(0), LENGTH, at(9_000)).unwrap();
+        term.retire();
+        assert_eq!(term.extend(at(100), LENGTH, at(9_000)), None);
+        assert!(!term.may_grow(at(100)) && term.is_live(at(399)) && !term.is_live(at(400)));
     }
 
     #[test]
