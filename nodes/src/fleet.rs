@@ -16,7 +16,13 @@ pub(crate) use self::environment::name;
 pub use self::keeper::{Kept, State};
 use self::{environment::Shared, keeper::Keeper};
 use crate::{
-    admin::AdminPort, config::Config, databases::Databases, migrate::Database, ownership, postgres::DataDir, report, secret,
+    admin::AdminPort,
+    config::Config,
+    databases::Databases,
+    migrate::Database,
+    ownership::{self, Former, LastLife},
+    postgres::DataDir,
+    report, secret,
 };
 
 /// As many as their ports are apart.
@@ -162,11 +168,19 @@ impl Ground {
         for (of, config) in &self.databases {
             let database = self.database(config);
             for said in report::all(&database).await? {
-                ownership::bury(config, of.name(), &said.name).await?;
+                ownership::bury(config, of.name(), &said.name, &Former::Dead).await?;
                 report::forget(&database, &said.name).await?;
             }
         }
         Ok(())
+    }
+
+    /// What is known of the members of a node that was reaped. In a database that others reach too, somebody else may have its name.
+    fn former(&self, of: Database, number: u16) -> Former {
+        match self.shared.databases.iter().any(|(private, _)| *private == of) {
+            true => Former::Dead,
+            false => Former::OnFolder(LastLife::of(&environment::folder(&self.shared.data, number), of.name())),
+        }
     }
 
     async fn forget(&self, name: &str) {

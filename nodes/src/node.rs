@@ -152,7 +152,7 @@ impl Node {
         let cookie = patience.take(async || secret::settle(&secrets, &users, &name).await).await?;
         let settling = secret::follow(secrets.clone(), users, name.clone());
         let cluster = Cluster::start(&config, &databases, &secrets, cookie).await?;
-        let services = services::start(&config, &databases, &tree, cluster.as_ref(), patience).await?;
+        let services = services::start(&config, &databases, data.path(), &tree, cluster.as_ref(), patience).await?;
         let reached = gateway.map(|bound| address::of_gateway(bound, cluster.as_ref().map(|cluster| &*cluster.address)));
         let cluster = cluster.map(|cluster| cluster.running(&services));
 

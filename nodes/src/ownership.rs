@@ -4,6 +4,7 @@
 //! Postgres arbitrates; everything here is a loop that may die at any line and begin again.
 
 mod announce;
+mod former;
 mod looking;
 mod member;
 mod moves;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 pub use self::{
     announce::{Announce, Untold},
+    former::{Former, LastLife},
     observer::Observer,
     view::{Contact, Move, View},
 };
@@ -57,8 +59,8 @@ pub struct Membership {
     pub address: Option<String>,
     /// The lease.
     pub lease: LeaseSettings,
-    /// The caller holds the lock of the data folder, so whoever was a member under this name is dead.
-    pub alone: bool,
+    /// What the caller knows of those who were members under this name.
+    pub former: Former,
     /// Called when shards came or went, before they answer.
     pub changed: Arc<dyn Fn() + Send + Sync>,
     /// Tells others what they were granted.
@@ -74,7 +76,7 @@ impl Membership {
             node: node.into(),
             address: None,
             lease,
-            alone: false,
+            former: Former::Ignored,
             changed: Arc::new(|| {}),
             announce: Arc::new(Untold),
             hand_offs: hand_offs(),
@@ -99,7 +101,7 @@ impl Ownership {
     /// Prepares the directory, joins it and begins to serve.
     ///
     /// # Errors
-    /// When the directory does not answer, or belongs to another number of shards.
+    /// When the directory does not answer, or belongs to another number of shards; when another node of the name is alive.
     pub async fn start<S: Service>(runtime: Runtime<S>, membership: Membership) -> Result<Self, DirectoryError> {
         let board = Board::new();
         let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await?;
@@ -145,16 +147,21 @@ impl Ownership {
     }
 }
 
-/// Declares dead whoever is a member of a service under a node's name, for a parent process that has reaped it and not
-/// yet started another; how many there were.
+/// Declares dead who is for certain of those who are members of a service under a node's name, for a parent process that has
+/// reaped it and not yet started another; how many there were.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn bury(database: &tokio_postgres::Config, service: &'static str, node: &str) -> Result<usize, DirectoryError> {
+pub async fn bury(
+    database: &tokio_postgres::Config,
+    service: &'static str,
+    node: &str,
+    former: &Former,
+) -> Result<usize, DirectoryError> {
     let database = Database::new(database.clone(), "rookery-parent", PoolSize::default());
     let directory = Directory::open(&database, service, Incarnation(Uuid::new_v4())).await?;
     let mut buried = 0;
-    for member in directory.members().await?.into_iter().filter(|member| member.node == node) {
+    for member in directory.members().await?.into_iter().filter(|member| member.node == node && former.is_dead(member)) {
         buried += usize::from(directory.declare_dead(member.incarnation, None).await?);
     }
     Ok(buried)

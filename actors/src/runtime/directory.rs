@@ -90,6 +90,19 @@ pub enum DirectoryError {
     /// The database took too long.
     #[error("the shard directory did not answer within {0:?}")]
     Timeout(Duration),
+    /// Another node has the name, and lives.
+    #[error(
+        "another node called {node} is alive{}: it has just renewed its membership of {service}; stop it, or give this one another \
+         name with --name or ROOKERY__NODE__NAME", .address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default()
+    )]
+    NameTaken {
+        /// In which service it was seen.
+        service: &'static str,
+        /// The name.
+        node: String,
+        /// Where its link listens; none on a lone node.
+        address: Option<String>,
+    },
     /// The incarnation was declared dead; rejoin under a new one.
     #[error("this incarnation was declared dead")]
     Dead,

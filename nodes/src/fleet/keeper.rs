@@ -201,10 +201,10 @@ impl Keeping {
     async fn bury(&self) {
         let name = environment::name(self.number);
         let buried = self.ground.databases.iter().map(|(of, config)| {
-            let name = &name;
+            let (name, former) = (&name, self.ground.former(*of, self.number));
             async move {
                 let bury = async {
-                    ownership::bury(config, of.name(), name).await?;
+                    ownership::bury(config, of.name(), name, &former).await?;
                     let database = Database::new(config.clone(), "rookery-parent", PoolSize::default());
                     anyhow::Ok(report::declare_dead(&database, name).await?)
                 };

@@ -3,6 +3,7 @@
 //! A service without a membership owns no shard, and answers what SQL alone can answer.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use crate::{
     config::{self, Config, Role, Roles},
     databases::Databases,
     migrate::Database,
-    ownership::{Contact, LeaseSettings, Membership, Observer, Ownership},
+    ownership::{Contact, Former, LastLife, LeaseSettings, Membership, Observer, Ownership},
     report::{Report, ServiceReport},
     routing::Routes,
 };
@@ -179,13 +180,21 @@ impl Started {
 pub(super) async fn start(
     config: &Config,
     databases: &Databases,
+    data: &Path,
     tree: &SupervisorRef,
     cluster: Option<&Cluster>,
     patience: Patience,
 ) -> anyhow::Result<Started> {
     let (services, roles) = (&config.services, &config.node.roles);
-    let place =
-        |of, role, database| Place { of, member: roles.has(role), database: databases.config(database), tree, cluster, patience };
+    let place = |of, role, database| Place {
+        of,
+        member: roles.has(role),
+        database: databases.config(database),
+        data,
+        tree,
+        cluster,
+        patience,
+    };
     let (users, posts, comments, search) = tokio::try_join!(
         one(UserService::default(), place(&services.users, Role::Users, Database::Users), config),
         one(PostService::default(), place(&services.posts, Role::Posts, Database::Posts), config),
@@ -201,13 +210,14 @@ struct Place<'a> {
     /// Whether it joins, and may own shards.
     member: bool,
     database: tokio_postgres::Config,
+    data: &'a Path,
     tree: &'a SupervisorRef,
     cluster: Option<&'a Cluster>,
     patience: Patience,
 }
 
 async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyhow::Result<Running<S>> {
-    let Place { of, member, database, tree, cluster, patience } = place;
+    let Place { of, member, database, data, tree, cluster, patience } = place;
     let settings = Settings {
         shards: if S::NAME == SearchService::NAME { config.cluster.search_partitions } else { config.cluster.shards },
         cache_bytes: usize::try_from(of.cache_bytes)?,
@@ -228,7 +238,14 @@ async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyho
         cluster.routes.serve(&runtime);
     }
     let part = match cluster {
-        _ if member => Part::Member(patience.take(async || join(&runtime, config, lease, cluster).await).await?),
+        _ if member => {
+            let former = match of.database_url {
+                // The private Postgres is reached by whoever holds the lock of the data folder.
+                None => Former::Dead,
+                Some(_) => Former::OnFolder(LastLife::of(data, S::NAME)),
+            };
+            Part::Member(patience.take(async || join(&runtime, config, lease, former.clone(), cluster).await).await?)
+        }
         Some(_) => Part::Onlooker(Observer::start(runtime.database().clone(), S::NAME, lease)),
         None => Part::None,
     };
@@ -239,6 +256,7 @@ async fn join<S: Service>(
     runtime: &Runtime<S>,
     config: &Config,
     lease: LeaseSettings,
+    former: Former,
     cluster: Option<&Cluster>,
 ) -> anyhow::Result<Ownership> {
     let reader = runtime.clone();
@@ -247,8 +265,7 @@ async fn join<S: Service>(
         address: cluster.map(|cluster| cluster.address.clone()),
         announce: cluster.map_or(lonely.announce, |cluster| Arc::new(cluster.routes.clone())),
         hand_offs: cluster.map_or(lonely.hand_offs, |cluster| Arc::clone(&cluster.hand_offs)),
-        // We hold the lock of the data folder, so whoever was this node before is dead.
-        alone: true,
+        former,
         changed: Arc::new(move || reader.service().shards_changed()),
         ..lonely
     };

@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use uuid::Uuid;
 
 use super::{
-    Membership,
+    Membership, former,
     looking::Looking,
     moves::Moves,
     reach::Reach,
@@ -57,13 +57,7 @@ impl<S: Service> Member<S> {
             draining: false,
         };
         member.directory.prepare(member.runtime.shards()).await?;
-        if member.membership.alone {
-            for former in member.directory.members().await? {
-                if former.node == member.membership.node {
-                    member.directory.declare_dead(former.incarnation, None).await?;
-                }
-            }
-        }
+        former::make_way(&member.directory, &member.membership, S::NAME).await?;
         member.enter().await?;
         member.renew().await?;
         member.look().await?;
@@ -132,15 +126,17 @@ impl<S: Service> Member<S> {
     }
 
     async fn enter(&mut self) -> Result<(), DirectoryError> {
-        let Membership { node, address, .. } = &self.membership;
+        let Membership { node, address, former, .. } = &self.membership;
+        former.begin(S::NAME, self.runtime.incarnation());
         self.draining = false;
         self.directory.join(self.runtime.incarnation(), node, address.as_deref()).await
     }
 
-    /// Dead in this database, alive as a process: comes back as somebody else (rule 7).
+    /// Dead in this database, alive as a process: comes back as somebody else (rule 7), unless another node has the name by now.
     async fn rejoin(&mut self) -> Result<(), DirectoryError> {
-        tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
         self.close_all();
+        former::make_way(&self.directory, &self.membership, S::NAME).await?;
+        tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
         self.runtime.reincarnate(Incarnation(Uuid::new_v4()));
         self.looking.me = Some(self.runtime.incarnation());
         self.directory = open(&self.runtime).await?;

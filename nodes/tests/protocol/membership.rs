@@ -1,6 +1,11 @@
 //! Rules 7, 8, 10 and 17: leases, deaths and rebirths, and what cannot be another number.
 
-use rookery::ownership::{Membership, Ownership};
+use std::time::Duration;
+
+use rookery::{
+    ownership::{Former, LastLife, LeaseSettings, Membership, Ownership},
+    testing::TestService,
+};
 use rookery_actors::{
     entity::Failure,
     ids::{Incarnation, ShardId},
@@ -69,6 +74,79 @@ async fn an_owner_that_joins_in_the_middle_of_a_look_is_not_robbed() {
     }
     assert_eq!(rival.row(ShardId(5)).await.owner, Some(rival.incarnation));
     service.stop().await;
+}
+
+/// A member of this name, on a data folder.
+fn named(name: &str, folder: &tempfile::TempDir, lease: LeaseSettings) -> Membership {
+    Membership { former: Former::OnFolder(LastLife::of(folder.path(), "posts")), ..Membership::new(name, lease) }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+async fn on(config: &tokio_postgres::Config, folder: &tempfile::TempDir, lease: LeaseSettings) -> TestService<PostService> {
+    TestService::join(PostService::default(), config.clone(), named("n1", folder, lease), settings()).await
+}
+
+/// What was broken: it declared a living member dead, and did not wait for its lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_the_name_of_one_that_lives_does_not_start() {
+    let config = database().await;
+    let (one, two) = (folder(), folder());
+    let first = on(&config, &one, QUICK).await;
+    let former = first.runtime.incarnation();
+    let runtime = Runtime::new(PostService::default(), config.clone(), Incarnation(Uuid::new_v4()), settings());
+    let refused = Ownership::start(runtime, named("n1", &two, QUICK)).await.err().expect("it does not start");
+    assert!(matches!(&refused, DirectoryError::NameTaken { service: "posts", node, .. } if node == "n1"), "{refused}");
+    assert!(refused.to_string().contains("--name"), "{refused}");
+    assert_eq!((first.runtime.incarnation(), first.runtime.owned().len()), (former, usize::from(SHARDS)), "nothing has moved");
+    let other = TestService::join(PostService::default(), config, named("n2", &two, QUICK), settings()).await;
+    other.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_another_folder_a_node_of_the_same_name_is_waited_for_until_its_lease_has_ended() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let (one, two) = (folder(), folder());
+    let lease = LeaseSettings { ttl: Duration::from_secs(2), renew_every: Duration::from_millis(100) };
+    let first = on(&proxy.config(), &one, lease).await;
+    proxy.take_down();
+    let began = tokio::time::Instant::now();
+    let second = on(&config, &two, lease).await;
+    assert!(began.elapsed() >= lease.ttl, "after {:?}", began.elapsed());
+    assert_eq!(second.runtime.owned().len(), usize::from(SHARDS));
+
+    // The first one wakes, and does not come back beside the other.
+    let former = first.runtime.incarnation();
+    proxy.heal();
+    eventually("it has heard that it is dead", async || first.runtime.owned().is_empty()).await;
+    let looks = tokio::time::Instant::now() + lease.ttl;
+    while tokio::time::Instant::now() < looks {
+        assert_eq!((first.runtime.incarnation(), second.runtime.owned().len()), (former, usize::from(SHARDS)));
+        tokio::time::sleep(lease.renew_every).await;
+    }
+    second.stop().await;
+    eventually("alone it does", async || first.runtime.owned().len() == usize::from(SHARDS)).await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_on_the_same_folder_waits_for_nobody() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let one = folder();
+    let first = on(&proxy.config(), &one, LONG_LEASE).await;
+    // As after `kill -9`: it says nothing more.
+    proxy.take_down();
+    let began = tokio::time::Instant::now();
+    let second = on(&config, &one, LONG_LEASE).await;
+    assert!(began.elapsed() < LONG_LEASE.ttl / 4, "after {:?}", began.elapsed());
+    assert_eq!(second.runtime.owned().len(), usize::from(SHARDS));
+    drop(first);
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

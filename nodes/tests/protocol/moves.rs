@@ -10,7 +10,7 @@ use std::{
 };
 
 use rookery::{
-    ownership::{self, LeaseSettings, Observer},
+    ownership::{self, Former, LeaseSettings, Observer},
     placement::Placement,
 };
 use rookery_actors::{
@@ -298,10 +298,10 @@ async fn a_member_buried_by_its_parent_is_followed_at_once() {
     let dead = hub.join(&proxy.config(), "n1", lease).await;
     let heir = hub.join(&config, "n2", lease).await;
     proxy.take_down();
-    assert_eq!(ownership::bury(&config, "posts", "n1").await.unwrap(), 1);
+    assert_eq!(ownership::bury(&config, "posts", "n1", &Former::Dead).await.unwrap(), 1);
     heir.contact().poke();
     eventually("the heir serves everything", async || heir.owned().len() == usize::from(MANY_SHARDS)).await;
-    assert_eq!(ownership::bury(&config, "posts", "n1").await.unwrap(), 0, "once is enough");
+    assert_eq!(ownership::bury(&config, "posts", "n1", &Former::Dead).await.unwrap(), 0, "once is enough");
     drop(dead);
     heir.stop().await;
 }
