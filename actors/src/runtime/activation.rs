@@ -74,14 +74,20 @@ pub(crate) async fn ask<S: Service>(
                 tokio::task::yield_now().await;
             }
             // Ended with its shard, in the middle of this: nobody can say how far it came.
-            Err(Silence::Ended) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
+            Err(Silence::Ended { .. }) if inner.shard(id).tenure_since(cell.epoch).is_none() => {
                 return failed(Failure::Unknown("the shard moved while the command was under way".to_owned()));
             }
-            Err(Silence::Ended) => return failed(Failure::Crashed),
+            Err(Silence::Ended { submitted: true }) => return failed(fell_under_way()),
+            Err(Silence::Ended { submitted: false }) => return failed(Failure::Crashed),
             Err(Silence::Overdue) => return failed(committer::overdue(inner)),
             Err(Silence::Expired) => return failed(Failure::Expired),
         }
     }
+}
+
+/// What those hear whose entity fell after its change was given to the committer: it may be committed, and twice is not once.
+pub(crate) fn fell_under_way() -> Failure {
+    Failure::Unknown("the entity failed while the command was under way".to_owned())
 }
 
 pub(crate) async fn read<S: Service, T>(

@@ -4,7 +4,13 @@
 //! nothing for an actor to keep apart; it comes to life with the next command, after this one has landed
 //! ([`super::activation`]). With an idempotency key the id is not the only thing to be kept apart: that is an actor's work.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -28,11 +34,13 @@ pub(crate) async fn create<S: Service>(
     context: &Context,
 ) -> AskResult<S> {
     // A rule that panics costs this command, as it would cost an actor; whoever asks goes on.
-    let created = AssertUnwindSafe(carry_out(inner, cell, command, context)).catch_unwind().await;
+    let submitted = AtomicBool::new(false);
+    let created = AssertUnwindSafe(carry_out(inner, cell, command, context, &submitted)).catch_unwind().await;
     let answer = created.unwrap_or_else(|_| {
         tracing::warn!(service.name = S::NAME, entity.id = %cell.id, "an entity failed as it was made");
         metrics::counter!("rookery_entity_failures_total", "service" => S::NAME).increment(1);
-        Err(Failure::Crashed.into())
+        let failure = if submitted.load(Ordering::Acquire) { activation::fell_under_way() } else { Failure::Crashed };
+        Err(failure.into())
     });
     match &answer {
         // The committer still folds into it what may land.
@@ -48,6 +56,7 @@ async fn carry_out<S: Service>(
     cell: &Arc<Cell<S>>,
     command: &Command<S>,
     context: &Context,
+    under_way: &AtomicBool,
 ) -> AskResult<S> {
     if context.deadline <= Instant::now() {
         return Err(Failure::Expired.into());
@@ -63,7 +72,10 @@ async fn carry_out<S: Service>(
     let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
     passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
     let refused = |error| entity_actor::refusal::<S>(error).error;
-    let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await.map_err(refused)?;
+    under_way.store(true, Ordering::Release);
+    let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await;
+    under_way.store(submitted.is_ok(), Ordering::Release);
+    let submitted = submitted.map_err(refused)?;
     match tokio::time::timeout_at(context.deadline, committer::landed(submitted)).await {
         Ok(landed) => {
             let committed = landed.map_err(refused)?;

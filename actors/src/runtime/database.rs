@@ -4,7 +4,7 @@ use std::{
     error::Error as _,
     io,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -75,7 +75,8 @@ pub const NOT_ON_THE_DISK_YET: &str = "set_config('synchronous_commit', 'off', t
 pub struct Database {
     config: Config,
     tls: MakeRustlsConnect,
-    pool: Pool<Manager>,
+    pool: Arc<RwLock<Pool<Manager>>>,
+    size: PoolSize,
     troubles: Troubles,
 }
 
@@ -157,19 +158,16 @@ impl Database {
     pub fn new(mut config: Config, name: &str, size: PoolSize) -> Self {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         notice_silence(&mut config);
-        let tls = tls();
-        let mut pooled = config.clone();
-        pooled.application_name(name).connect_timeout(Duration::from_secs(2));
-        let manager = Manager { config: pooled, tls: tls.clone() };
-        let troubles = Troubles::default();
-        let pool = Pool::builder()
-            .error_sink(Box::new(troubles.clone()))
-            .max_size(size.connections_max)
-            .connection_timeout(size.wait_max)
-            // A round trip per checkout would double the cost of a read; a dead connection shows on use.
-            .test_on_check_out(false)
-            .build_unchecked(manager);
-        Self { config, tls, pool, troubles }
+        let (tls, troubles) = (tls(), Troubles::default());
+        let pool = pool(&config, tls.clone(), name, size, &troubles);
+        Self { config, tls, pool: Arc::new(RwLock::new(pool)), size, troubles }
+    }
+
+    /// Goes on under another name, here and in all clones: whoever ends the sessions of the former one ends none of ours, and
+    /// finds ours by the new one (rule 4). What is checked out goes when it is given back.
+    pub fn rename(&self, name: &str) {
+        let renamed = pool(&self.config, self.tls.clone(), name, self.size, &self.troubles);
+        *self.pool.write().expect("no panic under this lock") = renamed;
     }
 
     /// A connection for reading.
@@ -178,7 +176,8 @@ impl Database {
     /// `Failure::Unavailable` when the database does not answer, or all connections stay busy.
     pub async fn get(&self) -> Result<Pooled, Failure> {
         loop {
-            let pooled = self.pool.get_owned().await.map_err(|error| {
+            let pool = self.pool.read().expect("no panic under this lock").clone();
+            let pooled = pool.get_owned().await.map_err(|error| {
                 let reason = match error {
                     RunError::User(error) => error.describe(),
                     RunError::TimedOut => self.unreachable().unwrap_or_else(|| "all of them stayed busy".to_owned()),
@@ -235,6 +234,18 @@ impl Database {
         config.application_name(name).connect_timeout(Duration::from_secs(2));
         config
     }
+}
+
+fn pool(config: &Config, tls: MakeRustlsConnect, name: &str, size: PoolSize, troubles: &Troubles) -> Pool<Manager> {
+    let mut config = config.clone();
+    config.application_name(name).connect_timeout(Duration::from_secs(2));
+    Pool::builder()
+        .error_sink(Box::new(troubles.clone()))
+        .max_size(size.connections_max)
+        .connection_timeout(size.wait_max)
+        // A round trip per checkout would double the cost of a read; a dead connection shows on use.
+        .test_on_check_out(false)
+        .build_unchecked(Manager { config, tls })
 }
 
 /// Server certificates are checked against the system's roots; unix sockets never get here.

@@ -1,7 +1,10 @@
 //! The actor around every entity, written once: decide, commit, publish the committed view, reply.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -44,7 +47,11 @@ pub(crate) struct Sent<S: Service> {
 }
 
 /// The command until somebody takes it out: the actor to execute it, or its sender to ask another one.
-struct Slot<S: Service>(Mutex<Option<Sealed<S>>>);
+struct Slot<S: Service> {
+    sealed: Mutex<Option<Sealed<S>>>,
+    /// What it changes was given to the committer.
+    submitted: AtomicBool,
+}
 
 type Sealed<S> = (<<S as Service>::Entity as Entity>::Command, Context, oneshot::Sender<Outcome<S>>);
 
@@ -56,8 +63,8 @@ pub(crate) enum Outcome<S: Service> {
 
 /// Why a sender heard nothing.
 pub(crate) enum Silence {
-    /// The actor ended in the middle of the command.
-    Ended,
+    /// The actor ended in the middle of the command. `submitted`: nobody here knows whether it is committed.
+    Ended { submitted: bool },
     /// The deadline passed in the middle of the command.
     Overdue,
     /// The deadline passed before the actor came to the command, and now it never will.
@@ -73,14 +80,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl<S: Service> Slot<S> {
     fn take(&self) -> Option<Sealed<S>> {
-        self.0.lock().expect("no panic under this lock").take()
+        self.sealed.lock().expect("no panic under this lock").take()
     }
 }
 
 impl<S: Service> Envelope<S> {
     pub(crate) fn seal(command: <S::Entity as Entity>::Command, context: Context, place: MailboxPlace) -> (Self, Sent<S>) {
         let (reply, outcome) = oneshot::channel();
-        let slot = Arc::new(Slot(Mutex::new(Some((command, context, reply)))));
+        let sealed = Mutex::new(Some((command, context, reply)));
+        let slot = Arc::new(Slot { sealed, submitted: AtomicBool::new(false) });
         (Self { slot: Arc::clone(&slot), place }, Sent { slot, outcome })
     }
 
@@ -104,7 +112,7 @@ impl<S: Service> Sent<S> {
         loop {
             let look_at = deadline.min(Instant::now() + LOOK_EVERY);
             if let Ok(outcome) = tokio::time::timeout_at(look_at, &mut self.outcome).await {
-                return outcome.map_err(|_| Silence::Ended);
+                return outcome.map_err(|_| Silence::Ended { submitted: self.slot.submitted.load(Ordering::Acquire) });
             }
             let is_over = Instant::now() >= deadline;
             if (is_over || has_ended())
@@ -166,12 +174,13 @@ impl<S: Service> Actor for EntityActor<S> {
     async fn handle(&self, myself: ActorRef<Self::Msg>, message: Self::Msg, (): &mut ()) -> Result<(), ActorProcessingErr> {
         match message {
             EntityMessage::Command(envelope) => {
+                let slot = Arc::clone(&envelope.slot);
                 let Some((command, context, reply)) = envelope.open() else { return Ok(()) };
                 if let Readiness::Failed(failure) = &*self.cell.ready.borrow() {
                     let _ = reply.send(Outcome::Answered(Err(failure.clone().into())));
                     return Ok(());
                 }
-                let executed = self.execute(&command, &context).await;
+                let executed = self.execute(&command, &context, &slot.submitted).await;
                 let reload = matches!(executed, Err(Fault { reload: true, .. }));
                 let outcome = match executed.map_err(|fault| fault.error) {
                     // Nothing happened: it goes on to whoever serves the shard by now.
@@ -249,6 +258,7 @@ impl<S: Service> EntityActor<S> {
         &self,
         command: &<S::Entity as Entity>::Command,
         context: &Context,
+        under_way: &AtomicBool,
     ) -> Result<Accepted<S::Reply>, Fault<Rejection<S>>> {
         if context.deadline <= Instant::now() {
             return Err(Failure::Expired.into());
@@ -274,7 +284,11 @@ impl<S: Service> EntityActor<S> {
             let after_searchable = unit.after_searchable();
             let passed = fail_point::pass(Point::BeforeCommit, cell.id).await;
             passed.map_err(|refused| Failure::Unavailable(refused.to_string()))?;
-            match committer::submit(inner, shard.id, cell.epoch, unit).await {
+            // From here on a fall of ours says nothing about the command.
+            under_way.store(true, Ordering::Release);
+            let submitted = committer::submit(inner, shard.id, cell.epoch, unit).await;
+            under_way.store(submitted.is_ok(), Ordering::Release);
+            match submitted {
                 // Another log has ended the entity meanwhile: once memory says so, the rules have the last word.
                 Err(CommitError::Ended) => shard.untouched(cell.id).await,
                 submitted => break (reply, events, after_searchable, submitted.map_err(refusal::<S>)?),

@@ -233,8 +233,7 @@ pub(crate) struct Inner<S: Service> {
 impl<S: Service> Runtime<S> {
     /// A runtime that owns nothing yet; [`Runtime::start`] brings it to life.
     pub fn new(service: S, config: Config, incarnation: Incarnation, settings: Settings) -> Self {
-        let name = format!("{}:{incarnation}", S::NAME);
-        let database = Database::new(config, &name, settings.pool);
+        let database = Database::new(config, &session_name::<S>(incarnation), settings.pool);
         let tenures = watch::Sender::new(0);
         let shards = (0..settings.shards).map(|id| Shard::new(ShardId(id), tenures.clone(), settings.lent_max)).collect();
         let inner = Inner {
@@ -306,6 +305,7 @@ impl<S: Service> Runtime<S> {
     /// Goes on as somebody else, after all shards were closed: dead is final for the former one (rule 7).
     pub fn reincarnate(&self, incarnation: Incarnation) {
         *self.inner.incarnation.write().expect("no panic under this lock") = incarnation;
+        self.inner.database.rename(&session_name::<S>(incarnation));
     }
 
     /// Whether a shard is ours as far as we know: open, or silent until the outcome of a commit is known.
@@ -538,6 +538,11 @@ impl<S: Service> Inner<S> {
     pub(crate) fn shard(&self, id: Uuid) -> &Shard<S> {
         &self.shards[shard_of(id, self.settings.shards).index()]
     }
+}
+
+/// By which whoever takes over finds the sessions of a member (rule 4).
+fn session_name<S: Service>(incarnation: Incarnation) -> String {
+    format!("{}:{incarnation}", S::NAME)
 }
 
 /// The time of day for records, to the precision that Postgres keeps.

@@ -76,6 +76,39 @@ async fn an_owner_that_joins_in_the_middle_of_a_look_is_not_robbed() {
     service.stop().await;
 }
 
+/// What was broken: the connections of the pool kept the name of the first life. Whoever ended the sessions of the dead ended
+/// those of the living, and those of a later life outlived it.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_rejoins_reads_under_its_new_name() {
+    let config = database().await;
+    let (service, posts) = node(&config, "n1", QUICK).await;
+    let (rival, client, former) = (Rival::join(&config).await, sql(&config).await, service.runtime.incarnation());
+    assert!(rival.directory().declare_dead(former, None).await.unwrap());
+    eventually("it rejoins and serves", async || {
+        service.runtime.incarnation() != former && service.runtime.owned().len() == usize::from(SHARDS)
+    })
+    .await;
+    // Asks the pool.
+    service.runtime.heads().await.unwrap();
+    published(&posts, ShardId(2), "v1").await;
+    let names = async || {
+        let named = "SELECT DISTINCT application_name FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name LIKE 'posts:%' AND application_name <> $1";
+        let rows = client.query(named, &[&format!("posts:{}", rival.incarnation)]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let mine = format!("posts:{}", service.runtime.incarnation());
+    let mut last = Vec::new();
+    eventually("the connections of the former life are gone", async || {
+        service.runtime.heads().await.unwrap();
+        last = names().await;
+        last.len() == 1
+    })
+    .await;
+    assert_eq!(last, [mine]);
+    service.stop().await;
+}
+
 /// A member of this name, on a data folder.
 fn named(name: &str, folder: &tempfile::TempDir, lease: LeaseSettings) -> Membership {
     Membership { former: Former::OnFolder(LastLife::of(folder.path(), "posts")), ..Membership::new(name, lease) }
