@@ -16,7 +16,7 @@ mod view;
 use std::{sync::Arc, time::Duration};
 
 use rookery_actors::{
-    ids::Incarnation,
+    ids::{Incarnation, ShardId},
     runtime::{Database, Directory, DirectoryError, PoolSize, Runtime},
     service::Service,
 };
@@ -104,7 +104,12 @@ impl Ownership {
     /// When the directory does not answer, or belongs to another number of shards; when another node of the name is alive.
     pub async fn start<S: Service>(runtime: Runtime<S>, membership: Membership) -> Result<Self, DirectoryError> {
         let board = Board::new();
-        let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await?;
+        let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await.inspect_err(|_| {
+            // Whoever tries again is somebody else: the database may know of this one, and what it began ends with it.
+            runtime.lease().revoke();
+            (0..runtime.shards()).map(ShardId).for_each(|shard| runtime.close(shard));
+            runtime.reincarnate(Incarnation(Uuid::new_v4()));
+        })?;
         let (stop, stopped) = watch::channel(false);
         let task = runtime.spawn_vital("the membership", member.run(stopped));
         Ok(Self { stop, task, board })

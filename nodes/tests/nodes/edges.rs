@@ -175,7 +175,9 @@ async fn a_start_waits_for_a_database_that_goes_away_meanwhile() {
         command.env("ROOKERY__SERVICES__USERS__DATABASE_URL", proxy.url(&shared.name(Database::Users)));
         let held = proxy.hold(statement);
         let away = async {
-            held.await.release(Fate::Vanishes);
+            // The server has heard of a member that has not heard of it.
+            held.await.release(if statement.starts_with("INSERT") { Fate::AnswerLost } else { Fate::Vanishes });
+            tokio::time::sleep(Duration::from_millis(200)).await;
             proxy.take_down();
             tokio::time::sleep(Duration::from_secs(5)).await;
             proxy.heal();

@@ -135,8 +135,10 @@ impl World {
         }
         client.batch_execute(&(copies + "COMMIT;")).await.unwrap();
         for (n, node) in self.nodes.iter().enumerate() {
-            let shards = (0..of(node).shards()).map(ShardId).filter(|shard| shard.index() % self.nodes.len() == n);
-            take(of(node), &shards.collect::<Vec<_>>(), Some(of(node).incarnation())).await;
+            let (runtime, me) = (of(node), of(node).incarnation());
+            let mut rows = directory(runtime).await.shards().await.unwrap();
+            rows.retain(|row| row.id.index() % self.nodes.len() == n);
+            open(runtime, directory(runtime).await.take_over(&rows, Some(me), me).await.unwrap()).await;
         }
         self.network.changed();
     }
