@@ -16,7 +16,7 @@ use std::{
 use futures_util::future::{BoxFuture, Either, FutureExt, Ready, ready};
 use tokio::{
     sync::{Notify, oneshot, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
@@ -449,12 +449,26 @@ fn admit<S: Service>(inner: &Inner<S>, units: Vec<Queued<S>>) -> Vec<Queued<S>> 
     ours
 }
 
+/// A server that is started anew takes no connections for a second or two. What waits for a commit waits for that as well.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between two tries of it.
+const RECONNECT_EVERY: Duration = Duration::from_millis(50);
+
 async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a mut Session, String> {
     // Under a former name whoever takes over from us would not find it (rule 4).
     let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
     if session.as_ref().is_none_or(stale) {
-        let opened = timeout(STATEMENT_WITHIN, Session::open(inner)).await.map_err(|_| "no answer".to_owned())?;
-        *session = Some(opened.map_err(|error| error.describe())?);
+        let patience = Instant::now() + RECONNECT_WITHIN;
+        *session = Some(loop {
+            let opened = timeout(STATEMENT_WITHIN, Session::open(inner)).await;
+            match opened {
+                Ok(Ok(opened)) => break opened,
+                Ok(Err(error)) if Instant::now() >= patience => return Err(error.describe()),
+                Ok(Err(_)) => sleep(RECONNECT_EVERY).await,
+                Err(_) => return Err("no answer".to_owned()),
+            }
+        });
     }
     Ok(session.as_mut().expect("a session was just opened"))
 }
