@@ -106,6 +106,9 @@ const POSTS: &str = "
         SELECT pg_temp.usr(n), pg_temp.usr(1), true FROM generate_series(2, :rows) n
         UNION ALL SELECT pg_temp.usr(1), pg_temp.usr(n), true FROM generate_series(2, 11) n
         UNION ALL SELECT pg_temp.usr(2), pg_temp.usr(n), false FROM generate_series(2, 11) n;
+    -- One who is gone for long, and of whom nothing is left.
+    INSERT INTO author (id, version, username, display_name, deleted, departed_at)
+        SELECT pg_temp.usr(:rows + 1), 2, '', '', true, now() - interval '30 days';
     INSERT INTO deleted_post SELECT pg_temp.pst(2 * :rows + n) FROM generate_series(1, :rows) n;
     ";
 

@@ -37,7 +37,8 @@ fn look(folder: &Path, root: &Path, found: &mut Vec<(String, String)>) {
 /// What stands between quotes, without the ends of lines that a backslash takes away.
 fn literals(text: &str) -> impl Iterator<Item = String> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
-    let code = code.replace("\\\"", "'").replace("'\"'", "' '").replace("\\\n", " ");
+    let code = code.replace("\\\"", "'").replace("'\"'", "' '");
+    let code: String = code.split("\\\n").enumerate().map(|(n, part)| if n == 0 { part } else { part.trim_start() }).collect();
     code.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
 

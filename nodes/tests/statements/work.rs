@@ -15,7 +15,7 @@ use rookery_actors::{
     search::index::{self, Kind},
     service::Service,
     users::{
-        self, NewUser,
+        self, NewUser, Role,
         names::{DisplayName, Email, Username},
         password::Password,
     },
@@ -118,6 +118,8 @@ async fn of_users(users: &rookery_actors::users::Users, rows: i64) {
         users.follow(eve, &name(7), on, soon()).await.unwrap();
         users.follow(UserId(user(8)), &Username::parse("eve").unwrap(), on, soon()).await.unwrap();
     }
+    users.set_role(&Username::parse("eve").unwrap(), Role::Moderator, true, soon()).await.unwrap();
+    users.set_password(&Username::parse("eve").unwrap(), password(), soon()).await.unwrap();
     users.delete(eve, password(), soon()).await.unwrap();
 }
 
@@ -208,6 +210,8 @@ async fn of_comments(comments: &comments::Comments, posts: &posts::Posts, rows: 
         comments.like(under, CommentId(comment(50 * middle)), UserId(user(7)), on, soon()).await.unwrap();
     }
     comments.delete(under, written.id, ada, false, None, Timestamp::now(), soon()).await.unwrap();
+    // One with replies leaves a tombstone.
+    comments.delete(under, CommentId(comment(50 * middle)), ada, true, None, Timestamp::now(), soon()).await.unwrap();
     comments.take_back_likes(deadline()).await.unwrap();
     // Of the first user, as every fourth is.
     let closed = middle - middle % 4;
