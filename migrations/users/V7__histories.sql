@@ -20,3 +20,6 @@ CREATE TABLE rebuild (
 
 -- Finds the epoch record before a position: they are few, and stay when the log is trimmed.
 CREATE INDEX outbox_epochs ON outbox (shard, seq) WHERE type = 'epoch';
+
+-- What a starting node reads of names after the places of those who follow them.
+CREATE INDEX outbox_names ON outbox (shard, seq) WHERE type IN ('user.updated', 'user.deleted');
