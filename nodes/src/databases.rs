@@ -74,7 +74,8 @@ impl Databases {
     pub async fn migrate(&self) -> Vec<(Database, anyhow::Result<Vec<Applied>>)> {
         let all = self.configs.iter().map(|(database, config)| async move {
             let size = PoolSize { connections_max: 1, ..PoolSize::default() };
-            let session = runtime::Database::new(config.clone(), "migrate", size).unhurried_session("rookery migrate").await;
+            let session =
+                runtime::Database::new(config.clone(), "migrate", size).session_without_deadlines("rookery migrate").await;
             let at = place(config);
             let outcome = match session {
                 Ok(mut client) => migrate::run(&mut client, *database)

@@ -50,13 +50,13 @@ impl ConnectError {
 /// write is open.
 pub struct Connection {
     client: Client,
-    line: Line,
+    task: ConnectionTask,
 }
 
-/// What carries the statements of a connection, and how to give it up.
-struct Line {
-    /// The task that talks to the server: without it every statement fails.
-    task: AbortHandle,
+/// The task that talks to the server, and how to give it up.
+struct ConnectionTask {
+    /// Without it every statement fails.
+    handle: AbortHandle,
     within: Duration,
     /// Statements whose answers nobody has taken.
     open: AtomicUsize,
@@ -91,9 +91,9 @@ impl Connection {
         let Ok(dialled) = timeout(STATEMENT_WITHIN, dial(config, tls)).await else {
             return Err(ConnectError::Silent(STATEMENT_WITHIN));
         };
-        let (client, task) = dialled?;
-        let line = Line {
-            task,
+        let (client, handle) = dialled?;
+        let task = ConnectionTask {
+            handle,
             within,
             open: AtomicUsize::new(0),
             is_cut: AtomicBool::new(false),
@@ -101,12 +101,12 @@ impl Connection {
             tls: tls.clone(),
             database: config.get_dbname().unwrap_or_default().to_owned(),
         };
-        Ok(Self { client, line })
+        Ok(Self { client, task })
     }
 
     /// Whether it is gone; open another.
     pub fn is_closed(&self) -> bool {
-        self.client.is_closed() || self.line.is_cut.load(Ordering::Acquire)
+        self.client.is_closed() || self.task.is_cut.load(Ordering::Acquire)
     }
 
     /// All rows of a statement.
@@ -117,7 +117,7 @@ impl Connection {
     where
         T: ?Sized + ToStatement,
     {
-        self.line.answered(pin!(self.client.query(statement, params))).await
+        self.task.answered(pin!(self.client.query(statement, params))).await
     }
 
     /// The one row of a statement.
@@ -128,7 +128,7 @@ impl Connection {
     where
         T: ?Sized + ToStatement,
     {
-        self.line.answered(pin!(self.client.query_one(statement, params))).await
+        self.task.answered(pin!(self.client.query_one(statement, params))).await
     }
 
     /// The row of a statement, if there is one.
@@ -139,7 +139,7 @@ impl Connection {
     where
         T: ?Sized + ToStatement,
     {
-        self.line.answered(pin!(self.client.query_opt(statement, params))).await
+        self.task.answered(pin!(self.client.query_opt(statement, params))).await
     }
 
     /// Gives the rows of a statement away one by one, so that they are never all in memory.
@@ -159,7 +159,7 @@ impl Connection {
             }
             Ok(())
         });
-        self.line.answered(rows).await
+        self.task.answered(rows).await
     }
 
     /// Carries a statement out; how many rows it was about.
@@ -170,7 +170,7 @@ impl Connection {
     where
         T: ?Sized + ToStatement,
     {
-        self.line.answered(pin!(self.client.execute(statement, params))).await
+        self.task.answered(pin!(self.client.execute(statement, params))).await
     }
 
     /// Carries out several statements without parameters.
@@ -178,7 +178,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn batch_execute(&self, statements: &str) -> Result<(), Error> {
-        self.line.answered(pin!(self.client.batch_execute(statements))).await
+        self.task.answered(pin!(self.client.batch_execute(statements))).await
     }
 
     /// The same with their rows as text.
@@ -186,7 +186,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn simple_query(&self, statements: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
-        self.line.answered(pin!(self.client.simple_query(statements))).await
+        self.task.answered(pin!(self.client.simple_query(statements))).await
     }
 
     /// Prepares a statement for this connection.
@@ -194,7 +194,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn prepare(&self, statement: &str) -> Result<Statement, Error> {
-        self.line.answered(pin!(self.client.prepare(statement))).await
+        self.task.answered(pin!(self.client.prepare(statement))).await
     }
 
     /// Begins a transaction; it is rolled back if it is dropped.
@@ -202,22 +202,22 @@ impl Connection {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
-        let Self { client, line } = self;
-        let transaction = line.answered(pin!(client.transaction())).await?;
-        Ok(Transaction { transaction, line })
+        let Self { client, task } = self;
+        let transaction = task.answered(pin!(client.transaction())).await?;
+        Ok(Transaction { transaction, task })
     }
 
     /// Whether somebody went away in the middle of a statement, which the server may be at still.
     pub(super) fn is_owed_an_answer(&self) -> bool {
-        self.line.open.load(Ordering::Acquire) > 0
+        self.task.open.load(Ordering::Acquire) > 0
     }
 
     /// Has the server give up what nobody waits for any more, and waits until it has: it answers in order.
     pub(super) async fn settle(&self) {
-        self.line.cancel().await;
+        self.task.cancel().await;
         match self.batch_execute("").await {
             Err(error) if error.as_db_error().is_none() => {}
-            _ => self.line.open.store(0, Ordering::Release),
+            _ => self.task.open.store(0, Ordering::Release),
         }
     }
 }
@@ -226,18 +226,18 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // By itself it would wait for an answer that may never come.
         if self.is_owed_an_answer() {
-            self.line.cut();
+            self.task.cut();
         }
     }
 }
 
-impl Line {
+impl ConnectionTask {
     async fn answered<T>(&self, mut statement: Pin<&mut impl Future<Output = T>>) -> T {
         self.open.fetch_add(1, Ordering::AcqRel);
         let answer = match timeout(self.within, statement.as_mut()).await {
             Ok(answer) => answer,
             Err(_) => {
-                self.tell();
+                self.log_silence();
                 self.cut();
                 // It ends with its connection.
                 statement.await
@@ -247,14 +247,14 @@ impl Line {
         answer
     }
 
-    fn tell(&self) {
+    fn log_silence(&self) {
         let reason = format_args!("no answer within {} s", self.within.as_secs());
         episodes::warn("a database connection is given up", &self.database, reason);
     }
 
     /// Gives the connection up, and asks the server to do the same with the statement that it may be at.
     fn cut(&self) {
-        self.task.abort();
+        self.handle.abort();
         if self.is_cut.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -276,7 +276,7 @@ impl Line {
 /// A transaction on a [`Connection`], with the same deadlines.
 pub struct Transaction<'a> {
     transaction: tokio_postgres::Transaction<'a>,
-    line: &'a Line,
+    task: &'a ConnectionTask,
 }
 
 impl Transaction<'_> {
@@ -285,7 +285,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn query(&self, statement: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        self.line.answered(pin!(self.transaction.query(statement, params))).await
+        self.task.answered(pin!(self.transaction.query(statement, params))).await
     }
 
     /// Carries a statement out; how many rows it was about.
@@ -293,7 +293,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn execute(&self, statement: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
-        self.line.answered(pin!(self.transaction.execute(statement, params))).await
+        self.task.answered(pin!(self.transaction.execute(statement, params))).await
     }
 
     /// Carries out several statements without parameters.
@@ -301,7 +301,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`Connection::query`].
     pub async fn batch_execute(&self, statements: &str) -> Result<(), Error> {
-        self.line.answered(pin!(self.transaction.batch_execute(statements))).await
+        self.task.answered(pin!(self.transaction.batch_execute(statements))).await
     }
 
     /// Commits it.
@@ -309,7 +309,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`Connection::query`]; the outcome may be open.
     pub async fn commit(self) -> Result<(), Error> {
-        let Self { transaction, line } = self;
-        line.answered(pin!(transaction.commit())).await
+        let Self { transaction, task } = self;
+        task.answered(pin!(transaction.commit())).await
     }
 }

@@ -223,7 +223,7 @@ impl Database {
     ///
     /// # Errors
     /// What Postgres or the network says.
-    pub async fn unhurried_session(&self, name: &str) -> Result<Client, ConnectError> {
+    pub async fn session_without_deadlines(&self, name: &str) -> Result<Client, ConnectError> {
         let session = connect_without_deadlines(&self.named(name), &self.tls).await?;
         session.batch_execute("SET synchronous_commit = on").await?;
         Ok(session)
