@@ -195,7 +195,7 @@ impl<S: Service> Rebuild<S> {
 /// A session that sees what is committed now, and nothing later. The first question begins it.
 async fn snapshot<S: Service>(runtime: &Runtime<S>) -> Result<Client, Failure> {
     // Without deadlines: it goes through all that a shard has.
-    let session = runtime.database().unhurried_session(SESSION).await;
+    let session = runtime.database().session_without_deadlines(SESSION).await;
     let client = session.map_err(|error| Failure::Unavailable(error.describe()))?;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1").await?;
     Ok(client)

@@ -46,6 +46,15 @@ pub(crate) async fn everything(node: &Node, rows: i64) {
         faces.comments.get(PostId(post(closed)), CommentId(comment(50 * closed)), deadline()).await.unwrap().is_none()
     })
     .await;
+    eventually(Duration::from_secs(60), "all services have applied what was written", async || {
+        for bridge in node.bridges().iter() {
+            if bridge.bridge.oldest_unapplied().await.unwrap().is_some() {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
     faces.comments.sweep_closed(deadline()).await.unwrap();
     faces.users.sweep_departed(deadline()).await.unwrap();
     of_the_log(faces.users.runtime(), &["users", "posts", "comments", "search"]).await;
