@@ -34,6 +34,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Tries of a record before it is buried (rule 18).
 const TRIES: usize = 3;
 
+/// The histories of a log at some places in it.
+pub type Histories = HashMap<(ShardId, Seq), Uuid>;
+
 /// Where a bridge keeps its place: the publishing service's register of consumers.
 pub trait Places: Send + Sync + 'static {
     /// The places of a consumer, for all source shards that it has ever read.
@@ -41,7 +44,7 @@ pub trait Places: Send + Sync + 'static {
     /// Moves places forward.
     fn note<'a>(&'a self, consumer: &'static str, places: &'a [(ShardId, Seq)]) -> BoxFuture<'a, Result<(), Failure>>;
     /// The histories of the publisher's log at these places, as far as it reaches them (see [`Runtime::histories`]).
-    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<HashMap<(ShardId, Seq), Uuid>, Failure>>;
+    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Histories, Failure>>;
     /// The oldest record of the publisher after these places, by its own outbox.
     fn oldest_after(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Option<Waiting>, Failure>>;
 }
@@ -55,7 +58,7 @@ impl<S: Service> Places for Runtime<S> {
         Box::pin(Runtime::note_consumer(self, consumer, places))
     }
 
-    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<HashMap<(ShardId, Seq), Uuid>, Failure>> {
+    fn histories(&self, places: Vec<(ShardId, Seq)>) -> BoxFuture<'_, Result<Histories, Failure>> {
         Box::pin(async move { Runtime::histories(self, &places).await })
     }
 

@@ -383,7 +383,7 @@ async fn what_is_borrowed_again_while_everything_is_called_back_is_never_stale()
 /// What was broken: whoever evicted a copy told nobody, and the books of its owner filled up with what nobody had.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crawler_does_not_fill_the_books_of_an_owner() {
-    let mut world = World::lending(40, &["n1"]).await;
+    let mut world = World::lending(64, &["n1"]).await;
     // Room for some 25 of them.
     let settings = Settings { copies_bytes: 16 << 10, ..settings() };
     world.join_with(world.config.clone(), "n2", settings, LONG_LEASE).await;

@@ -31,6 +31,7 @@ const ALLOWED: &[(&str, u64, &str)] = &[
         "a page of an index that is built, 5,000 documents",
     ),
     ("WITH t0 AS (INSERT INTO inbox", 2_000, "what came by events while a batch was under way, by its keys"),
+    ("UPDATE ranked_tag r SET like_count", 5_000, "the tags of the posts that a batch changes, by their keys"),
     ("DELETE FROM tag_change", 60_000, "adds up 10,000 notes of batches at most, and leaves none"),
     (
         "NULL::uuid, NULL::uuid, 0::int8, 0::int8, true FROM closed_thread",
@@ -52,6 +53,8 @@ const NOT_DONE: &[(&str, &str)] = &[
     ("FROM dead_letter WHERE shard = $1 AND source = $2 AND seq = $3", "a letter by its key, when it is replayed"),
     ("INSERT INTO dead_letter", "by its key, when a record cannot be applied"),
     ("DELETE FROM dead_letter d USING", "letters are few, each is an alarm"),
+    ("DELETE FROM documents d USING", "a rebuild: all that a shard has of a kind, once"),
+    ("SELECT id, version, username, display_name, avatar_url, deleted FROM", "a rebuild, by keys"),
     ("DELETE FROM rebuild b USING", "by the shard, when it was made anew"),
     ("FROM UNNEST($1::uuid[], $2::uuid[]) AS r(post, id) JOIN comment c", "an import: by keys"),
     ("SELECT id FROM deleted_comment WHERE id = ANY", "an import: by keys"),

@@ -118,7 +118,7 @@ async fn of_users(users: &rookery_actors::users::Users, rows: i64) {
     let eve = users.register(eve, soon()).await.unwrap().reply.account.profile.id;
     for login in ["eve", "eve@example.org"] {
         let logged_in = users.login(login, password(), None, soon()).await.unwrap().reply;
-        users.refresh(&logged_in.refresh_token.expose(), soon()).await.unwrap();
+        users.refresh(logged_in.refresh_token.expose(), soon()).await.unwrap();
     }
     users.logout_all(eve, soon()).await.unwrap();
     let changes = users::Changes { display_name: Some(DisplayName::parse("Eve").unwrap()), ..users::Changes::default() };
