@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill as kill_process};
 use nix::unistd::{Pid, Uid};
 use rookery::migrate::{self, Database};
 use rookery::postgres::{BinariesError, DataDir, DataDirError, EmbeddedPostgres, Major, PostgresError, Search};
-use rookery::testing::{self, Patience, TestPostgres};
+use rookery::testing::{self, Patience, TestPostgres, TestService};
+use rookery_actors::ids::UserId;
+use rookery_actors::posts::rules::{Body, Tags, Title};
+use rookery_actors::posts::{Draft, PostService, Posts};
+use rookery_actors::runtime::{Context, Settings};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
 
 const DATABASES: [&str; 4] = ["users", "posts", "comments", "search"];
 
@@ -157,6 +163,42 @@ async fn a_server_that_is_killed_says_so_and_restarts_with_its_data() {
 
     connect(&config).await;
     assert_eq!(kept(&postgres).await, 1);
+    postgres.stop().await;
+}
+
+/// Met in a cluster whose Postgres was started anew, which takes a moment in which it takes no connections: writes were 503s.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_started_anew_fails_no_write() {
+    let folder = data_folder();
+    let (_data, mut postgres) = start(folder.path()).await;
+    let config = postgres.config("posts");
+    migrate::run(&mut connect(&config).await, Database::Posts).await.unwrap();
+    let service = TestService::start(PostService::default(), config, "n1", Settings::default()).await;
+    let posts = Posts::new(service.runtime.clone());
+    for _ in 0..3 {
+        let server = Pid::from_raw(postgres.id().unwrap().try_into().unwrap());
+        let writes = async {
+            for n in 0..200 {
+                let draft = Draft {
+                    author: UserId(Uuid::from_u128(1)),
+                    title: Title::parse(&format!("number {n}")).unwrap(),
+                    body: Body::parse("").unwrap(),
+                    tags: Tags::default(),
+                    at: Timestamp::now(),
+                };
+                posts.publish(draft, Context::within(Duration::from_secs(20))).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let anew = async {
+            // As an operator does: who is connected is sent away.
+            kill_process(server, Signal::SIGINT).unwrap();
+            postgres.exited().await;
+            postgres.restart().await.unwrap();
+        };
+        tokio::join!(writes, anew);
+    }
+    service.stop().await;
     postgres.stop().await;
 }
 
