@@ -163,7 +163,9 @@ impl<S: Service> Actor for EntityActor<S> {
         if *self.cell.ready.borrow() == Readiness::Ready {
             return Ok(());
         }
-        if let Err(failure) = self.load().await {
+        // In a box, as below: the task of an actor has room for the largest of its futures as long as it lives, and most of its life
+        // it waits.
+        if let Err(failure) = Box::pin(self.load()).await {
             // An outage is no crash: the callers hear of it, and the next one tries again.
             self.cell.ready.send_replace(Readiness::Failed(failure));
             self.leave(&myself);
@@ -180,7 +182,7 @@ impl<S: Service> Actor for EntityActor<S> {
                     let _ = reply.send(Outcome::Answered(Err(failure.clone().into())));
                     return Ok(());
                 }
-                let executed = self.execute(&command, &context, &slot.submitted).await;
+                let executed = Box::pin(self.execute(&command, &context, &slot.submitted)).await;
                 let reload = matches!(executed, Err(Fault { reload: true, .. }));
                 let outcome = match executed.map_err(|fault| fault.error) {
                     // Nothing happened: it goes on to whoever serves the shard by now.
