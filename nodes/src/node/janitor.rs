@@ -87,17 +87,19 @@ pub(super) fn take_back_likes(posts: Option<Posts>, comments: Option<Comments>) 
 /// Adds up how many posts have a tag, and ranks those that were there before the database did so by itself.
 pub(super) fn count_tags(posts: Posts) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut ranked = false;
+        // A node that leaves has its sessions ended a moment before it stops: one failure says nothing.
+        let (mut ranked, mut failed) = (false, false);
         while !posts.runtime().is_stopped() {
             tokio::time::sleep(COUNT_EVERY).await;
-            if !ranked {
-                ranked = posts.rank_tags(Instant::now() + LOOK_EVERY).await.unwrap_or_else(|failure| {
-                    episodes::warn("the posts of tags cannot be ranked", "posts", &failure);
-                    false
-                });
-            }
-            if let Err(failure) = posts.count_tags(Instant::now() + EVERY).await {
-                episodes::warn("the posts of tags cannot be counted", "posts", &failure);
+            let deadline = Instant::now() + EVERY;
+            let done = async {
+                ranked = ranked || posts.rank_tags(Instant::now() + LOOK_EVERY).await?;
+                posts.count_tags(deadline).await
+            };
+            match done.await {
+                Ok(_) => failed = false,
+                Err(failure) if failed => episodes::warn("the posts of tags cannot be counted", "posts", &failure),
+                Err(_) => failed = true,
             }
         }
     })
