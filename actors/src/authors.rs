@@ -20,9 +20,10 @@ use crate::{
     entity::Failure,
     event::{Record, Topic},
     ids::UserId,
-    runtime::Database,
-    service::{Foreign, Poison},
+    runtime::{Database, rebuild::Rebuild},
+    service::{Foreign, Poison, Service},
     table::table,
+    users,
 };
 
 /// What is shown of an author.
@@ -93,10 +94,10 @@ impl From<&Author> for AuthorResetRow {
 }
 
 /// All authors of the table.
-pub(crate) const STORED: &str = "SELECT id, version, username, display_name, avatar_url, deleted FROM author";
+const STORED: &str = "SELECT id, version, username, display_name, avatar_url, deleted FROM author";
 
 /// A row of [`STORED`], or of the accounts.
-pub(crate) fn read(row: &Row) -> (Uuid, Author) {
+fn read(row: &Row) -> (Uuid, Author) {
     let author = Author {
         id: UserId(row.get(0)),
         version: row.get(1),
@@ -108,8 +109,14 @@ pub(crate) fn read(row: &Row) -> (Uuid, Author) {
     (author.id.0, author)
 }
 
-/// What has to be stored so that the authors are what the accounts are. Those that have no account are gone.
-pub(crate) fn changes(accounts: &HashMap<Uuid, Author>, stored: &HashMap<Uuid, Author>) -> Vec<Author> {
+/// What has to be stored in these shards so that the authors are what the accounts are.
+pub(crate) async fn to_reset<S: Service>(rebuild: &Rebuild<S>) -> Result<Vec<Author>, Failure> {
+    let accounts = rebuild.published(users::AUTHORS, read).await?;
+    Ok(changes(&accounts, &rebuild.stored(STORED, read).await?))
+}
+
+/// The same of all. Those that have no account are gone.
+fn changes(accounts: &HashMap<Uuid, Author>, stored: &HashMap<Uuid, Author>) -> Vec<Author> {
     let gone = |author: &Author| Author {
         version: author.version + 1,
         username: String::new(),

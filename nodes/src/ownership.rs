@@ -107,7 +107,7 @@ impl Ownership {
         let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await.inspect_err(|_| {
             // Whoever tries again is somebody else: the database may know of this one, and what it began ends with it.
             runtime.lease().revoke();
-            (0..runtime.shards()).map(ShardId).for_each(|shard| runtime.close(shard));
+            close_all(&runtime);
             runtime.reincarnate(Incarnation(Uuid::new_v4()));
         })?;
         let (stop, stopped) = watch::channel(false);
@@ -149,6 +149,13 @@ impl Ownership {
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the membership ended badly");
         }
+    }
+}
+
+/// All of them: one whose last commit is in doubt is not served, and must not come back under another name.
+fn close_all<S: Service>(runtime: &Runtime<S>) {
+    for shard in (0..runtime.shards()).map(ShardId) {
+        runtime.close(shard);
     }
 }
 

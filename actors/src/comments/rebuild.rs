@@ -16,7 +16,7 @@ use crate::{
     ids::ShardId,
     posts::{self, PostService},
     runtime::Runtime,
-    users::{self, UserService},
+    users::UserService,
 };
 
 /// How many comments each author has; those of closed threads count until they are told of as gone.
@@ -31,9 +31,7 @@ impl Comments {
     /// When a database does not answer, or a shard could not be written: what was asked for stays asked for.
     pub async fn rebuild_from_users(&self, publisher: &Runtime<UserService>, shards: &[ShardId]) -> Result<(), Failure> {
         let mut rebuild = self.runtime.begin_rebuild(publisher, Topic::Users, shards).await?;
-        let wanted = rebuild.published(users::AUTHORS, authors::read).await?;
-        let have = rebuild.stored(authors::STORED, authors::read).await?;
-        for author in authors::changes(&wanted, &have) {
+        for author in authors::to_reset(&rebuild).await? {
             if let Some(unit) = rebuild.unit(author.id.0) {
                 unit.writes.author_resets.push(AuthorResetRow::from(&author));
                 unit.notes.push(Note::Author(author));

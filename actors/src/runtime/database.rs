@@ -214,7 +214,7 @@ impl Database {
     /// # Errors
     /// What Postgres or the network says.
     pub async fn session(&self, name: &str) -> Result<Connection, ConnectError> {
-        let session = Connection::open(&self.named(name), &self.tls, STATEMENT_WITHIN).await?;
+        let session = Connection::open(&named(&self.config, name), &self.tls, STATEMENT_WITHIN).await?;
         session.batch_execute("SET synchronous_commit = on").await?;
         Ok(session)
     }
@@ -224,28 +224,27 @@ impl Database {
     /// # Errors
     /// What Postgres or the network says.
     pub async fn session_without_deadlines(&self, name: &str) -> Result<Client, ConnectError> {
-        let session = connect_without_deadlines(&self.named(name), &self.tls).await?;
+        let session = connect_without_deadlines(&named(&self.config, name), &self.tls).await?;
         session.batch_execute("SET synchronous_commit = on").await?;
         Ok(session)
     }
+}
 
-    fn named(&self, name: &str) -> Config {
-        let mut config = self.config.clone();
-        config.application_name(name).connect_timeout(Duration::from_secs(2));
-        config
-    }
+/// The same under a name, by which sessions are found on the server.
+fn named(config: &Config, name: &str) -> Config {
+    let mut config = config.clone();
+    config.application_name(name).connect_timeout(Duration::from_secs(2));
+    config
 }
 
 fn pool(config: &Config, tls: MakeRustlsConnect, name: &str, size: PoolSize, troubles: &Troubles) -> Pool<Manager> {
-    let mut config = config.clone();
-    config.application_name(name).connect_timeout(Duration::from_secs(2));
     Pool::builder()
         .error_sink(Box::new(troubles.clone()))
         .max_size(size.connections_max)
         .connection_timeout(size.wait_max)
         // A round trip per checkout would double the cost of a read; a dead connection shows on use.
         .test_on_check_out(false)
-        .build_unchecked(Manager { config, tls })
+        .build_unchecked(Manager { config: named(config, name), tls })
 }
 
 /// Server certificates are checked against the system's roots; unix sockets never get here.

@@ -95,19 +95,24 @@ impl Api {
         Ok(Known(known))
     }
 
-    /// The author of what was just written. It is committed, so nothing may fail the answer any more: whoever cannot be looked
-    /// up is shown by the name in their token.
-    pub(crate) async fn writer(&self, service: Service, context: &Context, user: &Claims) -> Option<Arc<Author>> {
-        let id = UserId(user.sub);
+    /// One author, from memory if they are known there; who deleted their account is none.
+    pub(crate) async fn author(&self, service: Service, context: &Context, id: UserId) -> Result<Option<Arc<Author>>, Problem> {
         let names = match service {
             Service::Comments => &self.comments.runtime().service().authors,
             _ => &self.posts.runtime().service().authors,
         };
-        if let Some(author) = names.known(id) {
-            return Some(author).filter(|author| !author.deleted);
+        match names.known(id) {
+            Some(author) => Ok(Some(author).filter(|author| !author.deleted)),
+            None => Ok(self.authors(service, context, [id]).await?.get(id).cloned()),
         }
-        match self.authors(service, context, [id]).await {
-            Ok(known) => known.get(id).cloned(),
+    }
+
+    /// The author of what was just written. It is committed, so nothing may fail the answer any more: whoever cannot be looked
+    /// up is shown by the name in their token.
+    pub(crate) async fn writer(&self, service: Service, context: &Context, user: &Claims) -> Option<Arc<Author>> {
+        let id = UserId(user.sub);
+        match self.author(service, context, id).await {
+            Ok(author) => author,
             Err(_) => Some(Arc::new(Author {
                 id,
                 version: 0,

@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use uuid::Uuid;
 
 use super::{
-    Membership, former,
+    Membership, close_all, former,
     looking::Looking,
     moves::Moves,
     reach::Reach,
@@ -106,7 +106,7 @@ impl<S: Service> Member<S> {
         }
         self.moves.settle(lease.ttl).await;
         self.runtime.lease().revoke();
-        self.close_all();
+        close_all(&self.runtime);
         self.tell();
         let sign_off = self.directory.declare_dead(self.runtime.incarnation(), None);
         let signed_off = tokio::time::timeout(lease.ttl, sign_off).await;
@@ -134,7 +134,7 @@ impl<S: Service> Member<S> {
 
     /// Dead in this database, alive as a process: comes back as somebody else (rule 7), unless another node has the name by now.
     async fn rejoin(&mut self) -> Result<(), DirectoryError> {
-        self.close_all();
+        close_all(&self.runtime);
         former::make_way(&self.directory, &self.membership, S::NAME).await?;
         tracing::warn!(service.name = S::NAME, "declared dead, rejoining under a new incarnation");
         self.runtime.reincarnate(Incarnation(Uuid::new_v4()));
@@ -142,13 +142,6 @@ impl<S: Service> Member<S> {
         self.directory = open(&self.runtime).await?;
         self.enter().await?;
         self.renew().await
-    }
-
-    /// All of them: one whose last commit is in doubt is not served, and must not come back under another name.
-    fn close_all(&self) {
-        for shard in (0..self.runtime.shards()).map(ShardId) {
-            self.runtime.close(shard);
-        }
     }
 
     async fn renew(&mut self) -> Result<(), DirectoryError> {

@@ -9,6 +9,7 @@ use rookery_actors::posts::Post;
 use uuid::Uuid;
 
 use super::{PostView, stamp};
+use crate::call::Service;
 use crate::context::Context;
 use crate::extract::{IfNoneMatch, MaybeUser, Path};
 use crate::markdown;
@@ -41,7 +42,7 @@ pub(crate) async fn handle(
     have: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let (post, liked) = api.post_seen(&context, PostId(id), user.as_deref()).await?;
-    let author = api.author_of(&context, &post).await?;
+    let author = api.author(Service::Posts, &context, post.author).await?;
     let whole = api.post_whole(&post, author.as_deref());
     let etag = match liked {
         None => whole.etag.clone(),

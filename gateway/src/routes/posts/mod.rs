@@ -156,14 +156,6 @@ impl Api {
         }
     }
 
-    /// The author of one post, from memory if they are known there.
-    async fn author_of(&self, context: &Context, post: &Post) -> Result<Option<Arc<Author>>, Problem> {
-        match self.posts.runtime().service().authors.known(post.author) {
-            Some(author) => Ok(Some(author).filter(|author| !author.deleted)),
-            None => Ok(self.authors(Service::Posts, context, [post.author]).await?.get(post.author).cloned()),
-        }
-    }
-
     /// Whether a post is liked by who asks.
     async fn liked_post(&self, context: &Context, user: &Claims, post: &Post) -> Result<bool, Problem> {
         // Nobody likes a post without likes.
