@@ -33,6 +33,7 @@ use rookery_actors::{
     supervisor::SupervisorRef,
     users::{
         Users,
+        erased::NameHasher,
         password::{Hasher, HasherConfig},
         session::Lifetime,
         token::RefreshTokens,
@@ -151,6 +152,8 @@ impl Node {
         let name = config.node.name.to_string();
         let cookie = patience.take(async || secret::settle(&secrets, &users, &name).await).await?;
         let settling = secret::follow(secrets.clone(), users, name.clone());
+        // The one thing that outlives every secret; hashes that are kept need such a key.
+        let names = NameHasher::new(&cookie);
         let cluster = Cluster::start(&config, &databases, &secrets, cookie).await?;
         let services = services::start(&config, &databases, data.path(), &tree, cluster.as_ref(), patience).await?;
         let reached = gateway.map(|bound| address::of_gateway(bound, cluster.as_ref().map(|cluster| &*cluster.address)));
@@ -158,7 +161,7 @@ impl Node {
 
         let events = Events::start(&config.kafka, roles, &services);
         let bridges = Arc::new(bridges(&services, &events));
-        let faces = faces(&config, &secrets, &services, data.path()).await?;
+        let faces = faces(&config, &secrets, names, &services, data.path()).await?;
 
         let front = match socket {
             Some(socket) => Some((Front::new(&config, &faces, &services, &events, &secrets, patience).await?, socket)),
@@ -346,6 +349,7 @@ fn bridges(services: &services::Started, events: &Events) -> Vec<NamedBridge> {
 async fn faces(
     config: &Config,
     secrets: &KeyRing,
+    names: NameHasher,
     services: &services::Started,
     data: &std::path::Path,
 ) -> anyhow::Result<Faces> {
@@ -353,7 +357,7 @@ async fn faces(
     let tokens = RefreshTokens::new(secrets);
     let idle = jiff::SignedDuration::try_from(config.tokens.refresh_ttl)?;
     let lifetime = Lifetime { idle, ..Lifetime::default() };
-    let users = Users::new(services.users.runtime.clone(), hasher, tokens, lifetime);
+    let users = Users::new(services.users.runtime.clone(), hasher, tokens, names, lifetime);
     let posts = Posts::new(services.posts.runtime.clone());
     let comments = Comments::new(services.comments.runtime.clone());
     let search = match services.search.is_member() {

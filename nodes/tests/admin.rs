@@ -168,6 +168,56 @@ async fn an_imported_author_gets_a_password_and_logs_in() {
     node.stop().await;
 }
 
+/// What was broken: a name said whose a post is, and after an account was deleted its name may be anybody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_owner_of_a_name_is_given_nothing_that_its_former_one_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, url) = start(folder.path()).await;
+    let data = folder.path().to_str().unwrap();
+    let import = |lines: &[Value]| {
+        let file = folder.path().join("lines.jsonl");
+        std::fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        rookery(&["import", file.to_str().unwrap(), "--data-dir", data]).1
+    };
+    let posts_of = async |author: &str| {
+        let listed = reqwest::get(format!("{url}/api/v1/posts?author={author}")).await.unwrap();
+        listed.json::<Value>().await.unwrap()["items"].as_array().unwrap_or_else(|| panic!("no list")).len()
+    };
+    let user =
+        |source: &str, name: &str| json!({"type": "user", "source_id": source, "username": name, "bio": "x", "created_at": 1});
+    let post = |source: &str, author: &str| json!({"type": "post", "source_id": source, "author": author, "title": "t", "created_at": 2});
+    let erase = async |name: &str, token: String| {
+        let gone = reqwest::Client::new().delete(format!("{url}/api/v1/users/me")).bearer_auth(token);
+        assert_eq!(gone.json(&json!({"password": PASSWORD})).send().await.unwrap().status(), StatusCode::NO_CONTENT, "{name}");
+    };
+
+    let said = import(&[user("u1", "ada"), post("p1", "Ada")]);
+    assert!(said.contains("imported       2"), "{said}");
+    assert!(piped(&["admin", "password", "ada", "--data-dir", data], &format!("{PASSWORD}\n")).0);
+    erase("ada", log_in(&url, "ada").await).await;
+    register(&url, "ada").await;
+
+    // With her line, and by her name alone.
+    let said = import(&[user("u1", "ada"), post("p1", "ada"), post("p2", "ada")]);
+    assert!(said.contains("already there  2") && said.contains("the account of ada was deleted here"), "{said}");
+    let said = import(&[post("p3", "ada")]);
+    assert!(said.contains("imported       0") && said.contains("an account ada was deleted here"), "{said}");
+    assert_eq!(posts_of("ada").await, 0);
+
+    // So it is with those who were never imported.
+    erase("bob", register(&url, "bob").await).await;
+    register(&url, "bob").await;
+    let said = import(&[post("p4", "bob")]);
+    assert!(said.contains("an account bob was deleted here"), "{said}");
+    assert_eq!(posts_of("bob").await, 0);
+
+    // A line says who is meant.
+    let said = import(&[user("u2", "carol"), post("p5", "carol"), post("p6", "CAROL")]);
+    assert!(said.contains("imported       3"), "{said}");
+    assert_eq!(posts_of("carol").await, 2);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_of_a_log_that_cannot_be_are_refused_and_not_none() {
     let folder = tempfile::tempdir().unwrap();

@@ -26,6 +26,7 @@ use rookery_actors::{
     secret::ClusterSecret,
     users::{
         NewUser, UserService, Users,
+        erased::NameHasher,
         names::{Email, Username},
         password::{Hasher, HasherConfig, Password},
         session::Lifetime,
@@ -294,7 +295,13 @@ async fn a_user_with_a_million_followers_behaves_like_any_other() {
     let service = TestService::start(UserService::default(), config, "n1", Settings::default()).await;
     let runtime = service.runtime.clone();
     let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into());
-    let users = Users::new(runtime.clone(), Hasher::start(HasherConfig::default()).unwrap(), tokens, Lifetime::default());
+    let users = Users::new(
+        runtime.clone(),
+        Hasher::start(HasherConfig::default()).unwrap(),
+        tokens,
+        NameHasher::new("the cluster"),
+        Lifetime::default(),
+    );
     let register = async |name: &str| {
         let new = NewUser {
             username: Username::parse(name).unwrap(),

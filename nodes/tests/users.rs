@@ -18,6 +18,7 @@ use rookery_actors::{
     secret::{ClusterSecret, KeyRing},
     users::{
         Asked, Changes, LoggedIn, NewUser, Rejection, Role, UserService, Users,
+        erased::NameHasher,
         keys::{KeyError, Overlap, SigningKeys},
         names::{Bio, Email, Username},
         password::{Hasher, HasherConfig, Password},
@@ -70,7 +71,8 @@ impl World {
     async fn on(config: Config) -> Self {
         let service = TestService::start(UserService::default(), config.clone(), "n1", Settings::default()).await;
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
-        let users = Users::new(service.runtime.clone(), hasher, RefreshTokens::new(&secret()), Lifetime::default());
+        let (tokens, names) = (RefreshTokens::new(&secret()), NameHasher::new("the cluster"));
+        let users = Users::new(service.runtime.clone(), hasher, tokens, names, Lifetime::default());
         Self { config, service, users }
     }
 
@@ -530,10 +532,14 @@ async fn a_second_import_does_not_bring_a_deleted_author_back() {
     let world = World::new().await;
     let (id, at) = (UserId(Uuid::now_v7()), Timestamp::UNIX_EPOCH);
     let import = || world.users.ensure_author(id, named("old_author"), at, soon());
-    import().await.unwrap();
+    assert!(import().await.unwrap());
     world.users.set_password(&named("old_author"), password(PASSWORD), soon()).await.unwrap();
+    // An account that stays does not count as deleted.
+    world.users.delete(id, password("another battery"), soon()).await.unwrap_err();
+    assert!(!world.users.was_erased(&named("old_author")).await.unwrap());
     world.users.delete(id, password(PASSWORD), soon()).await.unwrap();
-    import().await.unwrap();
+    assert!(world.users.was_erased(&named("old_author")).await.unwrap());
+    assert!(!import().await.unwrap());
     assert_eq!(world.users.get(id, deadline()).await.unwrap(), None);
     assert_eq!(world.users.by_username(&named("old_author"), deadline()).await.unwrap(), None);
     world.service.stop().await;

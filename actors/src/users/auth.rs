@@ -224,6 +224,9 @@ impl Users {
     /// [`Rejection::WrongCredentials`] if the password is wrong.
     pub async fn delete(&self, user: UserId, password: Password, context: Context) -> Asked<()> {
         let proof = self.prove(user, password, context.deadline).await?;
+        if let Some(profile) = self.get(user, context.deadline).await? {
+            self.remember_name(user, &profile.username).await?;
+        }
         self.ask(user, Command::Delete { proof: Some(proof), at: now() }, context).await.map(done)
     }
 

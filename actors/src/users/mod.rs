@@ -3,6 +3,7 @@
 mod auth;
 mod edges;
 pub mod entity;
+pub mod erased;
 pub mod keys;
 pub mod names;
 pub mod password;
@@ -29,6 +30,7 @@ pub use self::{
     service::{Answer, Query, Reply, UserService},
 };
 use self::{
+    erased::NameHasher,
     names::{AvatarUrl, Bio, DisplayName, Email, Username},
     password::{Hasher, HasherError},
     session::{Lifetime, Session},
@@ -48,6 +50,7 @@ pub struct Users {
     runtime: Runtime<UserService>,
     hasher: Hasher,
     tokens: RefreshTokens,
+    names: NameHasher,
     lifetime: Lifetime,
     /// Two sweeps at once would tell of the same edge twice.
     sweeping: Arc<Mutex<()>>,
@@ -114,8 +117,14 @@ impl From<&Session> for SessionData {
 
 impl Users {
     /// The face of a runtime.
-    pub fn new(runtime: Runtime<UserService>, hasher: Hasher, tokens: RefreshTokens, lifetime: Lifetime) -> Self {
-        Self { runtime, hasher, tokens, lifetime, sweeping: Arc::default() }
+    pub fn new(
+        runtime: Runtime<UserService>,
+        hasher: Hasher,
+        tokens: RefreshTokens,
+        names: NameHasher,
+        lifetime: Lifetime,
+    ) -> Self {
+        Self { runtime, hasher, tokens, names, lifetime, sweeping: Arc::default() }
     }
 
     /// The runtime behind it.
@@ -298,7 +307,7 @@ impl Users {
     }
 
     /// Makes the account of an imported author: without a password, so nobody can log in to it until it gets one. Doing so
-    /// again changes nothing, also when the account was deleted meanwhile.
+    /// again changes nothing. Returns whether the account is there: one that was deleted stays so.
     ///
     /// # Errors
     /// [`Rejection::UsernameTaken`] when another has the name.
@@ -308,13 +317,16 @@ impl Users {
         username: Username,
         at: Timestamp,
         context: Context,
-    ) -> Result<(), AskError<Rejection>> {
-        if self.get(id, context.deadline).await?.is_some() {
-            return Ok(());
+    ) -> Result<bool, AskError<Rejection>> {
+        let deadline = context.deadline;
+        if self.get(id, deadline).await?.is_some() {
+            return Ok(true);
         }
         let register = Command::Register { id, username, email: None, password_hash: None, session: None, at };
         match self.ask(id, register, context).await {
-            Ok(_) | Err(AskError::Rejected(Rejection::Exists)) => Ok(()),
+            Ok(_) => Ok(true),
+            // Deleted, or made by another import since we looked.
+            Err(AskError::Rejected(Rejection::Exists)) => Ok(self.get(id, deadline).await?.is_some()),
             Err(error) => Err(error),
         }
     }

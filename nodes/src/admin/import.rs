@@ -139,8 +139,17 @@ impl UnderWay {
 
 struct Importer {
     faces: Faces,
-    /// Authors that were looked up or made, so that each is only once.
-    authors: Mutex<HashMap<Author, Arc<OnceCell<UserId>>>>,
+    /// Authors that were looked up or made, so that each is only once, and those whose own line came by: a line knows its user
+    /// by where it comes from, a name may have changed hands since.
+    authors: Mutex<HashMap<Author, Arc<OnceCell<Known>>>>,
+}
+
+/// What is known of an author.
+#[derive(Clone, Copy)]
+enum Known {
+    There(UserId),
+    /// The account was deleted here.
+    Erased,
 }
 
 /// Why an item is not in.
@@ -240,7 +249,12 @@ impl Importer {
             user.avatar_url.as_deref().map(AvatarUrl::parse).transpose().map_err(|error| refused("avatar_url", error))?;
         let users = &self.faces.users;
         let there = users.get(user.id, Instant::now() + PATIENCE).await?;
-        users.ensure_author(user.id, username, user.created_at, context()).await?;
+        let author = Author::Named(username.to_string());
+        if !users.ensure_author(user.id, username, user.created_at, context()).await? {
+            self.authors.lock().await.insert(author, Arc::new(OnceCell::from(Known::Erased)));
+            return Ok(false);
+        }
+        self.authors.lock().await.insert(author, Arc::new(OnceCell::from(Known::There(user.id))));
         let says_something = !display_name.as_str().is_empty() || !bio.as_str().is_empty() || avatar_url.is_some();
         // The first version has only a name. A later one is somebody's own edit, or ours from an import before.
         if says_something && there.as_ref().is_none_or(|profile| profile.version == 1) {
@@ -292,25 +306,37 @@ impl Importer {
     }
 
     async fn author(&self, author: &Author) -> Result<UserId, No> {
-        let cell = Arc::clone(self.authors.lock().await.entry(author.clone()).or_default());
-        cell.get_or_try_init(|| self.find_author(author)).await.copied()
+        let (Author::Named(name) | Author::Made { username: name, .. }) = author;
+        let username = Username::parse(name).map_err(|error| refused("author", error))?;
+        let key = match author {
+            // However it is written.
+            Author::Named(_) => Author::Named(username.to_string()),
+            made @ Author::Made { .. } => made.clone(),
+        };
+        let cell = Arc::clone(self.authors.lock().await.entry(key).or_default());
+        match cell.get_or_try_init(|| self.find_author(author, &username)).await? {
+            Known::There(id) => Ok(*id),
+            Known::Erased => Err(No::Refused(format!(
+                "author: the account of {username} was deleted here, and nothing more of it is imported"
+            ))),
+        }
     }
 
-    async fn find_author(&self, author: &Author) -> Result<UserId, No> {
-        match author {
-            Author::Named(name) => {
-                let username = Username::parse(name).map_err(|error| refused("author", error))?;
-                let profile = self.faces.users.by_username(&username, Instant::now() + PATIENCE).await?;
-                let absent = || {
-                    No::Refused(format!("author: there is no user {username}; the line of a user comes before what they wrote"))
-                };
-                profile.map(|profile| profile.id).ok_or_else(absent)
-            }
-            Author::Made { id, username, since } => {
-                let username = Username::parse(username).map_err(|error| refused("author", error))?;
-                self.faces.users.ensure_author(*id, username, *since, context()).await?;
-                Ok(*id)
-            }
+    async fn find_author(&self, author: &Author, username: &Username) -> Result<Known, No> {
+        let users = &self.faces.users;
+        if let Author::Made { id, since, .. } = author {
+            let there = users.ensure_author(*id, username.clone(), *since, context()).await?;
+            return Ok(if there { Known::There(*id) } else { Known::Erased });
+        }
+        let line = "the line of a user comes before what they wrote";
+        if users.was_erased(username).await? {
+            return Err(No::Refused(format!(
+                "author: an account {username} was deleted here, so the name alone does not say who is meant; {line}"
+            )));
+        }
+        match users.by_username(username, Instant::now() + PATIENCE).await? {
+            Some(profile) => Ok(Known::There(profile.id)),
+            None => Err(No::Refused(format!("author: there is no user {username}; {line}"))),
         }
     }
 }

@@ -26,7 +26,8 @@ Lines: one JSON object each, the file plain or gzip.
   source_id   what the source calls it; ids are made of it and the time, so that a second import finds what
               is there. \"id\" (a UUID) may stand instead; with neither, the whole line names itself.
   created_at  RFC 3339 or Unix seconds; kept.
-  author      the name of a user: one of a line before, or one who is there.
+  author      the name of a user: one of a line before, or one who is there. The name of an account that was deleted
+              here is not enough, for somebody else may have it now.
   post, parent  the source_id of a line before, or the UUID of what is there.
 
   Users get no password and cannot log in until `rookery admin password` gives them one; e-mail addresses are not imported.

@@ -24,6 +24,7 @@ use rookery_actors::{
     supervisor::SupervisorRef,
     users::{
         UserService, Users,
+        erased::NameHasher,
         names::Username,
         password::{Hasher, HasherConfig},
         session::Lifetime,
@@ -108,7 +109,7 @@ impl World {
         let log = Arc::new(EmbeddedLog::new(Arc::new(users.clone()), Arc::new(posts.clone()), Arc::new(comments.clone())));
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
         let tokens = RefreshTokens::new(&ClusterSecret::from_bytes(&[7; 32]).unwrap().into());
-        let users = Users::new(users, hasher, tokens, Lifetime::default());
+        let users = Users::new(users, hasher, tokens, NameHasher::new("the cluster"), Lifetime::default());
         self.nodes.push(Node { users, posts: Posts::new(posts), comments, log, indexes });
     }
 

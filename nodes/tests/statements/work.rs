@@ -130,6 +130,7 @@ async fn of_users(users: &rookery_actors::users::Users, rows: i64) {
     users.set_role(&Username::parse("eve").unwrap(), Role::Moderator, true, soon()).await.unwrap();
     users.set_password(&Username::parse("eve").unwrap(), password(), soon()).await.unwrap();
     users.delete(eve, password(), soon()).await.unwrap();
+    assert!(users.was_erased(&Username::parse("eve").unwrap()).await.unwrap());
 }
 
 fn draft(title: &str, tags: &[&str]) -> posts::Draft {
