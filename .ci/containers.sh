@@ -318,7 +318,10 @@ part_dev() {
   kill -TERM "$up_pid"
   wait "$up_pid" || true
   unset up_pid
+}
 
+part_dev_containers() {
+  checkout
   export COMPOSE_PROJECT_NAME=rookery-nightly-dev
   export COMPOSE_FILE=$scratch/checkout/docker-compose.yml:$scratch/checkout/docker-compose.dev.yml
   "$scratch/checkout/docker/secrets.sh"
