@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use rookery_actors::caller::{Caller, TraceParent};
+use rookery_actors::runtime::in_time_to_answer;
 
 use crate::auth::{AuthError, Claims};
 use crate::chain::Edge;
@@ -38,6 +39,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// The same request once its work is committed: what is looked up for its answer must not make that come too late.
+    pub(crate) fn committed(&self) -> Self {
+        Self { deadline: in_time_to_answer(self.deadline.into()).into_std(), ..self.clone() }
+    }
+
     /// For whom other nodes are asked.
     pub(crate) fn caller(&self) -> Caller {
         Caller { request_id: Bytes::copy_from_slice(self.request_id.as_bytes()), trace: self.trace.parent() }

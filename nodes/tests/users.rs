@@ -7,14 +7,15 @@ use rookery::{
     bridge::{Bridge, RunningBridge},
     event_log::EmbeddedLog,
     migrate::Database,
-    testing::{self, TestPostgres, TestService},
+    ownership::LeaseSettings,
+    testing::{self, LEASE, TestPostgres, TestService},
 };
 use rookery_actors::{
     entity::AskError,
     event::{Record, Source, Topic},
     ids::{SessionId, ShardId, UserId},
     records::{SessionRecord, UserRecord},
-    runtime::{Accepted, Context, IdempotencyKey, Settings, Slice, SlicePart},
+    runtime::{Accepted, BootTime, Context, IdempotencyKey, Settings, Slice, SlicePart},
     secret::{ClusterSecret, KeyRing},
     users::{
         Asked, Changes, LoggedIn, NewUser, Rejection, Role, UserService, Users,
@@ -31,6 +32,8 @@ use tokio_postgres::{Client, Config};
 use uuid::Uuid;
 
 const PASSWORD: &str = "correct horse battery";
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn soon() -> Context {
     Context::within(Duration::from_secs(20))
@@ -68,8 +71,19 @@ impl World {
         Self::on(TestPostgres::shared().fresh_database(Database::Users).await).await
     }
 
+    /// One whose lease is renewed by nobody while a test lasts.
+    async fn without_renewals() -> Self {
+        let lease = LeaseSettings { ttl: HOUR, renew_every: HOUR };
+        Self::with_lease(TestPostgres::shared().fresh_database(Database::Users).await, lease).await
+    }
+
     async fn on(config: Config) -> Self {
-        let service = TestService::start(UserService::default(), config.clone(), "n1", Settings::default()).await;
+        Self::with_lease(config, LEASE).await
+    }
+
+    async fn with_lease(config: Config, lease: LeaseSettings) -> Self {
+        let settings = Settings::default();
+        let service = TestService::start_with(UserService::default(), config.clone(), "n1", settings, lease).await;
         let hasher = Hasher::start(HasherConfig::default()).unwrap();
         let (tokens, names) = (RefreshTokens::new(&secret()), NameHasher::new("the cluster"));
         let users = Users::new(service.runtime.clone(), hasher, tokens, names, Lifetime::default());
@@ -111,6 +125,24 @@ impl World {
         rejection(self.users.refresh(token.refresh_token.expose(), context).await)
     }
 
+    /// What comes of a write that Postgres keeps waiting until the lease has ended: it is committed then, and nothing can be read
+    /// any more before the answer. The lease is back afterwards.
+    async fn past_its_lease<T>(&self, write: impl Future<Output = Asked<T>>) -> Result<T, AskError<Rejection>> {
+        let (holder, looks) = (self.sql().await, self.sql().await);
+        holder.batch_execute("BEGIN; LOCK TABLE outbox IN EXCLUSIVE MODE").await.unwrap();
+        let ends = async {
+            let waits = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                         WHERE d.datname = current_database() AND l.relation = 'outbox'::regclass AND NOT l.granted)";
+            eventually("the write waits", async || looks.query_one(waits, &[]).await.unwrap().get(0)).await;
+            self.service.runtime.lease().revoke();
+            holder.batch_execute("COMMIT").await.unwrap();
+        };
+        let (asked, ()) = tokio::join!(write, ends);
+        assert!(!self.service.runtime.lease().is_valid(), "it had ended before the answer");
+        self.service.runtime.lease().renewed(BootTime::now(), HOUR);
+        asked.map(|Accepted { reply, .. }| reply)
+    }
+
     /// Carries the users' own log to the users.
     fn bridged(&self) -> RunningBridge {
         let runtime = Arc::new(self.service.runtime.clone());
@@ -147,7 +179,7 @@ async fn an_account_is_the_same_after_a_restart() {
     let world = World::new().await;
     let ada = world.sign_up("ada").await.account;
     let bio = Some(Bio::parse("Mathematician.").unwrap());
-    let edited = world.users.edit(ada.profile.id, Changes { bio, ..Changes::default() }, soon()).await.unwrap().reply;
+    let edited = world.users.edit(ada.profile.id, Changes { bio, ..Changes::default() }, soon()).await.unwrap().reply.account;
     world.users.set_role(&named("ada"), Role::Moderator, true, soon()).await.unwrap();
     let before = world.users.account(ada.profile.id, deadline()).await.unwrap().unwrap();
     assert_eq!((before.profile.bio.as_str(), before.profile.version), ("Mathematician.", edited.profile.version));
@@ -231,10 +263,96 @@ async fn a_retried_refresh_is_no_reuse_however_often_it_is_retried() {
     let lost = world.refresh(&first, keyed("refresh")).await.unwrap();
     world.refresh(&first, keyed("refresh")).await.unwrap();
     let arrived = world.refresh(&first, keyed("refresh")).await.unwrap();
-    assert_eq!(world.refresh(&lost, soon()).await.unwrap_err(), Rejection::InvalidToken);
     world.refresh(&arrived, soon()).await.unwrap();
     // The session belongs to whoever used the answer: the old request gets no token of it any more.
     assert_eq!(world.refresh(&first, keyed("refresh")).await.unwrap_err(), Rejection::InvalidToken);
+    world.service.stop().await;
+}
+
+/// What was broken: the rotation was committed, and the read after it failed as if nothing had happened. So the gateway, and the
+/// client, sent the spent token again, and that ended the session.
+#[tokio::test]
+async fn a_refresh_that_is_committed_is_answered_although_the_lease_has_ended_meanwhile() {
+    let world = World::without_renewals().await;
+    let first = world.sign_up("ada").await;
+    let second = world.past_its_lease(world.users.refresh(first.refresh_token.expose(), soon())).await.unwrap();
+    assert_eq!(second.account, first.account);
+    world.refresh(&second, soon()).await.unwrap();
+    let third = world.sign_up("bob").await;
+    let kept = world.past_its_lease(world.users.refresh(third.refresh_token.expose(), keyed("refresh"))).await.unwrap();
+    let again = world.past_its_lease(world.users.refresh(third.refresh_token.expose(), keyed("refresh"))).await.unwrap();
+    assert_ne!(kept.refresh_token.expose(), again.refresh_token.expose());
+    world.refresh(&again, soon()).await.unwrap();
+    world.service.stop().await;
+}
+
+/// What was broken: the same, and the retry was told that its own name is taken.
+#[tokio::test]
+async fn an_account_that_is_committed_is_answered_although_the_lease_has_ended_meanwhile() {
+    let world = World::without_renewals().await;
+    world.sign_up("bob").await;
+    let ada = world.past_its_lease(world.try_sign_up("ada", "ada@example.org", soon())).await.unwrap();
+    assert_eq!(world.users.account(ada.account.profile.id, deadline()).await.unwrap(), Some(ada.account.clone()));
+    world.refresh(&ada, soon()).await.unwrap();
+    world.service.stop().await;
+}
+
+/// What was broken: the same, and the retry opened another session beside the first.
+#[tokio::test]
+async fn a_login_that_is_committed_is_answered_although_the_lease_has_ended_meanwhile() {
+    let world = World::without_renewals().await;
+    let first = world.try_sign_up("ada", "ada@example.org", keyed("register")).await.unwrap().reply;
+    let ada = first.account.profile.id;
+    let login = world.past_its_lease(world.users.login("ada", password(PASSWORD), None, soon())).await.unwrap();
+    let retry = world.past_its_lease(world.try_sign_up("ada", "ada@example.org", keyed("register"))).await.unwrap();
+    assert_eq!((&login.account, &retry.account), (&first.account, &first.account));
+    let mut open: Vec<_> = world.users.sessions(ada, deadline()).await.unwrap().into_iter().map(|session| session.id).collect();
+    let mut known = [first.session, login.session, retry.session];
+    open.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(open, known);
+    world.refresh(&login, soon()).await.unwrap();
+    world.service.stop().await;
+}
+
+/// What was broken: the same, and the retry was told that somebody else had edited it meanwhile.
+#[tokio::test]
+async fn an_edit_that_is_committed_is_answered_although_the_lease_has_ended_meanwhile() {
+    let world = World::without_renewals().await;
+    let ada = world.sign_up("ada").await.account.profile.id;
+    let edit = |bio: &str, if_version| {
+        let changes = Changes { bio: Some(Bio::parse(bio).unwrap()), if_version, ..Changes::default() };
+        world.users.edit(ada, changes, soon())
+    };
+    let edited = world.past_its_lease(edit("Mathematician.", Some(1))).await.unwrap();
+    assert_eq!((edited.account.profile.bio.as_str(), edited.is_current), ("Mathematician.", false));
+    let now = world.users.account(ada, deadline()).await.unwrap().unwrap();
+    assert_eq!((now.profile.bio.as_str(), now.profile.version), ("Mathematician.", 2));
+    let edited = edit("Countess.", Some(2)).await.unwrap().reply;
+    assert_eq!((edited.account.profile.bio.as_str(), edited.account.profile.version, edited.is_current), ("Countess.", 3, true));
+    world.service.stop().await;
+}
+
+/// These read nothing after their commit.
+#[tokio::test]
+async fn whatever_else_is_committed_is_answered_although_the_lease_has_ended_meanwhile() {
+    let world = World::without_renewals().await;
+    let (users, ada, bob) = (&world.users, world.sign_up("ada").await, world.sign_up("bob").await);
+    let id = ada.account.profile.id;
+    let better = || password("a better password");
+    world.past_its_lease(users.follow(id, &named("bob"), true, soon())).await.unwrap();
+    world.past_its_lease(users.follow(id, &named("bob"), false, soon())).await.unwrap();
+    world.past_its_lease(users.set_role(&named("ada"), Role::Moderator, true, soon())).await.unwrap();
+    let change = users.change_password(id, password(PASSWORD), better(), Some(ada.session), soon());
+    world.past_its_lease(change).await.unwrap();
+    world.past_its_lease(users.set_password(&named("bob"), better(), soon())).await.unwrap();
+    world.past_its_lease(users.close_session(id, ada.session, soon())).await.unwrap();
+    world.log_in("ada", "a better password").await.unwrap();
+    world.past_its_lease(users.logout_all(id, soon())).await.unwrap();
+    world.past_its_lease(users.delete(id, better(), soon())).await.unwrap();
+    let deadline = deadline();
+    assert_eq!(users.get(id, deadline).await.unwrap(), None);
+    assert!(!users.has_session(bob.account.profile.id, bob.session, deadline).await.unwrap(), "a new password ends it");
     world.service.stop().await;
 }
 

@@ -80,6 +80,9 @@ use crate::{
     supervisor::{Lifetime, RestartPolicy, Restarts},
 };
 
+/// How long what an answer tells besides may be looked up once the work is committed.
+const LOOK_UP_MAX: Duration = Duration::from_secs(1);
+
 /// How long a stop waits for the outcome of a commit: longer than a restart of Postgres, a third of a whole stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -543,6 +546,13 @@ impl<S: Service> Inner<S> {
 /// By which whoever takes over finds the sessions of a member (rule 4).
 fn session_name<S: Service>(incarnation: Incarnation) -> String {
     format!("{}:{incarnation}", S::NAME)
+}
+
+/// Until when something may be looked up for the answer to what is committed: nothing may fail that answer any more, and a look
+/// that takes the time which is left would.
+pub fn in_time_to_answer(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + (deadline.saturating_duration_since(now) / 2).min(LOOK_UP_MAX)
 }
 
 /// The time of day for records, to the precision that Postgres keeps.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     entity::{AskError, Failure},
     ids::{SessionId, UserId, mint},
-    runtime::{Accepted, Context, now},
+    runtime::{Accepted, Context, in_time_to_answer, now},
     service::stored,
 };
 
@@ -60,6 +60,8 @@ impl Users {
         let shard = context.idempotency.as_ref().map(|key| key.shard(self.runtime.shards()));
         let minted = UserId(mint(at, self.runtime.shards(), shard));
         let (session, refresh_token) = self.start(minted, user_agent.as_deref())?;
+        // The answer tells what the command says: once it is committed, no read may fail any more.
+        let account = Account::registered(minted, &username, &email, at);
         let register = Command::Register {
             id: minted,
             username,
@@ -77,7 +79,10 @@ impl Users {
                 let hash = self.view(user, deadline, |user| user.password_hash.clone()).await?.flatten();
                 self.enter(Some(user), hash, password, user_agent.as_deref(), again).await
             }
-            _ => self.logged_in(minted, &session, refresh_token, accepted, deadline).await,
+            _ => {
+                let Accepted { shard, seq, .. } = accepted;
+                Ok(Accepted { reply: LoggedIn { account, session: SessionId(session.id), refresh_token }, shard, seq })
+            }
         }
     }
 
@@ -110,8 +115,9 @@ impl Users {
             return rejected(Rejection::SessionExpired);
         };
         let (refresh_token, next) = self.tokens.mint(user.0, session.0, generation).map_err(Failure::from)?;
+        // Read first: a read that fails after the token was spent would say that nothing happened, and its retry be a reuse.
+        let account = self.account(user, context.deadline).await?.ok_or(AskError::Rejected(Rejection::NoSuchSession))?;
         let again = keyless(&context);
-        let deadline = context.deadline;
         let at = now();
         let asked = self.ask(user, Command::Rotate { presented, next, at, lifetime: self.lifetime }, context).await;
         let mut accepted = asked.map_err(|error| match error {
@@ -127,7 +133,6 @@ impl Users {
             _ => return rejected(Rejection::TokenReused),
         }
         let Accepted { shard, seq, .. } = accepted;
-        let account = self.existing(user, deadline).await?;
         Ok(Accepted { reply: LoggedIn { account, session, refresh_token }, shard, seq })
     }
 
@@ -276,34 +281,25 @@ impl Users {
         let (Some(user), Some(hash), true) = (user, hash, right) else {
             return Err(AskError::Rejected(Rejection::WrongCredentials));
         };
+        // Read first: a read that fails after the session was opened would say that nothing happened, and its retry open another.
+        // SQL has shown the user, so memory must have what SQL saw (rule 9). None: deleted since.
+        self.runtime.settled(self.runtime.shard_of(user.0)).await;
+        let account = self.account(user, deadline).await?.ok_or(AskError::Rejected(Rejection::WrongCredentials))?;
         let (session, refresh_token) = self.start(user, user_agent)?;
-        let open = Command::OpenSession { session: session.clone(), proof: hash };
-        let accepted = self.ask(user, open, context.clone()).await.map_err(|error| match error {
+        let reply = LoggedIn { account, session: SessionId(session.id), refresh_token };
+        let open = Command::OpenSession { session, proof: hash };
+        let Accepted { shard, seq, .. } = self.ask(user, open, context.clone()).await.map_err(|error| match error {
             // Deleted since the hash was read.
             AskError::Rejected(Rejection::NotFound) => AskError::Rejected(Rejection::WrongCredentials),
             error => error,
         })?;
-        let opened = self.logged_in(user, &session, refresh_token, accepted, deadline).await?;
         if let Some((current, password)) = outdated {
-            self.rehash(user, current, password, context).await;
+            self.rehash(user, current, password, Context { deadline: in_time_to_answer(deadline), ..context }).await;
         }
-        Ok(opened)
+        Ok(Accepted { reply, shard, seq })
     }
 
-    async fn logged_in(
-        &self,
-        user: UserId,
-        session: &Session,
-        refresh_token: RefreshToken,
-        accepted: Accepted<Reply>,
-        deadline: Instant,
-    ) -> Asked<LoggedIn> {
-        let account = self.existing(user, deadline).await?;
-        let reply = LoggedIn { account, session: SessionId(session.id), refresh_token };
-        Ok(Accepted { reply, shard: accepted.shard, seq: accepted.seq })
-    }
-
-    /// Never the end of a login: the next one tries again.
+    /// Never the end of a login, and never its delay for long: the next one tries again.
     async fn rehash(&self, user: UserId, current: PasswordHash, password: Password, context: Context) {
         let rehashed = async {
             let new = within(context.deadline, self.hasher.hash(password)).await?;

@@ -74,6 +74,13 @@ pub struct Account {
     pub roles: BTreeSet<Role>,
 }
 
+impl Account {
+    /// The account of one who has just registered.
+    pub(super) fn registered(id: UserId, username: &Username, email: &Email, at: Timestamp) -> Self {
+        User::new(id, username, Some(email.clone()), None, at).account()
+    }
+}
+
 /// What a user may do beyond others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

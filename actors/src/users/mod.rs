@@ -19,7 +19,10 @@ use std::{
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
 use uuid::Uuid;
 
 pub(crate) use self::rebuild::{AUTHORS, FOLLOWS};
@@ -41,7 +44,7 @@ use crate::{
     entity::{AskError, Failure},
     ids::{SessionId, UserId},
     records::UserRecord,
-    runtime::{Accepted, AskResult, Context, Runtime, now, strange_answer},
+    runtime::{Accepted, AskResult, Context, Runtime, in_time_to_answer, now, strange_answer},
 };
 
 /// The public face of the users service.
@@ -70,6 +73,16 @@ pub struct Changes {
     pub avatar_url: Option<Option<AvatarUrl>>,
     /// The version that the editor saw.
     pub if_version: Option<i64>,
+}
+
+/// An account after an edit.
+#[derive(Clone, Debug)]
+pub struct Edited {
+    /// The account.
+    pub account: Account,
+    /// Whether it was read after the edit. Else it could not be, and is what was read before with the changes: its version,
+    /// its time and its counts are those of before.
+    pub is_current: bool,
 }
 
 /// A copy of what is stored about a user, for the user.
@@ -101,6 +114,22 @@ pub struct SessionData {
 impl PersonalData {
     /// Edges in one copy at most.
     pub const FOLLOWING_MAX: usize = 10_000;
+}
+
+impl Changes {
+    fn made_to(self, mut account: Account) -> Account {
+        let profile = &mut account.profile;
+        if let Some(display_name) = self.display_name {
+            profile.display_name = display_name;
+        }
+        if let Some(bio) = self.bio {
+            profile.bio = bio;
+        }
+        if let Some(avatar_url) = self.avatar_url {
+            profile.avatar_url = avatar_url;
+        }
+        account
+    }
 }
 
 impl From<&Session> for SessionData {
@@ -232,12 +261,18 @@ impl Users {
     ///
     /// # Errors
     /// The user's rejection.
-    pub async fn edit(&self, id: UserId, changes: Changes, context: Context) -> Asked<Account> {
-        let Changes { display_name, bio, avatar_url, if_version } = changes;
+    pub async fn edit(&self, id: UserId, changes: Changes, context: Context) -> Asked<Edited> {
         let deadline = context.deadline;
+        // For an answer if the edit is committed and nothing can be read any more.
+        let before = self.account(id, deadline).await?.ok_or(AskError::Rejected(Rejection::NotFound))?;
+        let Changes { display_name, bio, avatar_url, if_version } = changes.clone();
         let edit = Command::EditProfile { display_name, bio, avatar_url, if_version, at: now() };
         let Accepted { shard, seq, .. } = self.ask(id, edit, context).await?;
-        let reply = self.existing(id, deadline).await?;
+        let until = in_time_to_answer(deadline);
+        let reply = match timeout_at(until, self.account(id, until)).await {
+            Ok(Ok(Some(account))) => Edited { account, is_current: true },
+            _ => Edited { account: changes.made_to(before), is_current: false },
+        };
         Ok(Accepted { reply, shard, seq })
     }
 
@@ -350,10 +385,6 @@ impl Users {
     async fn seen(&self, id: UserId, deadline: Instant) -> Result<Option<Profile>, Failure> {
         self.runtime.settled(self.runtime.shard_of(id.0)).await;
         self.get(id, deadline).await
-    }
-
-    async fn existing(&self, id: UserId, deadline: Instant) -> Result<Account, AskError<Rejection>> {
-        self.account(id, deadline).await?.ok_or(AskError::Rejected(Rejection::NotFound))
     }
 
     async fn named(&self, username: &Username, deadline: Instant) -> Result<Profile, AskError<Rejection>> {

@@ -111,7 +111,7 @@ impl Api {
     /// up is shown by the name in their token.
     pub(crate) async fn writer(&self, service: Service, context: &Context, user: &Claims) -> Option<Arc<Author>> {
         let id = UserId(user.sub);
-        match self.author(service, context, id).await {
+        match self.author(service, &context.committed(), id).await {
             Ok(author) => author,
             Err(_) => Some(Arc::new(Author {
                 id,

@@ -69,7 +69,7 @@ pub(crate) async fn handle(
     let author = api.writer(Service::Comments, &context, &user).await;
     let item = api.comment_item(comment, author.as_deref());
     // It is committed: what cannot be looked up now is left out.
-    let liked = api.liked_comments(&context, Some(&user), std::slice::from_ref(comment)).await.ok().flatten();
+    let liked = api.liked_comments(&context.committed(), Some(&user), std::slice::from_ref(comment)).await.ok().flatten();
     let liked = liked.map(|liked| liked.contains(&comment.id));
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, post)))];
     let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));

@@ -85,7 +85,7 @@ pub(crate) async fn handle(
     let post = accepted.reply.post.as_ref().ok_or_else(super::no_such_post)?;
     let author = api.writer(Service::Posts, &context, &user).await;
     // It is committed: what cannot be looked up now is left out.
-    let liked = api.liked_post(&context, &user, post).await.ok();
+    let liked = api.liked_post(&context.committed(), &user, post).await.ok();
     let item = api.post_item(post, author.as_deref());
     let token = [(SEARCH_TOKEN, api.search_token(&super::written(&accepted, id)))];
     let answer = render::answer(StatusCode::OK, item.json(liked), Some(item.stamp.etag(liked)));

@@ -2,8 +2,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use rookery_actors::ids::UserId;
-use rookery_actors::users::Changes;
 use rookery_actors::users::names::{AvatarUrl, Bio, DisplayName};
+use rookery_actors::users::{Changes, Edited};
 use serde::Deserialize;
 
 use super::{UserView, account_etag, written};
@@ -58,7 +58,7 @@ impl ProfileChanges {
     params(("if-match" = Option<String>, Header, description = "The entity tag of what you saw; only its version counts.")),
     responses(
         (status = 200, description = "Your account now.", body = UserView, headers(
-            ("etag" = String, description = "Its version."),
+            ("etag" = String, description = "Its version; left out if it could not be read after the change."),
             ("x-search-token" = String, description = "For `x-search-after`."),
         )),
         (status = 412, description = "It has changed since."),
@@ -77,9 +77,11 @@ pub(crate) async fn handle(
     let along = along(&context, None);
     let accepted =
         api.write(Service::Users, &context, Twice::Unsafe, || api.users.edit(id, changes.clone(), along.clone())).await?;
-    let account = &accepted.reply;
+    let Edited { account, is_current } = &accepted.reply;
     let token = [(SEARCH_TOKEN, api.search_token(&written(&accepted, id)))];
-    let answer = answer(StatusCode::OK, json(&UserView::own(account)), Some(account_etag(account)));
+    // A version that is not known matches no later edit.
+    let etag = is_current.then(|| account_etag(account));
+    let answer = answer(StatusCode::OK, json(&UserView::own(account)), etag);
     Ok((token, answer).into_response())
 }
 

@@ -65,8 +65,8 @@ pub(crate) async fn handle(
     })
     .await?
     .map_err(wrong_password)?;
-    // A retry ended none: those of today were opened with the new password.
-    let open = api.session_ids(&context, id).await.unwrap_or_else(|_| sessions.clone());
+    // A retry ended none: those of today were opened with the new password. Where they cannot be read, the log tells.
+    let open = api.session_ids(&context.committed(), id).await.unwrap_or_else(|_| sessions.clone());
     revoke(&context, sessions.into_iter().filter(|session| !open.contains(session)));
     Ok(StatusCode::NO_CONTENT)
 }
