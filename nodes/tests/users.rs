@@ -260,8 +260,9 @@ async fn a_spent_refresh_token_ends_its_session_for_good() {
 async fn a_retried_refresh_is_no_reuse_however_often_it_is_retried() {
     let world = World::new().await;
     let first = world.sign_up("ada").await;
-    let lost = world.refresh(&first, keyed("refresh")).await.unwrap();
-    world.refresh(&first, keyed("refresh")).await.unwrap();
+    for _ in 0..2 {
+        world.refresh(&first, keyed("refresh")).await.unwrap();
+    }
     let arrived = world.refresh(&first, keyed("refresh")).await.unwrap();
     world.refresh(&arrived, soon()).await.unwrap();
     // The session belongs to whoever used the answer: the old request gets no token of it any more.
@@ -363,6 +364,19 @@ async fn a_session_lives_through_a_restart() {
     let second = world.refresh(&first, soon()).await.unwrap();
     let world = world.restarted().await;
     world.refresh(&second, soon()).await.unwrap();
+    world.service.stop().await;
+}
+
+/// What was broken: whoever had heard a refresh could repeat it under its key, and held the session beside its owner, whose token
+/// was refused without a word.
+#[tokio::test]
+async fn two_who_hold_answers_to_one_refresh_are_noticed_by_the_first_who_uses_the_replaced_one() {
+    let world = World::new().await;
+    let first = world.sign_up("ada").await;
+    let arrived = world.refresh(&first, keyed("refresh")).await.unwrap();
+    let repeated = world.refresh(&first, keyed("refresh")).await.unwrap();
+    assert_eq!(world.refresh(&arrived, soon()).await.unwrap_err(), Rejection::TokenReused);
+    assert_eq!(world.refresh(&repeated, soon()).await.unwrap_err(), Rejection::NoSuchSession);
     world.service.stop().await;
 }
 

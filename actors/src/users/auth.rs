@@ -100,7 +100,7 @@ impl Users {
     /// Spends a refresh token for a new one.
     ///
     /// A retry with the same idempotency key is no reuse: it is given another token of the same generation, as long as
-    /// nobody has used the one that was answered first.
+    /// nobody has used the one that was answered first. That one is spent then.
     ///
     /// # Errors
     /// [`Rejection::InvalidToken`], [`Rejection::NoSuchSession`], [`Rejection::SessionExpired`]; [`Rejection::TokenReused`]
@@ -134,6 +134,11 @@ impl Users {
         }
         let Accepted { shard, seq, .. } = accepted;
         Ok(Accepted { reply: LoggedIn { account, session, refresh_token }, shard, seq })
+    }
+
+    /// The session of a refresh token; none: it is not one of ours. It may be spent, and the session may have ended.
+    pub fn session_of(&self, token: &str) -> Option<SessionId> {
+        self.tokens.parse(token).ok().map(|presented| SessionId(presented.session))
     }
 
     /// Ends a session; one that has ended already is fine.

@@ -41,7 +41,7 @@ pub struct Lifetime {
 pub enum Rotation {
     /// It counted and is spent now; this is the session from here on.
     Rotated(Session),
-    /// It had been spent before: its owner or a thief holds a copy, so the whole session must go.
+    /// It had been spent or replaced before: its owner or a thief holds a copy, so the whole session must go.
     Reused,
     /// The session had ended.
     Expired,
@@ -71,10 +71,10 @@ impl Session {
         if self.is_expired(now) {
             return Rotation::Expired;
         }
-        if presented.generation < self.generation {
+        if presented.generation < self.generation || self.is_replaced(presented) {
             return Rotation::Reused;
         }
-        // A later generation, or another token of this one, was made for a refresh that never was committed.
+        // A later generation, or another token of the login, was made for what never was committed.
         if presented.generation != self.generation || presented.hash != self.refresh_hash {
             return Rotation::Unknown;
         }
@@ -90,10 +90,17 @@ impl Session {
         })
     }
 
+    /// Whether it is a token that [`Session::reissue`] has replaced. A token is handed out when its commit is known, so another
+    /// one of this generation than the current was handed out before it. The token of a login has none before it.
+    fn is_replaced(&self, presented: &Presented) -> bool {
+        presented.generation == self.generation && self.generation > 0 && presented.hash != self.refresh_hash
+    }
+
     /// Replaces the token that a rotation reached, because its answer may never have arrived.
     ///
     /// Only while nobody has used that token: later on the session belongs to whoever did. Nothing is revoked then,
-    /// for a request that was repeated late is no theft.
+    /// for a request that was repeated late is no theft. But if the answer did arrive, two now hold tokens of the session, and
+    /// one of them may be a thief who repeated the request: the replaced token counts as spent.
     pub fn reissue(&self, generation: u32, next: TokenHash, now: Timestamp) -> Rotation {
         if self.is_expired(now) {
             return Rotation::Expired;
@@ -205,8 +212,18 @@ mod tests {
         for reissued in [&again, &token(PHONE, 1)] {
             let Rotation::Rotated(session) = refreshed.reissue(1, reissued.hash, at(2)) else { panic!("not reissued") };
             rotated(&session, reissued, &token(PHONE, 2), at(3));
-            assert_eq!(session.rotate(&lost, again.hash, at(3), lifetime()), Rotation::Unknown);
         }
+    }
+
+    /// What was broken: whoever repeated a refresh under its key had a session beside its owner's, and nobody noticed.
+    #[test]
+    fn a_token_that_was_replaced_is_reuse_since_two_hold_the_session() {
+        let (first, arrived, again) = (token(PHONE, 0), token(PHONE, 1), token(PHONE, 1));
+        let refreshed = rotated(&session(&first), &first, &arrived, at(1));
+        let Rotation::Rotated(replaced) = refreshed.reissue(1, again.hash, at(2)) else { panic!("not reissued") };
+        assert_eq!(replaced.rotate(&arrived, token(PHONE, 2).hash, at(3), lifetime()), Rotation::Reused);
+        let used = rotated(&replaced, &again, &token(PHONE, 2), at(3));
+        assert_eq!(used.rotate(&arrived, token(PHONE, 3).hash, at(4), lifetime()), Rotation::Reused);
     }
 
     #[test]

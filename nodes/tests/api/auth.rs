@@ -65,6 +65,38 @@ async fn a_refresh_is_repeated_under_its_key_without_being_a_reuse() {
     ada.logged_in(&again).get("/users/me").await.is(200);
 }
 
+/// What was broken: the key was the bearer's, and a retry whose access token had expired, or was another, was a reuse.
+#[tokio::test]
+async fn a_refresh_is_repeated_under_its_key_whatever_bearer_comes_with_it() {
+    let (ada, bob) = (sign_up("auth_bearer").await, sign_up("auth_bearer2").await);
+    let nobody = anybody();
+    let mut expired = ada.clone();
+    // Signed by nobody is as good: a token that is refused.
+    expired.token = ada.token.as_ref().map(|token| format!("{token}x"));
+    let body = json!({"refresh_token": ada.refresh_token});
+    let mut last = None;
+    for bearer in [&ada, &expired, &nobody, &bob, &ada] {
+        last = Some(bearer.with("idempotency-key", "refresh-1").post("/auth/refresh", body.clone()).await.is(200));
+    }
+    let ada = ada.logged_in(&last.unwrap());
+    ada.get("/users/me").await.is(200);
+    anybody().post("/auth/refresh", json!({"refresh_token": ada.refresh_token})).await.is(200);
+    // Each session has keys of its own.
+    let keyed = bob.with("idempotency-key", "refresh-1");
+    keyed.post("/auth/refresh", json!({"refresh_token": bob.refresh_token})).await.is(200);
+}
+
+/// What was broken: a register that was repeated with a bearer met its own name.
+#[tokio::test]
+async fn a_register_is_repeated_under_its_key_whatever_bearer_comes_with_it() {
+    let bob = sign_up("auth_bearer3").await;
+    let body = json!({"username": "auth_bearer4", "email": "auth_bearer4@example.org", "password": PASSWORD});
+    for bearer in [&anybody(), &bob, &anybody()] {
+        let answer = bearer.with("idempotency-key", "register-2").post("/auth/register", body.clone()).await.is(201);
+        assert_eq!(answer.text("/user/username"), "auth_bearer4");
+    }
+}
+
 #[tokio::test]
 async fn a_repeated_register_gets_new_tokens_for_the_password_of_today_only() {
     let keyed = anybody().with("idempotency-key", "register-1");

@@ -74,3 +74,24 @@ async fn a_retry_under_a_key_gets_the_first_comment() {
     ada.post(&thread, json!({"body": "Twice."})).await.is(409);
     assert_eq!(anybody().get(&thread).await.is(200).items().len(), 1);
 }
+
+/// What was broken: a key was the route's without the post, so it met the key of another post that lies in the same shard.
+#[tokio::test]
+async fn a_key_is_the_thread_s_own_wherever_other_threads_lie() {
+    let ada = sign_up("comment_paths").await;
+    let mut by_shard = std::collections::HashMap::new();
+    let (one, other) = loop {
+        let post = ada.publish("Somewhere").await;
+        let id: uuid::Uuid = post.rsplit('/').next().unwrap().parse().unwrap();
+        if let Some(before) = by_shard.insert(rookery_actors::ids::shard_of(id, 256), post.clone()) {
+            break (before, post);
+        }
+    };
+    let keyed = ada.with("idempotency-key", "comment-1");
+    for post in [&one, &other] {
+        let thread = format!("{post}/comments");
+        let first = keyed.post(&thread, json!({"body": "Here."})).await.is(201);
+        assert_eq!(keyed.post(&thread, json!({"body": "Here."})).await.is(201).text("/id"), first.text("/id"));
+        keyed.post(&thread, json!({"body": "There."})).await.is(409);
+    }
+}

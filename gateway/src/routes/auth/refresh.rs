@@ -9,9 +9,9 @@ use super::Tokens;
 use crate::call::Service;
 use crate::context::Context;
 use crate::problem::Problem;
-use crate::routes::SharedApi;
 use crate::routes::ask::{Twice, along};
-use crate::routes::keyed::Keyed;
+use crate::routes::keyed::{Keyed, Scope, Scoped};
+use crate::routes::{Api, SharedApi};
 
 /// The token to be spent.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -22,9 +22,17 @@ pub(crate) struct Refresh {
     refresh_token: SecretString,
 }
 
+impl Scoped for Refresh {
+    fn scope(&self, api: &Api) -> Scope {
+        // What is no token of ours is refused before any key is looked at.
+        api.users.session_of(self.refresh_token.expose_secret()).map_or(Scope::Route, Scope::Session)
+    }
+}
+
 /// Refresh the tokens
 ///
 /// The refresh token is spent. Using a spent one again ends the whole session, since one of the two who have it is a thief.
+/// A retry under its key is no reuse, whatever bearer comes with it; the refresh token of the first answer is spent then.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/refresh",

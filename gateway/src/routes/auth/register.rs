@@ -15,8 +15,8 @@ use crate::context::Context;
 use crate::problem::Problem;
 use crate::routes::ask::{Twice, along};
 use crate::routes::fields::Fields;
-use crate::routes::keyed::Keyed;
-use crate::routes::{SEARCH_TOKEN, SharedApi};
+use crate::routes::keyed::{Keyed, Scope, Scoped};
+use crate::routes::{Api, SEARCH_TOKEN, SharedApi};
 
 /// Who registers.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -33,6 +33,12 @@ pub(crate) struct Registration {
     /// 10–128 bytes.
     #[schema(value_type = String, format = Password)]
     password: SecretString,
+}
+
+impl Scoped for Registration {
+    fn scope(&self, _: &Api) -> Scope {
+        Scope::Route
+    }
 }
 
 impl Registration {

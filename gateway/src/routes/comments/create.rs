@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::extract::{CurrentUser, Path};
 use crate::problem::Problem;
 use crate::routes::ask::{Twice, along};
-use crate::routes::keyed::Keyed;
+use crate::routes::keyed::{Keyed, Scoped};
 use crate::routes::{SEARCH_TOKEN, SharedApi, now, render};
 
 /// What a new comment is made of.
@@ -27,6 +27,8 @@ pub(crate) struct NewComment {
     /// The comment that it answers; none: the post.
     parent_id: Option<Uuid>,
 }
+
+impl Scoped for NewComment {}
 
 /// Write a comment
 #[utoipa::path(

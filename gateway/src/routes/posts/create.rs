@@ -14,7 +14,7 @@ use crate::extract::CurrentUser;
 use crate::problem::{self, Problem};
 use crate::routes::ask::{Twice, along};
 use crate::routes::fields::Fields;
-use crate::routes::keyed::Keyed;
+use crate::routes::keyed::{Keyed, Scoped};
 use crate::routes::{SEARCH_TOKEN, SharedApi, now, render};
 
 /// What a new post is made of.
@@ -35,6 +35,8 @@ pub(crate) struct NewPost {
     #[schema(max_items = 5)]
     tags: Vec<String>,
 }
+
+impl Scoped for NewPost {}
 
 impl NewPost {
     fn draft(&self, author: UserId, at: Timestamp) -> Result<Draft, Problem> {

@@ -15,7 +15,7 @@ use crate::routes::SharedApi;
 use crate::routes::ask::{Twice, along};
 use crate::routes::auth::revoke;
 use crate::routes::fields::Fields;
-use crate::routes::keyed::Keyed;
+use crate::routes::keyed::{Keyed, Scoped};
 
 /// The old password and the new one.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -28,6 +28,8 @@ pub(crate) struct PasswordChange {
     #[schema(value_type = String, format = Password)]
     new_password: SecretString,
 }
+
+impl Scoped for PasswordChange {}
 
 /// Change my password
 ///
