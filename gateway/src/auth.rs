@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
@@ -17,6 +18,11 @@ use uuid::Uuid;
 
 /// How far the clocks of two nodes may differ, in seconds.
 const LEEWAY_S: u64 = 5;
+/// How much longer than the tokens of a session its end is remembered, in seconds: for clocks that differ by more, and for the
+/// news of it, which takes its way.
+const REMEMBERED_S: i64 = 120;
+/// How long an access token lives unless configured otherwise, in seconds.
+pub(crate) const TOKEN_LIFE_S: u64 = 15 * 60;
 /// Longest token that is looked at, in bytes; ours have about 500.
 const TOKEN_BYTES_MAX: usize = 4096;
 
@@ -151,15 +157,34 @@ pub fn jwks(keys: &[PublicKey]) -> serde_json::Value {
 }
 
 /// Sessions that were ended before their last access token expires.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RevokedSessions {
+    token_life_s: i64,
     until: RwLock<HashMap<Uuid, i64>>,
 }
 
+impl Default for RevokedSessions {
+    /// For tokens that live as long as they do unless configured otherwise.
+    fn default() -> Self {
+        Self::of_tokens(Duration::from_secs(TOKEN_LIFE_S))
+    }
+}
+
 impl RevokedSessions {
-    /// Refuses the tokens of a session from now on; forgotten after `until`, in seconds since 1970, when all of them
-    /// have expired.
-    pub fn revoke(&self, session: Uuid, until: i64) {
+    /// None yet; a token lives so long.
+    pub fn of_tokens(life: Duration) -> Self {
+        Self { token_life_s: i64::try_from(life.as_secs()).unwrap_or(i64::MAX / 2), until: RwLock::default() }
+    }
+
+    /// How long the end of a session is remembered, in seconds: a little longer than its last token lives.
+    pub fn remembered_s(&self) -> i64 {
+        self.token_life_s + REMEMBERED_S
+    }
+
+    /// Refuses the tokens of a session from now on: it ended at `at`, in seconds since 1970. Forgotten when all of them have
+    /// expired.
+    pub fn revoke(&self, session: Uuid, at: i64) {
+        let until = at.saturating_add(self.remembered_s());
         let mut sessions = self.until.write().expect("no panic while it is held");
         let kept = sessions.entry(session).or_insert(until);
         *kept = (*kept).max(until);
@@ -175,6 +200,12 @@ impl RevokedSessions {
         // A verifier accepts a token this much longer.
         let horizon = now - LEEWAY_S as i64;
         self.until.write().expect("no panic while it is held").retain(|_, until| *until >= horizon);
+    }
+
+    /// Until when a token is accepted, in seconds since 1970. Where tokens live longer than here, since nodes are configured
+    /// one after the other, that is no longer than the end of its session is remembered here.
+    fn accepts_until(&self, claims: &Claims) -> i64 {
+        claims.exp.min(claims.iat.saturating_add(self.token_life_s))
     }
 }
 
@@ -198,7 +229,8 @@ struct Verified {
 }
 
 impl Verifier {
-    /// A verifier without keys yet, which remembers up to `cache_max` tokens.
+    /// A verifier without keys yet, which remembers up to `cache_max` tokens. A token is accepted as long as the end of its session
+    /// would be remembered.
     pub fn new(issuer: &str, audience: &str, cache_max: u64, revoked: Arc<RevokedSessions>) -> Self {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[issuer]);
@@ -256,7 +288,7 @@ impl Verifier {
                 claims
             }
         };
-        if now > claims.exp + LEEWAY_S as i64 {
+        if now > self.revoked.accepts_until(&claims).saturating_add(LEEWAY_S as i64) {
             self.verified.invalidate(&digest);
             return Err(AuthError::Expired);
         }
@@ -384,8 +416,19 @@ mod tests {
         let verifier = verifier();
         let token = key().issue(&claims()).unwrap();
         verifier.verify(token.as_bytes(), now_s()).unwrap();
-        verifier.revoked().revoke(claims().sid, claims().exp);
+        verifier.revoked().revoke(claims().sid, now_s());
         assert_eq!(verifier.verify(token.as_bytes(), now_s()), Err(AuthError::Revoked));
+    }
+
+    /// A node that was told so later, or not yet, forgets the end of a session earlier than such a token expires.
+    #[test]
+    fn a_token_that_lives_longer_than_here_is_accepted_as_long_as_ours() {
+        let revoked = RevokedSessions::of_tokens(Duration::from_secs(60));
+        let verifier = Verifier::new("rookery", "rookery", 100, Arc::new(revoked));
+        verifier.set_keys(vec![key().public()]);
+        let token = key().issue(&claims()).unwrap();
+        let verify = |after: i64| verifier.verify(token.as_bytes(), claims().iat + after).map(drop);
+        assert_eq!((verify(0), verify(60), verify(70)), (Ok(()), Ok(()), Err(AuthError::Expired)));
     }
 
     #[test]
@@ -399,11 +442,14 @@ mod tests {
 
     #[test]
     fn a_revocation_is_forgotten_only_after_every_token_of_it_expired() {
-        let revoked = RevokedSessions::default();
-        revoked.revoke(Uuid::nil(), 1000);
-        revoked.forget_expired(1000 + LEEWAY_S as i64);
-        assert!(revoked.contains(Uuid::nil()));
-        revoked.forget_expired(1001 + LEEWAY_S as i64);
-        assert!(!revoked.contains(Uuid::nil()));
+        for life in [30, TOKEN_LIFE_S, 86_400] {
+            let revoked = RevokedSessions::of_tokens(Duration::from_secs(life));
+            revoked.revoke(Uuid::nil(), 1000);
+            let last = 1000 + life as i64 + REMEMBERED_S + LEEWAY_S as i64;
+            revoked.forget_expired(last);
+            assert!(revoked.contains(Uuid::nil()));
+            revoked.forget_expired(last + 1);
+            assert!(!revoked.contains(Uuid::nil()));
+        }
     }
 }

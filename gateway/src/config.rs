@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+use crate::auth::TOKEN_LIFE_S;
 use crate::limits::{Cidr, Quotas};
 
 /// Configuration of the gateway; every field has a default that suits one small machine.
@@ -46,6 +47,8 @@ pub struct GatewayConfig {
     pub token_issuer: String,
     /// `aud` of access tokens.
     pub token_audience: String,
+    /// How long an access token is valid, in seconds.
+    pub token_life_s: u32,
     /// Tokens remembered as verified; about 500 bytes each.
     pub token_cache_max: u64,
 }
@@ -71,6 +74,7 @@ impl Default for GatewayConfig {
             compression: true,
             token_issuer: "rookery".into(),
             token_audience: "rookery".into(),
+            token_life_s: TOKEN_LIFE_S as u32,
             token_cache_max: 10_000,
         }
     }

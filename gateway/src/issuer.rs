@@ -7,20 +7,28 @@ use rookery_actors::users::Account;
 use crate::auth::{Claims, KeyError, SigningKey};
 use crate::config::GatewayConfig;
 
-/// How long an access token is valid, in seconds.
-pub const ACCESS_TOKEN_S: i64 = 15 * 60;
-
 /// Signs access tokens; the key is replaced when it rotates.
 pub struct Issuer {
     key: ArcSwap<SigningKey>,
     issuer: String,
     audience: String,
+    life_s: u32,
 }
 
 impl Issuer {
     /// An issuer that signs with `key`, as the configured issuer for the configured audience.
     pub fn new(key: SigningKey, config: &GatewayConfig) -> Self {
-        Self { key: ArcSwap::from_pointee(key), issuer: config.token_issuer.clone(), audience: config.token_audience.clone() }
+        Self {
+            key: ArcSwap::from_pointee(key),
+            issuer: config.token_issuer.clone(),
+            audience: config.token_audience.clone(),
+            life_s: config.token_life_s,
+        }
+    }
+
+    /// How long an access token is valid, in seconds.
+    pub fn life_s(&self) -> u32 {
+        self.life_s
     }
 
     /// Signs with another key from now on. Its public half must be known to every verifier already.
@@ -42,7 +50,7 @@ impl Issuer {
             aud: self.audience.clone(),
             iat: now,
             nbf: now,
-            exp: now + ACCESS_TOKEN_S,
+            exp: now + i64::from(self.life_s),
         })
     }
 }
@@ -97,7 +105,17 @@ mod tests {
             let token = issuer.issue(&account(), session, now).unwrap();
             let claims = verifier.verify(token.as_bytes(), now).unwrap();
             assert_eq!((claims.sub, claims.sid), (Uuid::from_u128(1), session.0));
-            assert!(claims.has_role("admin") && claims.exp == now + ACCESS_TOKEN_S);
+            assert!(claims.has_role("admin") && claims.exp == now + 900);
         }
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_is_configured() {
+        let config = GatewayConfig { token_life_s: 45, ..GatewayConfig::default() };
+        let verifier = Verifier::new(&config.token_issuer, &config.token_audience, 10, Arc::default());
+        verifier.set_keys(vec![key("k1", 1).public()]);
+        let now = crate::auth::now_s();
+        let token = Issuer::new(key("k1", 1), &config).issue(&account(), SessionId(Uuid::nil()), now).unwrap();
+        assert_eq!(verifier.verify(token.as_bytes(), now).unwrap().exp, now + 45);
     }
 }

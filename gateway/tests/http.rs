@@ -254,7 +254,7 @@ async fn a_revoked_session_is_refused_at_once() {
     let edge = Edged::start().await;
     let token = key().issue(&claims()).unwrap();
     assert_eq!(edge.me(&token).await, 200);
-    edge.verifier.revoked().revoke(claims().sid, claims().exp);
+    edge.verifier.revoked().revoke(claims().sid, claims().iat);
     assert_eq!(edge.me(&token).await, 401);
 }
 

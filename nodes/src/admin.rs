@@ -42,7 +42,7 @@ use axum::{
 use rookery_actors::{
     entity::Failure,
     secret::KeyRing,
-    users::keys::{KeyError, SigningKeys},
+    users::keys::{KeyError, Overlap, SigningKeys},
 };
 use rookery_gateway::{Problem, problem};
 use tokio::task::JoinHandle;
@@ -61,6 +61,7 @@ pub struct Admin {
     bridges: Arc<Vec<NamedBridge>>,
     secrets: KeyRing,
     keys_changed: KeysChanged,
+    overlap: Overlap,
     reindexing: tokio::sync::Mutex<()>,
 }
 
@@ -83,15 +84,22 @@ impl About {
 }
 
 impl Admin {
-    /// What a node has to show and to do.
-    pub fn new(node: About, faces: Faces, bridges: Arc<Vec<NamedBridge>>, secrets: KeyRing, keys_changed: KeysChanged) -> Self {
+    /// What a node has to show and to do. Signing keys follow one another with this overlap.
+    pub fn new(
+        node: About,
+        faces: Faces,
+        bridges: Arc<Vec<NamedBridge>>,
+        secrets: KeyRing,
+        keys_changed: KeysChanged,
+        overlap: Overlap,
+    ) -> Self {
         let services: Vec<Box<dyn Administered>> = vec![
             Box::new(faces.users.runtime().clone()),
             Box::new(faces.posts.runtime().clone()),
             Box::new(faces.comments.runtime().clone()),
             Box::new(faces.search.runtime().clone()),
         ];
-        Self { node, faces, services, bridges, secrets, keys_changed, reindexing: tokio::sync::Mutex::default() }
+        Self { node, faces, services, bridges, secrets, keys_changed, overlap, reindexing: tokio::sync::Mutex::default() }
     }
 }
 

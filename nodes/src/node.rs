@@ -34,6 +34,7 @@ use rookery_actors::{
     users::{
         Users,
         erased::NameHasher,
+        keys::Overlap,
         password::{Hasher, HasherConfig},
         session::Lifetime,
         token::RefreshTokens,
@@ -175,7 +176,8 @@ impl Node {
         let look = services.look(roles, reached, &secrets, started);
         let reporter = Reporter::start(services.databases(), name.clone(), look.clone());
         let about = About { name, look: Arc::new(look) };
-        let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secrets, keys_changed));
+        let overlap = Overlap::of_tokens(config.tokens.access_ttl);
+        let admin = Arc::new(Admin::new(about, faces.clone(), Arc::clone(&bridges), secrets, keys_changed, overlap));
         let reindex = {
             let admin = Arc::clone(&admin);
             Box::new(move || reindex(Arc::clone(&admin)))
@@ -192,7 +194,7 @@ impl Node {
             }
             None => None,
         };
-        janitors(&services, &faces, &events);
+        janitors(&config, &services, &faces, &events);
         let admin = AdminPort::open(administration, data.path())?;
         let ports = ports.serve(&health, &metrics)?;
 
@@ -368,23 +370,25 @@ async fn faces(
 }
 
 /// What is looked after once in a while, by those who own it.
-fn janitors(services: &services::Started, faces: &Faces, events: &Events) {
+fn janitors(config: &Config, services: &services::Started, faces: &Faces, events: &Events) {
     let services::Started { users, posts, comments, search } = services;
     if users.is_member() {
-        janitor::start(users.runtime.clone(), vec!["users", "posts", "comments", "search"], events.is_kafka());
+        let consumers = vec!["users", "posts", "comments", "search"];
+        let retention = janitor::retention_of_users(consumers, events.is_kafka(), config.tokens.access_ttl);
+        janitor::start(users.runtime.clone(), retention);
         janitor::sweep(faces.users.clone());
     }
     if posts.is_member() {
-        janitor::start(posts.runtime.clone(), vec!["users", "comments", "search"], events.is_kafka());
+        janitor::start(posts.runtime.clone(), janitor::retention(vec!["users", "comments", "search"], events.is_kafka()));
         janitor::count_tags(faces.posts.clone());
     }
     if comments.is_member() {
-        janitor::start(comments.runtime.clone(), vec!["users", "posts", "search"], events.is_kafka());
+        janitor::start(comments.runtime.clone(), janitor::retention(vec!["users", "posts", "search"], events.is_kafka()));
         janitor::sweep_threads(faces.comments.clone());
     }
     let likes = (posts.is_member().then(|| faces.posts.clone()), comments.is_member().then(|| faces.comments.clone()));
     janitor::take_back_likes(likes.0, likes.1);
     if search.is_member() {
-        janitor::start(search.runtime.clone(), Vec::new(), false);
+        janitor::start(search.runtime.clone(), janitor::retention(Vec::new(), false));
     }
 }

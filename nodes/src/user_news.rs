@@ -27,8 +27,6 @@ use uuid::Uuid;
 
 use crate::readers::{Marks, Reader, Readers, changed};
 
-/// An access token outlives its session by this at most, in seconds: its life, and the leeway of clocks.
-const TOKEN_LIFE_S: i64 = 900 + 120;
 /// The longest time between two looks at who serves which shard.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Before SQL is asked again when it did not answer.
@@ -131,7 +129,7 @@ async fn hear_what_tables_lack(users: &Runtime<UserService>, listeners: &Listene
 
 /// Reads from SQL which sessions were closed within the life of a token.
 async fn revoke_closed(users: &Runtime<UserService>, revoked: &RevokedSessions) -> Result<(), Failure> {
-    let since = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(TOKEN_LIFE_S);
+    let since = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(revoked.remembered_s());
     let client = users.database().get().await?;
     let rows = client.query("SELECT payload FROM outbox WHERE at > $1 AND type = 'session.closed'", &[&since]).await?;
     for row in rows {
@@ -193,7 +191,7 @@ struct Closed {
 
 fn revoke(revoked: &RevokedSessions, payload: Option<&str>) {
     match payload.map(serde_json::from_str::<Closed>) {
-        Some(Ok(Closed { id })) => revoked.revoke(id, jiff::Timestamp::now().as_second() + TOKEN_LIFE_S),
+        Some(Ok(Closed { id })) => revoked.revoke(id, jiff::Timestamp::now().as_second()),
         _ => tracing::error!("a closed session's record does not parse"),
     }
 }

@@ -4,7 +4,7 @@
 //! one stays published until its last token has expired. The table is the cluster's, not a shard's: it is written
 //! a few times a year, under an advisory lock.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
@@ -29,10 +29,22 @@ pub struct Overlap {
     pub retire: SignedDuration,
 }
 
+/// How much longer than a token lives a key is published after its last signature: gateways that look for keys only now and
+/// then sign a little longer, and clocks differ.
+const RETIRE_LATER: SignedDuration = SignedDuration::from_mins(15);
+
+impl Overlap {
+    /// For access tokens that live so long.
+    pub fn of_tokens(life: Duration) -> Self {
+        let life = SignedDuration::try_from(life).unwrap_or(SignedDuration::MAX);
+        Self { publish: SignedDuration::from_mins(10), retire: life.saturating_add(RETIRE_LATER) }
+    }
+}
+
 impl Default for Overlap {
-    /// Ten minutes before, half an hour after; access tokens live for a quarter of an hour.
+    /// Ten minutes before, half an hour after, for access tokens that live for a quarter of an hour.
     fn default() -> Self {
-        Self { publish: SignedDuration::from_mins(10), retire: SignedDuration::from_mins(30) }
+        Self::of_tokens(Duration::from_secs(900))
     }
 }
 
@@ -273,6 +285,14 @@ mod tests {
         let keys = rotated();
         let published = |minute| keys.published(at(minute)).count();
         assert_eq!((published(139), published(140)), (2, 1));
+    }
+
+    #[test]
+    fn the_longer_tokens_live_the_longer_an_old_key_is_published() {
+        let overlap = Overlap::of_tokens(Duration::from_secs(86_400));
+        let mut keys = SigningKeys { keys: vec![SigningKey::generate(at(0), at(0)).unwrap()] };
+        keys.follow(at(100), overlap).unwrap().unwrap();
+        assert_eq!(keys.keys[0].retired_at, Some(at(110 + 24 * 60 + 15)));
     }
 
     #[test]

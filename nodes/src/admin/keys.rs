@@ -7,12 +7,7 @@ use jiff::Timestamp;
 use rookery_actors::{
     entity::AskError,
     runtime::Context,
-    users::{
-        Rejection, Role,
-        keys::{Overlap, SigningKeys},
-        names::Username,
-        password::Password,
-    },
+    users::{Rejection, Role, keys::SigningKeys, names::Username, password::Password},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -70,7 +65,7 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key
 }
 
 pub(super) async fn rotate(State(admin): State<Arc<Admin>>) -> Result<Json<Vec<Key>>, Refusal> {
-    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secrets, Overlap::default()).await?;
+    let keys = SigningKeys::rotate(admin.faces.users.runtime().database(), &admin.secrets, admin.overlap).await?;
     (admin.keys_changed)(&keys);
     Ok(Json(shown(&keys)))
 }

@@ -58,7 +58,7 @@ impl Front {
     ) -> anyhow::Result<Self> {
         let users = &services.users.runtime;
         let keys = patience.take(async || SigningKeys::load_or_create(users.database(), secrets).await).await?;
-        let revoked = Arc::new(RevokedSessions::default());
+        let revoked = Arc::new(RevokedSessions::of_tokens(config.tokens.access_ttl));
         let verifier = Arc::new(Verifier::new(&config.tokens.issuer, &config.tokens.audience, 10_000, Arc::clone(&revoked)));
         let (posts, comments) = (services.posts.runtime.clone(), services.comments.runtime.clone());
         let listeners = user_news::Listeners { revoked, posts, comments };
@@ -193,6 +193,7 @@ fn settings(config: &Config) -> anyhow::Result<GatewayConfig> {
         cors_origins: of.cors_origins.iter().map(ToString::to_string).collect(),
         token_issuer: config.tokens.issuer.clone(),
         token_audience: config.tokens.audience.clone(),
+        token_life_s: u32::try_from(config.tokens.access_ttl.as_secs()).context("access tokens live for a day at most")?,
         quotas: Quotas { auth: allowance(auth)?, read: allowance(read)?, write: allowance(write)?, search: allowance(search)? },
         trusted_proxies: of.trusted_proxies.clone(),
         ..GatewayConfig::default()

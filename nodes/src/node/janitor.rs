@@ -25,15 +25,27 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two counts of tags: what came meanwhile every list of tags adds up for itself.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
-/// Longer than an access token lives: a starting gateway reads from the log which sessions were closed.
+/// How long a record of a log is kept in any case: for readers that come a little later, and for a look back.
 const RECORDS: Duration = Duration::from_secs(3600);
+
+/// How much longer than an access token lives the users' log is kept: a starting gateway reads from it which sessions were closed.
+const RECORDS_OF_SESSIONS: Duration = Duration::from_secs(15 * 60);
 
 /// API.md: kept 24 h.
 const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
 
+/// What is kept of a service's logs.
+pub(super) fn retention(consumers: Vec<&'static str>, relayed: bool) -> Retention {
+    Retention { consumers, relayed, records: RECORDS, idempotency: IDEMPOTENCY }
+}
+
+/// What is kept of the users' logs, where access tokens live so long.
+pub(super) fn retention_of_users(consumers: Vec<&'static str>, relayed: bool, token_life: Duration) -> Retention {
+    Retention { records: RECORDS.max(token_life + RECORDS_OF_SESSIONS), ..retention(consumers, relayed) }
+}
+
 /// Trims a service's logs until the runtime stops.
-pub(super) fn start<S: Service>(runtime: Runtime<S>, consumers: Vec<&'static str>, relayed: bool) -> JoinHandle<()> {
-    let retention = Retention { consumers, relayed, records: RECORDS, idempotency: IDEMPOTENCY };
+pub(super) fn start<S: Service>(runtime: Runtime<S>, retention: Retention) -> JoinHandle<()> {
     tokio::spawn(async move {
         while !runtime.is_stopped() {
             tokio::time::sleep(EVERY).await;
@@ -144,4 +156,20 @@ pub(super) fn rebuild(mut rebuilder: Rebuilder, search: Runtime<SearchService>) 
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rookery_gateway::auth::RevokedSessions;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_session_stays_in_the_log_as_long_as_a_starting_gateway_asks_for_it() {
+        for life in [30, 900, 86_400].map(Duration::from_secs) {
+            let asked_for = RevokedSessions::of_tokens(life).remembered_s().unsigned_abs();
+            let kept = retention_of_users(Vec::new(), false, life).records;
+            assert!(kept > Duration::from_secs(asked_for), "{life:?}: {kept:?}");
+        }
+    }
 }

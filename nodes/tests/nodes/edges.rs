@@ -2,6 +2,7 @@
 
 use std::{os::unix::process::CommandExt, time::Duration};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use nix::{sys::signal::Signal, unistd::Uid};
 use reqwest::Method;
 use rookery::{
@@ -234,6 +235,32 @@ async fn an_edit_that_is_committed_is_answered_although_likes_cannot_be_read() {
         let (_, answer) = ask(Method::GET, path, ada, Value::Null).await;
         assert_eq!((&answer[field], &answer["liked"]), (&json!("second"), &json!(false)), "{answer}");
     }
+    node.stop().await;
+}
+
+/// What was broken: the knob did nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn access_tokens_live_as_long_as_is_configured_and_keys_longer() {
+    const LIFE_S: i64 = 7_200;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut command = rookery(&["up"]);
+    command.env("ROOKERY__TOKENS__ACCESS_TTL_S", LIFE_S.to_string());
+    let node = Running::start(command, &data).await;
+    let url = format!("{}/api/v1/auth/register", node.greeted("listens on").unwrap());
+    let body = json!({"username": "ada", "email": "ada@example.org", "password": "correct horse battery"});
+    let answer: Value = reqwest::Client::new().post(url).json(&body).send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["expires_in"], LIFE_S, "{answer}");
+    let claims = answer["access_token"].as_str().unwrap().split('.').nth(1).unwrap();
+    let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), LIFE_S);
+
+    // A key is published until the last token that it signed has expired.
+    let rotated = run(&["keys", "rotate", "--json"], &data);
+    let keys: Value = serde_json::from_slice(&rotated.stdout).unwrap();
+    let second = |time: &Value| time.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second();
+    let published_for = second(&keys[0]["retired_at"]) - second(&keys[1]["not_before"]);
+    assert!(published_for > LIFE_S, "{published_for}: {keys}");
     node.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! What every node must hear within a moment, also of shards that it does not serve.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rookery::user_news::{self, Listeners};
 use rookery_actors::{
@@ -19,7 +19,11 @@ use super::support::*;
 
 /// Lets a node follow the news; the sessions that it refuses.
 async fn follow(node: &Node) -> (Arc<RevokedSessions>, JoinHandle<()>) {
-    let revoked = Arc::new(RevokedSessions::default());
+    follow_where(node, RevokedSessions::default()).await
+}
+
+async fn follow_where(node: &Node, revoked: RevokedSessions) -> (Arc<RevokedSessions>, JoinHandle<()>) {
+    let revoked = Arc::new(revoked);
     let (posts, comments) = (node.posts.runtime().clone(), node.comments.clone());
     let listeners = Listeners { revoked: Arc::clone(&revoked), posts, comments };
     let following = user_news::follow(node.users.runtime(), node.log.clone(), listeners).await.unwrap();
@@ -101,6 +105,16 @@ async fn a_closed_session_is_refused_on_every_node_also_by_one_that_starts_later
     }
     let (late, _) = follow(&world.nodes[1]).await;
     assert!(late.contains(session.session.0));
+
+    // As long as the tokens live, and no longer.
+    let client = world.nodes[1].users.runtime().database().get().await.unwrap();
+    let aged = "UPDATE outbox SET at = now() - interval '30 minutes' WHERE type = 'session.closed'";
+    assert_eq!(client.execute(aged, &[]).await.unwrap(), 1);
+    for (minutes, refused) in [(15, false), (29, true)] {
+        let life = RevokedSessions::of_tokens(Duration::from_secs(60 * minutes));
+        let (later, _) = follow_where(&world.nodes[1], life).await;
+        assert_eq!(later.contains(session.session.0), refused, "{minutes} minutes");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

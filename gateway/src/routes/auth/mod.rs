@@ -20,8 +20,7 @@ use super::users::UserView;
 use super::{Api, SharedApi};
 use crate::auth;
 use crate::call::Service;
-use crate::context::Context;
-use crate::issuer::ACCESS_TOKEN_S;
+use crate::context::{self, Context};
 use crate::problem::{self, Problem};
 
 pub(super) fn routes() -> OpenApiRouter<SharedApi> {
@@ -47,7 +46,7 @@ pub(crate) struct Tokens<'a> {
     token_type: &'static str,
     /// How long the access token is valid, in seconds.
     #[schema(example = 900)]
-    expires_in: i64,
+    expires_in: u32,
 }
 
 impl Api {
@@ -63,7 +62,7 @@ impl Api {
             access_token,
             refresh_token: who.refresh_token.expose(),
             token_type: "Bearer",
-            expires_in: ACCESS_TOKEN_S,
+            expires_in: self.issuer.life_s(),
         };
         // RFC 6749, 5.1: no cache keeps tokens.
         let headers = [(header::CACHE_CONTROL, "no-store")];
@@ -80,9 +79,8 @@ impl Api {
 
 /// Refuses the access tokens of sessions from now on.
 pub(crate) fn revoke(context: &Context, sessions: impl IntoIterator<Item = SessionId>) {
-    let until = auth::now_s() + ACCESS_TOKEN_S;
     for session in sessions {
-        context.edge.verifier.revoked().revoke(session.0, until);
+        context.edge.verifier.revoked().revoke(session.0, auth::now_s());
     }
 }
 
