@@ -34,6 +34,17 @@ pub enum Position {
     HalfOpen,
 }
 
+impl Position {
+    /// Its name in reports of health.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
 /// Leave to make one call; its outcome is reported with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "the outcome of the call has to be reported"]
@@ -226,6 +237,15 @@ mod tests {
     #[test]
     fn a_service_that_only_fails_is_cut_off() {
         assert_eq!(opened().admit(SECOND), Err(SECOND));
+    }
+
+    #[test]
+    fn a_position_is_reported_as_the_contract_says() {
+        let mut breaker = opened();
+        assert_eq!(breaker.position().name(), "open");
+        let _probe = breaker.admit(2 * SECOND).unwrap();
+        assert_eq!(breaker.position().name(), "half_open");
+        assert_eq!(Breaker::new(Policy::default()).position().name(), "closed");
     }
 
     #[test]

@@ -503,6 +503,20 @@ async fn a_deleted_account_leaves_nothing_personal_and_frees_its_name() {
     world.service.stop().await;
 }
 
+/// What was broken: the version was compared before the command, and an edit in between was lost.
+#[tokio::test]
+async fn an_account_goes_only_at_the_version_that_was_seen() {
+    let world = World::new().await;
+    let ada = world.sign_up("ada").await.account.profile.id;
+    let delete =
+        async |version, with: &str| rejection(world.users.delete_version(ada, password(with), Some(version), soon()).await);
+    assert_eq!(delete(2, PASSWORD).await, Err(Rejection::VersionMismatch { version: 1 }));
+    assert_eq!(delete(2, "not my password").await, Err(Rejection::WrongCredentials));
+    assert_eq!(delete(1, PASSWORD).await, Ok(()));
+    assert_eq!(world.users.get(ada, deadline()).await.unwrap(), None);
+    world.service.stop().await;
+}
+
 #[tokio::test]
 async fn the_edges_of_a_deleted_account_go_and_the_others_counts_with_them() {
     let world = World::new().await;

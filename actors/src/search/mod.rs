@@ -377,6 +377,15 @@ mod tests {
     use super::*;
     use crate::{ids::Incarnation, runtime};
 
+    #[tokio::test]
+    async fn where_nobody_has_a_part_of_the_index_nothing_is_found_or_completed_and_that_is_a_failure() {
+        let runtime = Runtime::new(SearchService::default(), Config::new(), Incarnation(Uuid::from_u128(1)), Default::default());
+        let search = SearchFace::without_replicas(runtime).await.unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+        assert!(matches!(search.suggest("a", 5, deadline).await, Err(SearchError::Nobody)));
+        assert!(matches!(search.search(Search::default(), None, deadline).await, Err(SearchError::Nobody)));
+    }
+
     /// What was broken: it waited for ever, and the command with it.
     #[tokio::test]
     async fn a_rebuild_of_an_index_whose_shard_is_not_served_ends_and_names_it() {

@@ -233,11 +233,24 @@ impl Users {
     /// # Errors
     /// [`Rejection::WrongCredentials`] if the password is wrong.
     pub async fn delete(&self, user: UserId, password: Password, context: Context) -> Asked<()> {
-        let proof = self.prove(user, password, context.deadline).await?;
+        self.delete_version(user, password, None, context).await
+    }
+
+    /// The same as long as the profile is at a version, if one is given.
+    ///
+    /// # Errors
+    /// [`Rejection::WrongCredentials`], [`Rejection::VersionMismatch`]. [`Failure::Unavailable`] with a version, if the user is
+    /// served by a node of 0.1.0.
+    pub async fn delete_version(&self, user: UserId, password: Password, if_version: Option<i64>, context: Context) -> Asked<()> {
+        let (proof, at) = (Some(self.prove(user, password, context.deadline).await?), now());
         if let Some(profile) = self.get(user, context.deadline).await? {
             self.remember_name(user, &profile.username).await?;
         }
-        self.ask(user, Command::Delete { proof: Some(proof), at: now() }, context).await.map(done)
+        let delete = match if_version {
+            None => Command::Delete { proof, at },
+            Some(version) => Command::DeleteVersion { proof, at, version },
+        };
+        self.ask(user, delete, context).await.map(done)
     }
 
     /// The hash that a password has proved itself against.

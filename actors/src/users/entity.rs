@@ -205,6 +205,15 @@ pub enum Command {
         /// When.
         at: Timestamp,
     },
+    /// The same, if the profile still is what was seen. A command of its own: nodes of 0.1.0 read no field more.
+    DeleteVersion {
+        /// What the password was proved against; none: an administrator's doing.
+        proof: Option<PasswordHash>,
+        /// When.
+        at: Timestamp,
+        /// The version that was seen.
+        version: i64,
+    },
 }
 
 /// What happened to a user.
@@ -369,10 +378,10 @@ impl Entity for User {
                 (false, true) => vec![Event::Unfollowed { followee: *followee, at: *at }],
                 _ => vec![],
             }),
-            Command::Delete { proof, at } => {
-                user.prove(proof.as_ref())?;
-                let gone = Profile { updated_at: *at, ..user.profile.clone() };
-                Ok(user.closed_but(None).into_iter().chain([Event::Deleted(gone)]).collect())
+            Command::Delete { proof, at } => user.deleted(proof.as_ref(), *at),
+            Command::DeleteVersion { proof, at, version } => {
+                user.is_at(Some(*version))?;
+                user.deleted(proof.as_ref(), *at)
             }
         }
     }
@@ -446,6 +455,15 @@ impl User {
         }
     }
 
+    /// The version that was seen, if one was, still is the one.
+    fn is_at(&self, seen: Option<i64>) -> Result<(), Rejection> {
+        let version = self.profile.version;
+        match seen {
+            Some(seen) if seen != version => Err(Rejection::VersionMismatch { version }),
+            _ => Ok(()),
+        }
+    }
+
     fn edited(
         &self,
         display_name: Option<&DisplayName>,
@@ -454,10 +472,8 @@ impl User {
         if_version: Option<i64>,
         at: Timestamp,
     ) -> Result<Vec<Event>, Rejection> {
+        self.is_at(if_version)?;
         let before = &self.profile;
-        if if_version.is_some_and(|seen| seen != before.version) {
-            return Err(Rejection::VersionMismatch { version: before.version });
-        }
         let after = Profile {
             display_name: display_name.unwrap_or(&before.display_name).clone(),
             bio: bio.unwrap_or(&before.bio).clone(),
@@ -479,6 +495,12 @@ impl User {
         let surplus = (rest.len() + 1).saturating_sub(SESSIONS_MAX);
         let ended = expired.into_iter().chain(rest.into_iter().take(surplus));
         ended.map(|ended| Event::SessionClosed(SessionId(ended.id))).chain([Event::SessionOpened(session.clone())]).collect()
+    }
+
+    fn deleted(&self, proof: Option<&PasswordHash>, at: Timestamp) -> Result<Vec<Event>, Rejection> {
+        self.prove(proof)?;
+        let gone = Profile { updated_at: at, ..self.profile.clone() };
+        Ok(self.closed_but(None).into_iter().chain([Event::Deleted(gone)]).collect())
     }
 
     fn closed_but(&self, except: Option<SessionId>) -> Vec<Event> {

@@ -262,6 +262,14 @@ fn a_deleted_user_takes_no_commands_and_leaves_no_session() {
 }
 
 #[test]
+fn an_account_that_was_edited_since_it_was_seen_is_not_deleted() {
+    let ada = given(&[edit("Ada", None)]);
+    let delete = |version| Command::DeleteVersion { proof: Some(hash("old")), at: at(1), version };
+    assert_eq!(decide(&ada, &delete(1)), Err(Rejection::VersionMismatch { version: 2 }));
+    assert_eq!(decide(&ada, &delete(2)), decide(&ada, &Command::Delete { proof: Some(hash("old")), at: at(1) }));
+}
+
+#[test]
 fn a_count_that_arrives_after_the_end_brings_nobody_back() {
     let mut nobody = None;
     User::evolve(&mut nobody, &Event::Counted(Counts { posts: 1, ..Counts::default() }));

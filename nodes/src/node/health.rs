@@ -268,9 +268,7 @@ impl Health for NodeHealth {
             };
             let restarts = at_the_top + self.services.iter().map(|service| service.restarts()).sum::<u64>();
             let positions = self.breakers.iter().flat_map(|breakers| breakers.positions());
-            let breakers = positions
-                .map(|(service, position)| (service.name().to_owned(), format!("{position:?}").to_lowercase()))
-                .collect();
+            let breakers = positions.map(|(service, position)| (service.name().to_owned(), position.name().to_owned())).collect();
             Report { probes, uptime_s: self.started.elapsed().as_secs(), restarts, breakers }
         }
         .boxed()

@@ -111,6 +111,32 @@ async fn a_deleted_account_leaves_its_works_without_an_author() {
     .await;
 }
 
+/// What was broken: an entity tag named the version and the counts, and another account of the name began with the same.
+#[tokio::test]
+async fn what_a_client_has_of_an_account_is_nothing_of_the_next_one_of_that_name() {
+    let ada = sign_up("user_reborn").await;
+    let (public, own) = (anybody().get("/users/user_reborn").await.is(200), ada.get("/users/me").await.is(200));
+    ada.send(Method::DELETE, "/users/me", Some(json!({"password": PASSWORD}))).await.is(204);
+    let other = sign_up("user_reborn").await;
+    let cached = anybody().with("if-none-match", public.header("etag")).get("/users/user_reborn").await.is(200);
+    assert_ne!(cached.text("/id"), public.text("/id"));
+    other.with("if-none-match", own.header("etag")).get("/users/me").await.is(200);
+    anybody().with("if-none-match", cached.header("etag")).get("/users/user_reborn").await.is(304);
+}
+
+#[tokio::test]
+async fn an_account_that_has_changed_since_is_not_deleted() {
+    let ada = sign_up("user_version").await;
+    let seen = ada.get("/users/me").await.is(200).header("etag").to_owned();
+    let edited = ada.patch("/users/me", json!({"bio": "Stays."})).await.is(200).header("etag").to_owned();
+    let delete = async |etag: &str| {
+        ada.with("if-match", etag).send(Method::DELETE, "/users/me", Some(json!({"password": PASSWORD}))).await
+    };
+    delete(&seen).await.is(412);
+    ada.get("/users/me").await.is(200);
+    delete(&edited).await.is(204);
+}
+
 #[tokio::test]
 async fn a_users_works_are_listed() {
     let ada = sign_up("user_works").await;

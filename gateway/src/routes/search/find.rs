@@ -224,9 +224,9 @@ impl Api {
 
     /// Completes what is being typed.
     pub(super) async fn suggest(&self, context: &Context, typed: &str, limit: usize) -> Result<Vec<Suggestion>, Problem> {
-        let deadline = context.deadline.into();
-        let called =
-            self.services.call(Service::Search, context.deadline, |_| true, || self.search.suggest(typed, limit, deadline));
+        let deadline = context.deadline.min(Instant::now() + SEARCH_TIME_MAX);
+        let ask = || self.search.suggest(typed, limit, deadline.into());
+        let called = self.services.call(Service::Search, context.deadline, |_| true, ask);
         on_behalf_of(context.caller(), called).await.map_err(|error| error.into_problem(|error| unavailable(&error)))
     }
 }

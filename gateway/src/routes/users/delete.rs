@@ -50,13 +50,12 @@ pub(crate) async fn handle(
 ) -> Result<Response, Problem> {
     let id = UserId(user.sub);
     let password = Password::parse(body.password).map_err(|_| wrong_password(Rejection::WrongCredentials))?;
-    let account = api.read(Service::Users, &context, |deadline| api.users.account(id, deadline)).await?;
-    let version = account.ok_or(Rejection::NotFound)?.profile.version;
-    if_match.check(version.unsigned_abs())?;
     let sessions = api.session_ids(&context, id).await?;
     let along = along(&context, None);
     let accepted = api
-        .ask(Service::Users, &context, Twice::Unsafe, || api.users.delete(id, password.again(), along.clone()))
+        .ask(Service::Users, &context, Twice::Unsafe, || {
+            api.users.delete_version(id, password.again(), if_match.version(), along.clone())
+        })
         .await?
         .map_err(wrong_password)?;
     revoke(&context, sessions.into_iter().chain([SessionId(user.sid)]));

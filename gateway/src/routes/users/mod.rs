@@ -106,20 +106,22 @@ impl<'a> UserView<'a> {
     }
 }
 
-/// What the answer about a profile depends on besides its version.
-fn counts(profile: &Profile) -> [i64; 4] {
-    [profile.post_count, profile.comment_count, profile.follower_count, profile.following_count]
+/// What the answer about a profile depends on besides its version: whose it is, since a name may go to another account, and
+/// the counts.
+fn besides(profile: &Profile) -> [i64; 6] {
+    let (first, second) = profile.id.0.as_u64_pair();
+    let Profile { post_count, comment_count, follower_count, following_count, .. } = *profile;
+    [first.cast_signed(), second.cast_signed(), post_count, comment_count, follower_count, following_count]
 }
 
 fn profile_etag(profile: &Profile) -> HeaderValue {
-    etag(profile.version, &counts(profile))
+    etag(profile.version, &besides(profile))
 }
 
 fn account_etag(account: &Account) -> HeaderValue {
     // Roles change without the profile's version; an address never does.
     let roles = account.roles.iter().fold(0, |set, role| set | 1 << (*role as i64));
-    let [posts, comments, followers, following] = counts(&account.profile);
-    etag(account.profile.version, &[posts, comments, followers, following, roles])
+    etag(account.profile.version, &[&besides(&account.profile)[..], &[roles]].concat())
 }
 
 impl Api {
