@@ -186,6 +186,9 @@ where
             served.work = Work::Shed { pause };
         } else if let Some(problem) = refusal(class, verdict) {
             served.work = Work::Refused { problem: Some(problem) };
+        } else if let Some(name) = context::repeated(request.headers()).filter(|_| class != RouteClass::Exempt) {
+            let problem = Problem::new(&problem::BAD_REQUEST, format!("the header {name} may come once"));
+            served.work = Work::Refused { problem: Some(problem) };
         } else if body::declared_length(request.headers()) > edge.config.body_limit_bytes as u64 {
             served.work = Work::Draining { future: Box::pin(body::drain_too_large(request, edge.config.body_limit_bytes)) };
         } else {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use rookery_actors::caller::{Caller, TraceParent};
 use rookery_actors::runtime::in_time_to_answer;
@@ -98,8 +98,7 @@ impl Trace {
     /// Continues the client's trace, or begins one.
     pub(crate) fn of(headers: &HeaderMap, random: u128, span: u64) -> Self {
         let span_id = span | 1;
-        headers
-            .get(TRACEPARENT)
+        only(headers, &TRACEPARENT)
             .and_then(|value| parse_traceparent(value.as_bytes()))
             .map(|(trace_id, parent, sampled)| Self { trace_id, span_id, parent_id: Some(parent), sampled })
             .unwrap_or(Self { trace_id: random | 1, span_id, parent_id: None, sampled: false })
@@ -128,7 +127,7 @@ fn parse_traceparent(value: &[u8]) -> Option<(u128, u64, bool)> {
 
 /// The client's own id if it is one, else a new one made of `random`.
 pub(crate) fn request_id(headers: &HeaderMap, random: u128) -> HeaderValue {
-    if let Some(id) = headers.get(X_REQUEST_ID)
+    if let Some(id) = only(headers, &X_REQUEST_ID)
         && is_request_id(id.as_bytes())
     {
         return id.clone();
@@ -137,6 +136,32 @@ pub(crate) fn request_id(headers: &HeaderMap, random: u128) -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid();
     let text: &str = id.hyphenated().encode_lower(&mut text);
     HeaderValue::from_str(text).expect("hex and dashes are a header value")
+}
+
+/// The value of a header that only informs, if it was sent once: of several, none is more to be believed than another.
+pub(crate) fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// The headers on which it depends what a request asks for, of which it may have one each. Lists (`If-None-Match`,
+/// `X-Forwarded-For`, `Accept-Encoding`) may come in several lines; an `If-Match` in several is one of several tags.
+static ONCE: [HeaderName; 6] = [
+    header::HOST,
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("x-search-after"),
+    header::ORIGIN,
+];
+
+/// The first header that was sent more than once and may not be.
+pub(crate) fn repeated(headers: &HeaderMap) -> Option<&'static HeaderName> {
+    // As many names as lines: what nearly every request has.
+    if headers.keys_len() == headers.len() {
+        return None;
+    }
+    ONCE.iter().find(|name| headers.get_all(*name).iter().nth(1).is_some())
 }
 
 /// Only what is safe to log and to copy into JSON as it is.
@@ -175,6 +200,19 @@ mod tests {
     fn a_trace_of_zeros_is_not_continued() {
         let sent = headers(TRACEPARENT, "00-00000000000000000000000000000000-00f067aa0ba902b7-01");
         assert_eq!(Trace::of(&sent, 4, 2).trace_id, 5);
+    }
+
+    /// W3C Trace Context, 3.2: with more than one `traceparent` a trace begins anew.
+    #[test]
+    fn of_two_traces_or_ids_none_is_taken() {
+        let mut sent = headers(TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        sent.append(TRACEPARENT, HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01"));
+        let trace = Trace::of(&sent, 4, 2);
+        assert_eq!((trace.trace_id, trace.parent_id, trace.sampled), (5, None, false));
+        sent.append(X_REQUEST_ID, HeaderValue::from_static("a"));
+        assert_eq!(request_id(&sent, 7), "a");
+        sent.append(X_REQUEST_ID, HeaderValue::from_static("b"));
+        assert!(!["a", "b"].contains(&request_id(&sent, 7).to_str().unwrap()));
     }
 
     #[test]

@@ -168,32 +168,22 @@ impl IfMatch {
             Self::Version(version) => Some(i64::try_from(version).unwrap_or(i64::MAX)),
         }
     }
-
-    /// # Errors
-    /// A 412 if `current` is another version.
-    pub fn check(self, current: u64) -> Result<(), Problem> {
-        match self {
-            Self::Version(wanted) if wanted != current => Err(Problem::new(
-                &problem::PRECONDITION_FAILED,
-                format!("the version is {current}, the change was meant for {wanted}"),
-            )),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+        if !parts.headers.contains_key(header::IF_MATCH) {
             return Ok(Self::Any);
-        };
-        if value == "*" {
+        }
+        // A change is meant for one version: with several tags, in one line or in several, it is meant for none.
+        let value = context::only(&parts.headers, &header::IF_MATCH);
+        if value.is_some_and(|value| value == "*") {
             return Ok(Self::Any);
         }
         let version = || {
-            let tag = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
+            let tag = value?.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
             tag.split('.').next()?.parse().ok()
         };
         // A tag that we never gave matches nothing.
@@ -205,15 +195,14 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 
 /// `If-None-Match`: the entity tags that the client has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IfNoneMatch(Option<String>);
+pub struct IfNoneMatch(Vec<String>);
 
 impl IfNoneMatch {
     /// Whether the client has `etag`, quotes included, already: then 304. Compared weakly, as RFC 9110 wants it.
     pub fn matches(&self, etag: &str) -> bool {
         let wanted = etag.strip_prefix("W/").unwrap_or(etag);
-        self.0.as_deref().is_some_and(|tags| {
-            tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == wanted)
-        })
+        let mut tags = self.0.iter().flat_map(|line| line.split(',')).map(str::trim);
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == wanted)
     }
 }
 
@@ -221,8 +210,8 @@ impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let value = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-        Ok(Self(value.map(str::to_owned)))
+        let lines = parts.headers.get_all(header::IF_NONE_MATCH).iter();
+        Ok(Self(lines.filter_map(|line| line.to_str().ok().map(str::to_owned)).collect()))
     }
 }
 
@@ -249,10 +238,32 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_tag_with_a_later_suffix_still_matches_the_version() {
-        assert!(IfMatch::Version(3).check(3).is_ok());
-        assert_eq!(IfMatch::Version(3).check(4).unwrap_err().kind, &problem::PRECONDITION_FAILED);
+    fn sent(name: header::HeaderName, lines: &[&'static str]) -> Parts {
+        let mut parts = axum::http::Request::new(()).into_parts().0;
+        for line in lines {
+            parts.headers.append(&name, header::HeaderValue::from_static(line));
+        }
+        parts
+    }
+
+    #[tokio::test]
+    async fn a_change_is_meant_for_one_version_whatever_stands_behind_its_dot() {
+        let if_match = async |lines: &[&'static str]| {
+            IfMatch::from_request_parts(&mut sent(header::IF_MATCH, lines), &()).await.map_err(|problem| problem.kind.slug)
+        };
+        assert_eq!(if_match(&[]).await, Ok(IfMatch::Any));
+        assert_eq!(if_match(&["*"]).await, Ok(IfMatch::Any));
+        assert_eq!(if_match(&["\"3.ab\""]).await, Ok(IfMatch::Version(3)));
+        for other in [&["\"3.ab\"", "\"4\""][..], &["\"3\", \"4\""], &["*", "\"4\""], &["W/\"3\""], &[""]] {
+            assert_eq!(if_match(other).await, Err(problem::PRECONDITION_FAILED.slug), "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_client_has_may_be_said_in_several_lines() {
+        let mut parts = sent(header::IF_NONE_MATCH, &["\"1.a\"", "\"2.b\", \"3.c\""]);
+        let have = IfNoneMatch::from_request_parts(&mut parts, &()).await.unwrap();
+        assert!(["\"1.a\"", "\"2.b\"", "\"3.c\""].into_iter().all(|tag| have.matches(tag)) && !have.matches("\"4.d\""));
     }
 
     #[test]
@@ -268,7 +279,7 @@ mod tests {
 
     #[test]
     fn if_none_match_compares_the_whole_tag() {
-        let tags = IfNoneMatch(Some("\"1.a\", W/\"2.b\"".into()));
+        let tags = IfNoneMatch(vec!["\"1.a\", W/\"2.b\"".into()]);
         assert!(tags.matches("\"2.b\"") && !tags.matches("\"2.c\""));
     }
 }

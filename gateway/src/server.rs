@@ -290,6 +290,9 @@ async fn connection(
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
+            // A client may say that it will ask for nothing more, and wait for its answer. One that has hung up looks the same, so its
+            // request goes on until it is answered or its time is over.
+            .half_close(true)
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(limits.header_limit_bytes.max(BUFFER_BYTES_MIN))
             .max_headers(HEADERS_MAX)

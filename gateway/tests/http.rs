@@ -331,6 +331,59 @@ async fn garbage_after_a_request_does_not_spoil_its_answer() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("HTTP/1.1 400"), "{answer}");
 }
 
+/// Sends a request as it is written; what comes back until the connection is closed.
+async fn raw(edge: &Edged, request: &str) -> String {
+    let mut socket = TcpStream::connect(edge.address).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+/// What was broken: whoever closed its half after the request got no answer, although the request was carried out.
+#[tokio::test]
+async fn whoever_has_nothing_more_to_ask_gets_the_answer_and_then_the_end() {
+    let edge = Edged::start().await;
+    let asked = raw(&edge, "GET /api/v1/wait HTTP/1.1\r\nhost: x\r\n\r\n");
+    let release = async {
+        edge.entered.notified().await;
+        // The gateway has seen the end of what it is asked.
+        edge.get("/api/v1/hello").await;
+        edge.release.notify_one();
+    };
+    let (answer, ()) = tokio::join!(asked, release);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("released"), "{answer}");
+    let body = r#"{"title":"hi"}"#;
+    let head = format!("host: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    let answer = raw(&edge, &format!("POST /api/v1/echo HTTP/1.1\r\n{head}\r\n{body}")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(body), "{answer}");
+    // Nothing was asked: there is nothing to wait for.
+    assert_eq!(raw(&edge, "").await, "");
+}
+
+/// What was broken: the first of two lines counted, whoever had put the other one beside it.
+#[tokio::test]
+async fn a_header_that_may_come_once_is_refused_when_it_comes_twice() {
+    let edge = Edged::start().await;
+    let twice = async |lines: &str| raw(&edge, &format!("GET /api/v1/hello HTTP/1.1\r\n{lines}\r\n")).await;
+    for name in ["authorization", "content-type", "idempotency-key", "x-search-after", "origin"] {
+        let answer = twice(&format!("host: x\r\n{name}: a\r\naccept: */*\r\n{name}: b\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("/problems/bad-request"), "{name}: {answer}");
+        assert!(answer.contains(&format!("the header {name} may come once")), "{name}: {answer}");
+    }
+    assert!(twice("host: x\r\nhost: y\r\n").await.contains("the header host may come once"));
+    // hyper refuses these itself.
+    assert!(twice("host: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n").await.starts_with("HTTP/1.1 400"));
+    // Lists come in several lines, and what only informs is left out.
+    for name in
+        ["accept", "accept-encoding", "if-none-match", "x-forwarded-for", "cookie", "traceparent", "x-request-id", "user-agent"]
+    {
+        let answer = twice(&format!("host: x\r\n{name}: a\r\n{name}: b\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn stopping_finishes_the_requests_in_flight() {
     let edge = Edged::start().await;

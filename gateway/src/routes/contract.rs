@@ -83,13 +83,11 @@ fn implied(operation: &Operation) -> Vec<(&'static str, &'static str)> {
             .any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == place))
     };
     let mut errors = vec![
+        ("400", "A parameter, a header or the JSON is malformed."),
         ("429", "Too many requests; `Retry-After` says when to come back."),
         ("500", "Our fault."),
         ("503", "A service that is needed does not answer; `Retry-After` says when to come back."),
     ];
-    if takes(ParameterIn::Query) || takes(ParameterIn::Header) || operation.request_body.is_some() {
-        errors.push(("400", "A parameter or the JSON is malformed."));
-    }
     if operation.security.as_ref().is_some_and(|schemes| !schemes.is_empty()) {
         errors.push(("401", "The access token is missing, expired or revoked."));
     }

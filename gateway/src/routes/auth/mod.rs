@@ -86,5 +86,5 @@ pub(crate) fn revoke(context: &Context, sessions: impl IntoIterator<Item = Sessi
 
 /// What a client calls itself.
 fn user_agent(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::USER_AGENT)?.to_str().ok()
+    context::only(headers, &header::USER_AGENT)?.to_str().ok()
 }
