@@ -7,6 +7,7 @@ mod import;
 mod lines;
 mod migrate;
 mod password;
+mod pins;
 mod reach;
 mod scale;
 mod show;
@@ -81,6 +82,9 @@ enum Command {
     Node(Node),
     /// Bring the configured databases to this version's schema; needs no running node.
     Migrate,
+    /// The settings on which all nodes agree, as the databases have them; needs no running node.
+    #[command(subcommand, after_help = "Examples:\n  rookery pins list\n  rookery pins set lease.ttl_ms")]
+    Pins(PinsCommand),
     /// Import users, posts and comments from JSON Lines.
     ///
     /// Importing the same file again changes nothing, so an import that was interrupted, however, is simply run again. A bad
@@ -154,6 +158,17 @@ struct Json {
 enum ConfigCommand {
     /// Print the configuration in effect, or everything that is wrong with it.
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+enum PinsCommand {
+    /// What each database says, and where this configuration says otherwise.
+    List,
+    /// Make what this configuration says of a setting what all nodes have. A node that differs no longer starts.
+    Set {
+        /// The setting, such as lease.ttl_ms.
+        key: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -277,6 +292,7 @@ impl Cli {
                 checked(Config { node, ..config }, Config::check_member, up::run)
             }),
             Command::Migrate => configured(&global, |config| told(in_runtime(migrate::run(&config)))),
+            Command::Pins(command) => configured(&global, |config| told(in_runtime(pins::run(&config, command)))),
             Command::Chaos(chaos) => told(in_runtime(chaos.run())),
             Command::Import(Reached { what, reach }) => ask(&global, reach, async |node| what.run(&node).await),
             Command::Reindex(reach) => ask(&global, reach, async |node| administer::reindex(&node).await),
@@ -425,6 +441,8 @@ mod tests {
             "rookery up --nodes 1",
             "rookery node --config cluster.toml --name n1 --roles users,posts",
             "rookery migrate",
+            "rookery pins list",
+            "rookery pins set lease.ttl_ms --config cluster.toml",
             "rookery import posts.jsonl.gz --strict --errors bad.jsonl",
             "rookery import - --data-dir /tmp/x",
             "rookery reindex --node http://127.0.0.1:8080 --token t",
@@ -458,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_node_is_named_only_to_commands_that_ask_one() {
-        for command in ["up", "node", "migrate", "scale 3", "config check", "chaos list", ""] {
+        for command in ["up", "node", "migrate", "pins list", "scale 3", "config check", "chaos list", ""] {
             assert!(parse(&format!("rookery {command} --node http://127.0.0.1:8080")).is_err(), "{command}");
         }
     }

@@ -21,6 +21,7 @@ use crate::{
     databases::Databases,
     migrate::Database,
     ownership::{self, Former, LastLife},
+    pins,
     postgres::DataDir,
     report, secret,
 };
@@ -64,6 +65,8 @@ impl Fleet {
         secret::of(&config, data.path())?;
         let databases = Databases::open(&config, &data).await?;
         databases.ready().await?;
+        // Before the nodes, to whom none of the databases is private.
+        pins::agree(&config, &databases).await?;
         let shared = Shared {
             data: data.path().to_owned(),
             databases: databases.private_urls(&config).await,

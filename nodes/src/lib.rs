@@ -16,6 +16,7 @@ pub mod migrate;
 pub mod node;
 mod open_files;
 pub mod ownership;
+pub mod pins;
 pub mod placement;
 pub mod postgres;
 mod process;

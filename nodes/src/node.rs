@@ -57,6 +57,7 @@ use crate::{
     config::{Config, Role},
     databases::Databases,
     migrate::Database,
+    pins,
     postgres::DataDir,
     rebuild::Rebuilder,
     report::Reporter,
@@ -148,6 +149,7 @@ impl Node {
         databases.ready().await?;
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
         let patience = Patience::begin();
+        patience.take(async || pins::agree(&config, &databases).await).await?;
         let few = runtime::PoolSize { connections_max: 2, ..runtime::PoolSize::default() };
         let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", few));
         let name = config.node.name.to_string();

@@ -39,6 +39,8 @@ pub struct MemberRow {
     pub address: Option<String>,
     /// How often it has renewed.
     pub renewed: i64,
+    /// How long its lease is, as it counts that itself; none: a member of a build up to 0.1.0, which does not say.
+    pub lease: Option<Duration>,
     /// What it is.
     pub state: MemberState,
 }
@@ -142,7 +144,9 @@ impl Statements {
         let (mark, grant) = (transfer::mark_text(), transfer::grant_text());
         let (renew, members, shards, inbox, untouched, mark, grant) = try_join!(
             client.prepare("UPDATE member SET renewed = renewed + 1 WHERE incarnation = $1 AND state <> 'dead'"),
-            client.prepare("SELECT incarnation, node, address, renewed, state FROM member WHERE state <> 'dead' ORDER BY node"),
+            client.prepare(
+                "SELECT incarnation, node, address, renewed, state, lease_ms FROM member WHERE state <> 'dead' ORDER BY node"
+            ),
             client.prepare("SELECT id, epoch, owner, target FROM shard ORDER BY id"),
             client.prepare("SELECT shard, source, position FROM inbox WHERE shard = ANY($1)"),
             client.prepare(&untouched),
@@ -208,15 +212,23 @@ impl Directory {
         Ok(())
     }
 
-    /// Enters a new incarnation, with the address of its node's link if there are other nodes.
+    /// Enters a new incarnation, with the address of its node's link if there are other nodes, and how long its lease is, so that
+    /// the others wait for its end; none: they take it for as long as their own.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn join(&self, incarnation: Incarnation, node: &str, address: Option<&str>) -> Result<(), DirectoryError> {
+    pub async fn join(
+        &self,
+        incarnation: Incarnation,
+        node: &str,
+        address: Option<&str>,
+        lease: Option<Duration>,
+    ) -> Result<(), DirectoryError> {
+        let lease_ms = lease.map(|lease| i64::try_from(lease.as_millis()).unwrap_or(i64::MAX));
         self.client
             .execute(
-                "INSERT INTO member (incarnation, node, address, renewed, state) VALUES ($1, $2, $3, 0, 'live')",
-                &[&incarnation.0, &node, &address],
+                "INSERT INTO member (incarnation, node, address, renewed, state, lease_ms) VALUES ($1, $2, $3, 0, 'live', $4)",
+                &[&incarnation.0, &node, &address, &lease_ms],
             )
             .await?;
         Ok(())
@@ -261,6 +273,7 @@ impl Directory {
                 address: row.get(2),
                 renewed: row.get(3),
                 state: if row.get::<_, &str>(4) == "live" { MemberState::Live } else { MemberState::Draining },
+                lease: row.get::<_, Option<i64>>(5).map(|ms| Duration::from_millis(ms.unsigned_abs())),
             })
             .collect())
     }

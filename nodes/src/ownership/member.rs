@@ -126,10 +126,10 @@ impl<S: Service> Member<S> {
     }
 
     async fn enter(&mut self) -> Result<(), DirectoryError> {
-        let Membership { node, address, former, .. } = &self.membership;
+        let Membership { node, address, former, lease, .. } = &self.membership;
         former.begin(S::NAME, self.runtime.incarnation());
         self.draining = false;
-        self.directory.join(self.runtime.incarnation(), node, address.as_deref()).await
+        self.directory.join(self.runtime.incarnation(), node, address.as_deref(), Some(lease.ttl)).await
     }
 
     /// Dead in this database, alive as a process: comes back as somebody else (rule 7), unless another node has the name by now.

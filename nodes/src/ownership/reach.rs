@@ -90,6 +90,7 @@ mod tests {
                 address: None,
                 renewed: 7,
                 state: MemberState::Live,
+                lease: None,
             };
             let members: Vec<MemberRow> = (0..count).map(member).collect();
             Self { linked: vec![true; members.len()], members, reach: Reach::default() }

@@ -39,6 +39,8 @@ pub(super) struct Sightings {
 #[derive(Debug)]
 struct Sighting {
     node: String,
+    /// How long it serves after a renewal, by its own word.
+    lease: Option<Duration>,
     state: MemberState,
     renewed: i64,
     renewals: u32,
@@ -62,6 +64,7 @@ impl Sightings {
                 sign_of_life = true;
                 Sighting {
                     node: member.node.clone(),
+                    lease: member.lease,
                     state: member.state,
                     renewed: member.renewed,
                     renewals: 0,
@@ -109,8 +112,13 @@ impl Sightings {
     }
 
     /// Whether nothing was heard of a member for longer than its lease can last by any clock.
+    ///
+    /// Its lease and not ours: while the length is changed node by node, the two differ.
     pub(super) fn is_silent(&self, member: Incarnation) -> bool {
-        self.seen.get(&member).is_some_and(|sighting| sighting.silent >= self.lease.ttl.mul_f64(1.1))
+        self.seen.get(&member).is_some_and(|sighting| {
+            let lease = sighting.lease.unwrap_or(self.lease.ttl);
+            sighting.silent >= lease.mul_f64(1.1)
+        })
     }
 
     /// The members that may be given shards, one per node: alive, not draining, and settled. If nobody is settled yet,
@@ -179,10 +187,14 @@ mod tests {
         }
 
         fn join(&mut self, node: &str) -> Incarnation {
+            self.join_with(node, None)
+        }
+
+        fn join_with(&mut self, node: &str, lease: Option<Duration>) -> Incarnation {
             let incarnation = Incarnation(Uuid::from_u128(self.next));
             self.next += 1;
             let node = node.to_owned();
-            self.members.push(MemberRow { incarnation, node, address: None, renewed: 0, state: MemberState::Live });
+            self.members.push(MemberRow { incarnation, node, address: None, renewed: 0, state: MemberState::Live, lease });
             incarnation
         }
 
@@ -222,6 +234,20 @@ mod tests {
         assert!(!table.sightings.is_silent(two), "2.5 s are a lease, and its margin is a tenth");
         table.tick(&[two]);
         assert!(table.sightings.is_silent(two) && !table.sightings.is_silent(one));
+    }
+
+    /// What was broken: the observer's own lease counted, and a member with a longer one served on after it was buried.
+    #[test]
+    fn a_member_is_silent_by_its_own_lease_and_not_by_the_observers() {
+        let mut table = Table::new();
+        let (longer, shorter) = (table.join_with("n1", Some(LEASE.ttl * 2)), table.join_with("n2", Some(LEASE.ttl / 5)));
+        table.tick(&[]);
+        table.ticks(2, &[longer, shorter]);
+        assert!(table.sightings.is_silent(shorter));
+        table.ticks(8, &[longer, shorter]);
+        assert!(!table.sightings.is_silent(longer), "5 s are its lease, and its margin is a tenth");
+        table.tick(&[longer, shorter]);
+        assert!(table.sightings.is_silent(longer));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod edges;
 mod fleet;
+mod pins;
 mod process;
 mod roles;
 mod secrets;

@@ -1,6 +1,7 @@
 //! A process of the real binary.
 
 use std::{
+    io::{Read, Seek},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
@@ -62,6 +63,28 @@ pub(crate) fn try_status(data: &Path) -> Result<Value, String> {
         Some(0 | 3) => Ok(serde_json::from_slice(&output.stdout).unwrap()),
         _ => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
+}
+
+/// How a command ends that does not stay, and what it says; no code: it stays, and is ended.
+pub(crate) fn ended(mut command: Command, data: &Path) -> (Option<i32>, String) {
+    let mut said = tempfile::tempfile().unwrap();
+    command.env("ROOKERY__DATA_DIR", data).stdout(said.try_clone().unwrap()).stderr(said.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    let mut patience = Patience::of(PATIENCE);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if patience.is_over() => {
+                child.kill().unwrap();
+                break child.wait().unwrap();
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+            Some(status) => break status,
+        }
+    };
+    let mut text = String::new();
+    said.rewind().unwrap();
+    said.read_to_string(&mut text).unwrap();
+    (status.code(), text)
 }
 
 /// A process that runs until it is told to stop.

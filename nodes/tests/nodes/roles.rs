@@ -32,7 +32,12 @@ impl Shared {
     }
 
     pub(crate) fn node(&self, name: &str, roles: &str) -> Command {
-        let mut command = rookery(&["node", "--name", name, "--roles", roles]);
+        self.command(&["node", "--name", name, "--roles", roles])
+    }
+
+    /// A command with what the nodes are configured by.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = rookery(arguments);
         command.env("ROOKERY__SECRET", SECRET);
         for (database, url) in &self.0 {
             command.env(format!("ROOKERY__SERVICES__{}__DATABASE_URL", database.name().to_uppercase()), url);
@@ -46,12 +51,17 @@ impl Shared {
         url.parse::<tokio_postgres::Config>().unwrap().get_dbname().unwrap().to_owned()
     }
 
-    /// The names of the members of a service.
-    async fn members(&self, of: Database) -> Vec<String> {
+    /// A session of a database.
+    pub(crate) async fn sql(&self, of: Database) -> tokio_postgres::Client {
         let (_, url) = self.0.iter().find(|(database, _)| *database == of).unwrap();
         let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
-        let rows = client.query("SELECT node FROM member WHERE state = 'live' ORDER BY node", &[]).await.unwrap();
+        client
+    }
+
+    /// The names of the members of a service.
+    async fn members(&self, of: Database) -> Vec<String> {
+        let rows = self.sql(of).await.query("SELECT node FROM member WHERE state = 'live' ORDER BY node", &[]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()
     }
 }

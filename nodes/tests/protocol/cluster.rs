@@ -233,7 +233,7 @@ impl RivalIn64 {
         let incarnation = Incarnation(Uuid::new_v4());
         let database = Database::new(config.clone(), "rival", Default::default());
         let directory = Directory::open(&database, "posts", incarnation).await.unwrap();
-        directory.join(incarnation, "rival", None).await.unwrap();
+        directory.join(incarnation, "rival", None, None).await.unwrap();
         Self { incarnation, directory }
     }
 }

@@ -53,6 +53,30 @@ async fn a_silent_member_is_declared_dead_and_rejoins_under_a_new_name() {
     silent.stop().await;
 }
 
+/// What was broken: whoever watched it took its own lease for the other's, took its shards over and wrote, while the other
+/// answered reads with what had been. So it was while `ttl_ms` was raised node by node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_a_longer_lease_is_taken_over_from_when_that_has_ended() {
+    let config = database().await;
+    let proxy = Proxy::start(&config);
+    let longer = LeaseSettings { ttl: Duration::from_secs(4), ..SHORT_LEASE };
+    let (silent, silent_posts) = node(&proxy.config(), "n1", longer).await;
+    let post = published(&silent_posts, ShardId(2), "v1").await;
+    let (heir, posts) = node(&config, "n2", SHORT_LEASE).await;
+    proxy.always(RENEWAL, Fate::NeverArrives);
+    eventually("the heir serves everything", async || {
+        let taken = heir.runtime.owned().len();
+        assert!(taken == 0 || !silent.runtime.lease().is_valid(), "{taken} shards have two owners");
+        taken == usize::from(SHARDS)
+    })
+    .await;
+    retitle(&posts, post.id, "v2").await.unwrap();
+    assert!(matches!(silent_posts.get(post.id, deadline()).await, Err(Failure::Moved(_))), "nobody reads what was before");
+    proxy.heal();
+    heir.stop().await;
+    silent.stop().await;
+}
+
 /// What was broken: a look that saw the members before the shards took an owner that joined in between for dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_joins_in_the_middle_of_a_look_is_not_robbed() {

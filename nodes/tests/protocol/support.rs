@@ -142,7 +142,7 @@ impl Rival {
         let incarnation = Incarnation(Uuid::new_v4());
         let database = rookery_actors::runtime::Database::new(config.clone(), "rival", Default::default());
         let directory = Directory::open(&database, "posts", incarnation).await.unwrap();
-        directory.join(incarnation, "rival", None).await.unwrap();
+        directory.join(incarnation, "rival", None, None).await.unwrap();
         Self { incarnation, directory, config: config.clone() }
     }
 

@@ -203,7 +203,7 @@ async fn seat<S: Service>(service: S, config: &Config, node: &str, count: u16, s
     runtime.start(SupervisorRef::spawn("node", Vec::new()).await.unwrap().0.cell());
     let directory = directory(&runtime).await;
     directory.prepare(count).await.unwrap();
-    directory.join(runtime.incarnation(), node, None).await.unwrap();
+    directory.join(runtime.incarnation(), node, None, None).await.unwrap();
     runtime.lease().renewed(BootTime::now(), LEASE);
     let rows = directory.shards().await.unwrap();
     let rows: Vec<_> = rows.into_iter().filter(|row| shards.contains(&row.id)).collect();

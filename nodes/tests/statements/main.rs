@@ -63,6 +63,8 @@ const NOT_DONE: &[(&str, &str)] = &[
     ("INSERT INTO signing_key", "keys are few"),
     ("UPDATE node SET state", "a row for each node"),
     ("UPDATE setting SET value", "settings are few"),
+    ("SELECT value FROM setting WHERE name = $1", "by its key, for a command"),
+    ("SELECT node FROM member WHERE state <> 'dead' AND lease_ms IS NULL", "members who live are few, for a command"),
     ("UPDATE member SET state", "by its key, when somebody leaves or is found dead"),
     ("UPDATE shard SET target", "by the shard, when it is handed over"),
     ("SELECT s.id, l.seq, s.epoch", "a look at the end of some shards' logs, when they were handed over"),
