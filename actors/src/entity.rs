@@ -53,6 +53,9 @@ pub enum Failure {
     /// The idempotency key belongs to another request.
     #[error("the idempotency key was used with another request")]
     KeyReused,
+    /// The database refuses what this would write or read, and would again: a fault of this command alone. Nothing happened.
+    #[error("refused by the database: {0}")]
+    Refused(String),
 }
 
 /// Why an ask was not answered with a reply.

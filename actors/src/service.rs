@@ -10,7 +10,7 @@ use crate::{
     entity::{Entity, Failure},
     event::Record,
     ids::ShardId,
-    runtime::{Connection, Pooled, Runtime, Unit},
+    runtime::{Connection, Pooled, Runtime, Unit, is_own_fault},
     table::Tables,
 };
 
@@ -149,11 +149,21 @@ pub enum LoadError {
     Corrupt(String),
 }
 
+impl LoadError {
+    /// Whether it says something of the rows that were asked for, and others can be read.
+    pub(crate) fn is_own_fault(&self) -> bool {
+        match self {
+            Self::Database(error) => is_own_fault(error),
+            Self::Corrupt(_) => true,
+        }
+    }
+}
+
 impl From<LoadError> for crate::entity::Failure {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Database(error) => error.into(),
-            LoadError::Corrupt(reason) => Self::Unavailable(format!("a stored row does not parse: {reason}")),
+            LoadError::Corrupt(reason) => Self::Refused(format!("a stored row does not parse: {reason}")),
         }
     }
 }

@@ -87,6 +87,17 @@ pub enum MigrateError {
         /// Whose it is.
         holds: Database,
     },
+    /// Its text is not Unicode.
+    #[error(
+        "the {database} database is encoded as {encoding}, and can hold no other letters: make it anew with \
+         CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8', and copy what it holds"
+    )]
+    Encoding {
+        /// Which database.
+        database: Database,
+        /// As the server calls it.
+        encoding: String,
+    },
     /// The history does not fit, or a migration failed. The one that failed left nothing behind, those before it stay.
     #[error("could not migrate the {database} database")]
     Migration {
@@ -113,10 +124,15 @@ pub enum MigrateError {
 /// connection of its own, not one of a pool: when the future is dropped midway, the lock lives as long as the session.
 ///
 /// # Errors
-/// [`MigrateError::Newer`] for a database that a newer build has migrated; otherwise what refinery or Postgres refused.
+/// [`MigrateError::Newer`] for a database that a newer build has migrated, [`MigrateError::Encoding`] for one that cannot hold
+/// every text; otherwise what refinery or Postgres refused.
 pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>, MigrateError> {
     // refinery takes no lock: two runs at once would both see an empty history.
     let failed = |source| MigrateError::Lock { database, source };
+    let encoding: String = client.query_one("SHOW server_encoding", &[]).await.map_err(failed)?.get(0);
+    if encoding != "UTF8" {
+        return Err(MigrateError::Encoding { database, encoding });
+    }
     lock(client, database).await.map_err(failed)?;
     let outcome = match owner(client).await.map_err(failed)? {
         Some(holds) if holds != database => Err(MigrateError::OfAnother { database, holds }),

@@ -91,7 +91,7 @@ impl Texts {
             .map(|row| {
                 let (id, version): (Uuid, i64) = (row.get(0), row.get(1));
                 let version = u32::try_from(version)
-                    .map_err(|_| Failure::Unavailable(format!("comment {id} has an impossible version: {version}")))?;
+                    .map_err(|_| Failure::Refused(format!("comment {id} has an impossible version: {version}")))?;
                 let written = Arc::new(written(row, 2));
                 self.cache.insert((id, version), Arc::clone(&written));
                 Ok((id, (version, written)))

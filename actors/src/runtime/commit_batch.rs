@@ -177,9 +177,8 @@ impl From<CommitError> for Failure {
         match error {
             CommitError::Fenced => Self::Moved(error.to_string()),
             CommitError::Unknown => Self::Unknown(error.to_string()),
-            CommitError::Refused { .. } | CommitError::Unavailable(_) | CommitError::Ended => {
-                Self::Unavailable(error.to_string())
-            }
+            CommitError::Refused { message, .. } => Self::Refused(message),
+            CommitError::Unavailable(_) | CommitError::Ended => Self::Unavailable(error.to_string()),
             CommitError::Overloaded => Self::Overloaded(error.to_string()),
         }
     }

@@ -598,9 +598,10 @@ fn verdict(error: &tokio_postgres::Error) -> Verdict {
     if again.contains(code) {
         return Verdict::Again;
     }
-    // 53: no disk, no memory, too many connections; 57: an operator; 58: the server's own system; 25006: a standby;
-    // 55P03: a lock held elsewhere. None of them says anything about the units.
-    let unavailable = ["53", "57", "58"].iter().any(|class| code.code().starts_with(class))
+    // 42: a table or a right that is missing, for the text of the statement is ours; 53: no disk, no memory, too many
+    // connections; 57: an operator; 58: the server's own system; 25006: a standby; 55P03: a lock held elsewhere. None of them
+    // says anything about the units.
+    let unavailable = ["42", "53", "57", "58"].iter().any(|class| code.code().starts_with(class))
         || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE].contains(code);
     if unavailable { Verdict::Unavailable } else { Verdict::AtFault }
 }

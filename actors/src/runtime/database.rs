@@ -13,7 +13,10 @@ use tokio::runtime::Handle;
 use tokio_postgres::{Client, Config, config::TargetSessionAttrs, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connection::{ConnectError, Connection, READ_WITHIN, STATEMENT_WITHIN, connect_without_deadlines};
+use super::{
+    connection::{ConnectError, Connection, READ_WITHIN, STATEMENT_WITHIN, connect_without_deadlines},
+    transfer::outcome_is_open,
+};
 use crate::entity::Failure;
 
 /// How the pool makes its connections.
@@ -262,7 +265,18 @@ fn tls() -> MakeRustlsConnect {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        Failure::Unavailable(describe(&error))
+        if is_own_fault(&error) { Failure::Refused(describe(&error)) } else { Failure::Unavailable(describe(&error)) }
+    }
+}
+
+/// Whether a statement failed for the values that it carried or came upon: it would fail again, and others do not.
+pub(crate) fn is_own_fault(error: &tokio_postgres::Error) -> bool {
+    // 21: more rows than may be; 22: a value; 23: a constraint; 54: a limit of the server; P0: raised by a trigger of ours.
+    const CLASSES: [&str; 5] = ["21", "22", "23", "54", "P0"];
+    match error.as_db_error() {
+        Some(db) => CLASSES.iter().any(|class| db.code().code().starts_with(class)),
+        // It was never sent: a value that does not fit into a message.
+        None => !outcome_is_open(error),
     }
 }
 

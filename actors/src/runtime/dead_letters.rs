@@ -136,7 +136,7 @@ fn letter(row: &Row) -> Result<StoredLetter, Failure> {
     let source: &str = row.get(1);
     Ok(StoredLetter {
         shard: ShardId(row.get::<_, i16>(0).unsigned_abs()),
-        source: source.parse().map_err(|error| Failure::Unavailable(format!("a stored dead letter does not parse: {error}")))?,
+        source: source.parse().map_err(|error| Failure::Refused(format!("a stored dead letter does not parse: {error}")))?,
         seq: row.get(2),
         kind: Arc::from(row.get::<_, &str>(3)),
         key: row.get(4),

@@ -363,7 +363,7 @@ impl<S: Service> EntityActor<S> {
             return Err(Failure::KeyReused);
         }
         let reply = serde_json::from_str(row.get(1))
-            .map_err(|error| Failure::Unavailable(format!("a kept reply does not parse: {error}")))?;
+            .map_err(|error| Failure::Refused(format!("a kept reply does not parse: {error}")))?;
         // A node of the release before has not kept where: nowhere later than here.
         Ok(Some((reply, row.get::<_, Option<Seq>>(2).unwrap_or_else(|| shard.head()))))
     }

@@ -9,7 +9,11 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use uuid::Uuid;
 
 use super::{Inner, vital};
-use crate::{entity::Failure, service::Service};
+use crate::{
+    entity::Failure,
+    episodes,
+    service::{LoadError, Service},
+};
 
 pub(crate) struct Loader<E> {
     waiting: Mutex<Vec<Waiting<E>>>,
@@ -60,23 +64,41 @@ pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     });
 }
 
+/// Loads these, in as many statements as it takes to keep one's fault from the others.
 async fn load<S: Service>(inner: &Inner<S>, batch: Vec<Waiting<S::Entity>>) {
-    let ids: Vec<Uuid> = batch.iter().map(|waiting| waiting.id).collect();
-    let loaded: Result<HashMap<Uuid, S::Entity>, Failure> = async {
-        let client = inner.database.get().await?;
-        Ok(inner.service.load(&client, &ids).await?)
+    let mut groups = vec![batch];
+    while let Some(mut batch) = groups.pop() {
+        let ids: Vec<Uuid> = batch.iter().map(|waiting| waiting.id).collect();
+        let loaded: Result<HashMap<Uuid, S::Entity>, LoadError> = match inner.database.get().await {
+            Ok(client) => inner.service.load(&client, &ids).await,
+            Err(failure) => {
+                refuse(batch, &failure);
+                continue;
+            }
+        };
+        match loaded {
+            Ok(mut found) => {
+                for Waiting { id, done } in batch {
+                    let _ = done.send(Ok(found.remove(&id)));
+                }
+            }
+            Err(error) if error.is_own_fault() && batch.len() > 1 => {
+                let rest = batch.split_off(batch.len() / 2);
+                groups.extend([rest, batch]);
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                if let Failure::Refused(reason) = &failure {
+                    episodes::error("an entity cannot be loaded", S::NAME, format_args!("{ids:?}: {reason}"));
+                }
+                refuse(batch, &failure);
+            }
+        }
     }
-    .await;
-    match loaded {
-        Ok(mut found) => {
-            for Waiting { id, done } in batch {
-                let _ = done.send(Ok(found.remove(&id)));
-            }
-        }
-        Err(failure) => {
-            for Waiting { done, .. } in batch {
-                let _ = done.send(Err(failure.clone()));
-            }
-        }
+}
+
+fn refuse<E>(batch: Vec<Waiting<E>>, failure: &Failure) {
+    for Waiting { done, .. } in batch {
+        let _ = done.send(Err(failure.clone()));
     }
 }

@@ -69,7 +69,7 @@ pub use self::{
     waiting::Waiting,
 };
 pub(crate) use self::{
-    database::describe,
+    database::{describe, is_own_fault},
     route::{strange_answer, unserved},
 };
 use crate::{

@@ -147,10 +147,11 @@ pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, dead
         Query::Put(shard, documents) => {
             let mut unit = Unit::<SearchService>::of(runtime.shards());
             for document in documents {
-                unit.writes.put(*shard, document).map_err(|Poison(reason)| Failure::Unavailable(reason))?;
+                unit.writes.put(*shard, document).map_err(|Poison(reason)| Failure::Refused(reason))?;
             }
             let named = |error: CommitError| match Failure::from(error) {
                 Failure::Unavailable(reason) => Failure::Unavailable(format!("search shard {shard}: {reason}")),
+                Failure::Refused(reason) => Failure::Refused(format!("search shard {shard}: {reason}")),
                 failure => failure,
             };
             runtime.commit(*shard, unit).await.map_err(named)?;

@@ -239,7 +239,7 @@ impl SearchFace {
             .await?;
         let parse = |row: &tokio_postgres::Row| {
             serde_json::from_str(row.get(0))
-                .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))
+                .map_err(|error| Failure::Refused(format!("a stored document does not parse: {error}")))
         };
         rows.iter().map(parse).collect()
     }

@@ -142,4 +142,11 @@ mod tests {
     fn one_crashing_entity_cuts_nobody_off() {
         assert!(!is_outage(&Failure::Crashed) && !is_outage(&Failure::Isolated));
     }
+
+    /// What was broken: a text that cannot be stored was an outage, and half of the good writes of others failed.
+    #[test]
+    fn one_text_that_cannot_be_stored_cuts_nobody_off_and_is_not_tried_again() {
+        let refused = Failure::Refused("22P05".into());
+        assert!(!is_outage(&refused) && !Twice::Safe.allows(&refused));
+    }
 }

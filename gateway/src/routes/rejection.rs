@@ -70,7 +70,8 @@ impl From<BodyRejection> for Problem {
 /// What is logged of a service that fails.
 pub(crate) const NO_ANSWER: &str = "the service cannot answer";
 
-/// A failure as a 503 that says when to come back; what exactly failed is for the log, not for the client.
+/// A failure as a 503 that says when to come back, or a 500 if that changes nothing; what exactly failed is for the log, not for
+/// the client.
 pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
     let name = service.name();
     let problem = match failure {
@@ -84,6 +85,8 @@ pub(crate) fn failed(service: Service, failure: &Failure) -> Problem {
         Failure::Isolated => Problem::unavailable("it is isolated after repeated failures", 5),
         Failure::Expired => Problem::new(&problem::DEADLINE, format!("the {name} service did not answer in time")),
         Failure::Unknown(_) => Problem::new(&problem::DEADLINE, "whether it was done is not known yet"),
+        // Trying again later, as a 503 asks for, would end in the same way.
+        Failure::Refused(_) => Problem::new(&problem::INTERNAL, format!("the {name} service cannot store or read this")),
     };
     match failure {
         // Load says nothing new line by line; it is in the metrics.
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_but_a_reused_key_is_a_503_that_says_when_to_come_back() {
+    fn every_failure_that_passes_is_a_503_that_says_when_to_come_back() {
         let failures = [
             Failure::Unavailable(String::new()),
             Failure::Moved(String::new()),
@@ -147,6 +150,9 @@ mod tests {
             assert!(response.headers().contains_key(header::RETRY_AFTER), "{failure:?}");
         }
         assert_eq!(status(failed(Service::Posts, &Failure::KeyReused)), 409);
+        let refused = failed(Service::Posts, &Failure::Refused("22P05".into())).into_response();
+        assert_eq!(refused.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!refused.headers().contains_key(header::RETRY_AFTER), "it would end in the same way");
     }
 
     #[test]

@@ -168,6 +168,7 @@ impl<R: Display> From<AskError<R>> for No {
     fn from(error: AskError<R>) -> Self {
         match error {
             AskError::Rejected(rejection) => Self::Refused(rejection.to_string()),
+            AskError::Failed(Failure::Refused(reason)) => Self::Refused(reason),
             AskError::Failed(failure) => Self::Failed(failure),
         }
     }
@@ -190,7 +191,7 @@ fn patience() -> ExponentialBuilder {
 fn passes(failure: &Failure) -> bool {
     match failure {
         Failure::Unavailable(_) | Failure::Moved(_) | Failure::Overloaded(_) | Failure::Expired | Failure::Unknown(_) => true,
-        Failure::Crashed | Failure::Isolated | Failure::KeyReused => false,
+        Failure::Crashed | Failure::Isolated | Failure::KeyReused | Failure::Refused(_) => false,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{os::unix::process::CommandExt, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use futures_util::future::join_all;
 use nix::{sys::signal::Signal, unistd::Uid};
 use reqwest::Method;
 use rookery::{
@@ -13,7 +14,7 @@ use rookery::{
 use serde_json::{Value, json};
 
 use crate::{
-    process::{Running, in_shell, rookery, run},
+    process::{Running, ended, in_shell, rookery, run},
     roles::{Shared, eventually},
 };
 
@@ -161,6 +162,60 @@ async fn databases_that_cannot_be_used_are_named_by_their_place_and_their_fault(
         node.env("ROOKERY__SERVICES__USERS__DATABASE_URL", posts).env("ROOKERY__SERVICES__POSTS__DATABASE_URL", users);
     });
     assert!(code == Some(1) && said.contains("the URLs of the two are swapped"), "{said}");
+}
+
+/// What was broken: it was taken, and a title with a letter that it does not have was a 503 for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_unicode_is_refused_by_name() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let server = TestPostgres::shared().server();
+    let (client, connection) = server.config("postgres").connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    for encoding in ["LATIN1", "EUC_JP", "SQL_ASCII"] {
+        let name = format!("not_unicode_{}", encoding.to_lowercase());
+        let create = format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        client.batch_execute(&create).await.unwrap();
+        for arguments in [&["migrate"][..], &["node", "--name", "n1", "--roles", "posts"]] {
+            let mut command = shared.command(arguments);
+            command.env("ROOKERY__SERVICES__POSTS__DATABASE_URL", server.url(&name));
+            let (code, said) = ended(command, &folder.path().join("n1"));
+            let told = format!("the posts database is encoded as {encoding}");
+            assert!(code == Some(1) && said.contains(&told), "{arguments:?}: {said}");
+        }
+    }
+}
+
+/// What was broken: each of them was an outage of the service, which opened its breaker, and good writes of others failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_cannot_be_stored_cut_nobody_else_off() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let picky = "ALTER TABLE post ADD CONSTRAINT picky CHECK (title <> 'unstorable')";
+    shared.sql(Database::Posts).await.batch_execute(picky).await.unwrap();
+    let node = Running::start(shared.node("n1", "gateway,users,posts,comments,search"), &folder.path().join("n1")).await;
+    let base = format!("http://{}/api/v1", node.greeted("http://").unwrap());
+    let http = reqwest::Client::new();
+    let ada = json!({"username": "ada", "email": "ada@example.org", "password": "correct horse battery"});
+    let registered: Value = http.post(format!("{base}/auth/register")).json(&ada).send().await.unwrap().json().await.unwrap();
+    let token = registered["access_token"].as_str().unwrap();
+    let publish = async |title: &str| {
+        let post = json!({"title": title, "body": ""});
+        http.post(format!("{base}/posts")).bearer_auth(token).json(&post).send().await.unwrap()
+    };
+    // More than a breaker needs to open, at once, so that they share batches.
+    for _ in 0..15 {
+        let (bad, good) = (["unstorable"; 4].map(&publish), ["a good one"; 4].map(&publish));
+        let (bad, good) = tokio::join!(join_all(bad), join_all(good));
+        for answer in bad {
+            let retry_after = answer.headers().contains_key("retry-after");
+            assert!(answer.status() == 500 && !retry_after, "it would end in the same way: {answer:?}");
+        }
+        for answer in good {
+            assert_eq!(answer.status(), 201, "{}", answer.text().await.unwrap());
+        }
+    }
+    let health: Value = serde_json::from_str(&node.get(&format!("{}/health", base.trim_end_matches("/api/v1"))).await.1).unwrap();
+    assert_eq!(health["breakers"]["posts"], "closed", "{health}");
+    node.stop().await;
 }
 
 /// Databases may be started anew, or be slow, while a node starts on them: it has reached them, so it waits.

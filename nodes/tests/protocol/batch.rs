@@ -1,14 +1,17 @@
 //! Rules 11 to 15.
 
+use futures_util::future::join_all;
+use rookery::testing::TestService;
 use rookery_actors::{
+    entity::Failure,
     ids::ShardId,
-    posts::PostService,
-    runtime::{CommitError, Context, IdempotencyKey, NewRecord, Unit},
+    posts::{PostService, Posts},
+    runtime::{CommitError, Context, IdempotencyKey, NewRecord, Settings, Unit},
 };
 use uuid::Uuid;
 
 use crate::{
-    proxy::{BATCH, Fate, Proxy},
+    proxy::{BATCH, Fate, LOAD, Proxy},
     support::*,
 };
 
@@ -38,6 +41,42 @@ async fn a_unit_that_the_database_refuses_stands_alone_and_its_neighbours_are_co
     };
     tokio::join!(story, async { held.await.release(Fate::Passes) });
     assert_gap_free(&sql(&config).await).await;
+    service.stop().await;
+}
+
+/// What was broken: whoever was loaded by the same statement could not be loaded either, and it counted as an outage.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_cannot_be_loaded_harms_none_that_is_loaded_with_it() {
+    let config = database().await;
+    let (service, posts) = still_node(&config).await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(published(&posts, ShardId(n), "loaded").await.id);
+    }
+    service.stop().await;
+    let bad = ids[4];
+    let trap = format!(
+        "INSERT INTO post_counter (post, comment_count) SELECT id, 0 FROM post;
+         ALTER TABLE post_counter RENAME TO counted;
+         CREATE VIEW post_counter AS SELECT post, comment_count / (post <> '{}')::int AS comment_count FROM counted",
+        bad.0
+    );
+    sql(&config).await.batch_execute(&trap).await.unwrap();
+
+    let proxy = Proxy::start(&config);
+    let settings = Settings { loads_max: 1, ..settings() };
+    let service = TestService::start_with(PostService::default(), proxy.config(), "n1", settings, LONG_LEASE).await;
+    let posts = Posts::new(service.runtime.clone());
+    let held = proxy.hold(LOAD);
+    // While the first is held, the others gather behind it.
+    let story = join_all(ids.iter().map(|id| posts.get(*id, deadline())));
+    let (answers, ()) = tokio::join!(story, async { held.await.release(Fate::Passes) });
+    for (id, answer) in ids.iter().zip(answers) {
+        match *id == bad {
+            true => assert!(matches!(answer, Err(Failure::Refused(_))), "{answer:?}"),
+            false => assert!(matches!(answer, Ok(Some(_))), "{answer:?}"),
+        }
+    }
     service.stop().await;
 }
 
