@@ -129,7 +129,7 @@ impl Databases {
 }
 
 /// Where a database is, for people: its servers and its name, never a password.
-fn place(config: &tokio_postgres::Config) -> String {
+pub(crate) fn place(config: &tokio_postgres::Config) -> String {
     let ports = config.get_ports();
     let server = |(n, host): (usize, &Host)| match host {
         Host::Tcp(name) => {

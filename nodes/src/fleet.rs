@@ -18,6 +18,7 @@ use self::{environment::Shared, keeper::Keeper};
 use crate::{
     admin::AdminPort,
     config::Config,
+    connections,
     databases::Databases,
     migrate::Database,
     ownership::{self, Former, LastLife},
@@ -67,6 +68,7 @@ impl Fleet {
         databases.ready().await?;
         // Before the nodes, to whom none of the databases is private.
         pins::agree(&config, &databases).await?;
+        connections::check(&config, &databases, u32::from(nodes)).await?;
         let shared = Shared {
             data: data.path().to_owned(),
             databases: databases.private_urls(&config).await,

@@ -7,6 +7,7 @@ pub mod bridge;
 pub mod chaos;
 pub mod cli;
 pub mod config;
+pub mod connections;
 pub mod databases;
 pub mod event_log;
 pub mod fleet;

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tracing::info;
 
 /// The database of one service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Database {
     /// Accounts, sessions, follows.
     Users,

@@ -54,7 +54,8 @@ use self::{
 use crate::{
     admin::{self, About, Admin, AdminPort, KeysChanged},
     bridge::{Bridge, RunningBridge},
-    config::{Config, Role},
+    config::{self, Config, Role},
+    connections,
     databases::Databases,
     migrate::Database,
     pins,
@@ -128,9 +129,9 @@ impl Node {
     ///
     /// # Errors
     /// The first thing that could not be started; what was started before it is stopped again.
-    pub async fn start(config: Config, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+    pub async fn start(mut config: Config, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let roles = &config.node.roles;
+        let roles = &config.node.roles.clone();
         let data = DataDir::lock(&config.data_dir)?;
         if config.is_alone() {
             tell_of_new(&data);
@@ -150,7 +151,11 @@ impl Node {
         let (tree, _) = SupervisorRef::spawn("node", Vec::new()).await?;
         let patience = Patience::begin();
         patience.take(async || pins::agree(&config, &databases).await).await?;
-        let few = runtime::PoolSize { connections_max: 2, ..runtime::PoolSize::default() };
+        let smaller = patience.take(async || connections::check(&config, &databases, 1).await).await?;
+        for (database, pool_max) in smaller {
+            service_of(&mut config, database).pool_max = pool_max;
+        }
+        let few = runtime::PoolSize { connections_max: connections::FOR_SECRETS, ..runtime::PoolSize::default() };
         let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", few));
         let name = config.node.name.to_string();
         let cookie = patience.take(async || secret::settle(&secrets, &users, &name).await).await?;
@@ -301,6 +306,16 @@ impl Node {
 pub(crate) fn tell_of_new(data: &DataDir) {
     if data.is_new() {
         tracing::info!("began the new data folder {}", data.path().display());
+    }
+}
+
+fn service_of(config: &mut Config, database: Database) -> &mut config::Service {
+    let services = &mut config.services;
+    match database {
+        Database::Users => &mut services.users,
+        Database::Posts => &mut services.posts,
+        Database::Comments => &mut services.comments,
+        Database::Search => &mut services.search,
     }
 }
 

@@ -249,6 +249,31 @@ async fn a_comment_of_a_deleted_post_is_gone_with_it_although_its_thread_has_not
     node.stop().await;
 }
 
+/// What was broken: readiness asked over the pool that it judges, so sixteen deep pages made every gateway unready at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_ready_while_all_connections_of_its_pools_are_at_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = start(folder.path()).await;
+    let Faces { users, posts, comments, search } = &node.faces;
+    let pools =
+        [users.runtime().database(), posts.runtime().database(), comments.runtime().database(), search.runtime().database()];
+    let mut at_work = Vec::new();
+    for pool in pools {
+        for _ in 0..node.config.services.posts.pool_max {
+            at_work.push(pool.get().await.unwrap());
+        }
+    }
+    let answer = reqwest::get(format!("http://{}/readyz?verbose", node.gateway.unwrap())).await.unwrap();
+    let (status, told) = (answer.status(), answer.text().await.unwrap());
+    assert_eq!(status, 200, "{told}");
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    for database in ["users", "posts", "comments", "search"] {
+        assert_eq!(told["probes"][format!("{database}.database")]["status"], "ok", "{told}");
+    }
+    drop(at_work);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named_with_the_way_to_another() {
     let folder = tempfile::tempdir().unwrap();

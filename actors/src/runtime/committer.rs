@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    convert::Infallible,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -51,12 +52,43 @@ pub(crate) struct Committer<S: Service> {
     pub(super) drained: Notify,
     queue_max: usize,
     closed: AtomicBool,
+    sessions: watch::Sender<Sessions>,
     /// A stop waits no longer for outcomes that stay open.
     given_up: watch::Sender<bool>,
 }
 
 /// What is logged while the database takes nothing.
 const NO_WRITES: &str = "the database takes no writes";
+/// What is logged while the database gives a lane no session.
+const NO_SESSION: &str = "the database gives no session for commits";
+
+/// The sessions of the lanes, by lane.
+#[derive(Clone, Debug, Default)]
+struct Sessions {
+    /// Also while nothing is to be committed: the service has a membership here.
+    are_kept: bool,
+    of: [LaneSession; 2],
+}
+
+/// What a lane has of the database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum LaneSession {
+    #[default]
+    Unopened,
+    Open,
+    Refused(String),
+}
+
+impl Sessions {
+    fn lacking(&self) -> Option<&str> {
+        let refused = self.of.iter().find_map(|session| match session {
+            LaneSession::Refused(reason) => Some(reason.as_str()),
+            _ => None,
+        });
+        let unopened = self.of.contains(&LaneSession::Unopened).then_some("it is not open yet");
+        refused.or(unopened).filter(|_| self.are_kept)
+    }
+}
 
 /// Whether commits work: since when they have failed, and what is under way.
 #[derive(Debug, Default)]
@@ -156,6 +188,7 @@ impl<S: Service> Committer<S> {
             drained: Notify::new(),
             queue_max,
             closed: AtomicBool::new(false),
+            sessions: watch::Sender::default(),
             given_up: watch::Sender::new(false),
         }
     }
@@ -175,6 +208,36 @@ impl<S: Service> Committer<S> {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Has the lanes keep sessions from now on, and waits until they have them.
+    pub(super) async fn keep_sessions(&self, within: Duration) -> Result<(), String> {
+        self.sessions.send_modify(|sessions| sessions.are_kept = true);
+        let mut sessions = self.sessions.subscribe();
+        let open = timeout(within, sessions.wait_for(|sessions| sessions.lacking().is_none())).await.is_ok();
+        if open { Ok(()) } else { Err(self.lacks_session().unwrap_or_else(|| "no answer".to_owned())) }
+    }
+
+    /// Why a lane has no session that is to keep one.
+    pub(super) fn lacks_session(&self) -> Option<String> {
+        self.sessions.borrow().lacking().map(str::to_owned)
+    }
+
+    /// What the server said when a lane asked for a session.
+    fn refused_session(&self, lane: Lane) -> String {
+        match &self.sessions.borrow().of[lane as usize] {
+            LaneSession::Refused(reason) => reason.clone(),
+            _ => "no answer".to_owned(),
+        }
+    }
+
+    fn note_session(&self, lane: Lane, now: LaneSession) {
+        self.sessions.send_if_modified(|sessions| {
+            let noted = &mut sessions.of[lane as usize];
+            let differs = *noted != now;
+            *noted = now;
+            differs
+        });
     }
 
     /// Refuses what comes, and waits until what is there has been answered.
@@ -370,11 +433,11 @@ async fn supervise<S: Service>(inner: Arc<Inner<S>>, lane: Lane) {
 async fn run<S: Service>(inner: &Arc<Inner<S>>, lane: Lane) {
     let mut session = None;
     let mut given_up = inner.committer.given_up.subscribe();
-    while let Some(units) = next(inner, lane).await {
+    while let Some(units) = next(inner, lane, &mut session).await {
         let _at_work = AtWork::on(inner, &units);
         tokio::select! {
             biased;
-            () = commit(inner, &mut session, units) => {}
+            () = commit(inner, lane, &mut session, units) => {}
             // The only way in which a commit is dropped: unresolved, and told so.
             _ = given_up.wait_for(|given_up| *given_up) => {}
         }
@@ -382,7 +445,7 @@ async fn run<S: Service>(inner: &Arc<Inner<S>>, lane: Lane) {
 }
 
 /// Waits for work and marks its shards busy. `None`: closed, and nothing is left.
-async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>> {
+async fn next<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> Option<Vec<Queued<S>>> {
     let committer = &inner.committer;
     loop {
         {
@@ -399,19 +462,61 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane) -> Option<Vec<Queued<S>>
                 return None;
             }
         }
-        committer.lane(lane).notified().await;
+        tokio::select! {
+            () = committer.lane(lane).notified() => {}
+            never = keep_session(inner, lane, session) => match never {},
+        }
     }
 }
 
+/// Between two looks at a session that nothing is sent through.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Opens a session if there is none, once they are to be kept.
+async fn keep_session<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> Infallible {
+    // The sender is the committer's own.
+    let _ = inner.committer.sessions.subscribe().wait_for(|sessions| sessions.are_kept).await;
+    loop {
+        let pause = match is_stale(inner, session.as_ref()) && !open(inner, lane, session).await {
+            true => LOOK_EVERY / 4,
+            false => LOOK_EVERY,
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Whether a lane needs another session: under a former name whoever takes over from us would not find it (rule 4).
+fn is_stale<S: Service>(inner: &Inner<S>, session: Option<&Session>) -> bool {
+    session.is_none_or(|session| session.client.is_closed() || session.tag.incarnation != inner.incarnation())
+}
+
+/// Tries once to open a session.
+async fn open<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> bool {
+    let refused = match timeout(STATEMENT_WITHIN, Session::open(inner)).await {
+        Ok(Ok(opened)) => {
+            *session = Some(opened);
+            inner.committer.note_session(lane, LaneSession::Open);
+            episodes::over(NO_SESSION, S::NAME);
+            return true;
+        }
+        Ok(Err(error)) => error.describe(),
+        Err(_) => "no answer".to_owned(),
+    };
+    *session = None;
+    episodes::warn(NO_SESSION, S::NAME, &refused);
+    inner.committer.note_session(lane, LaneSession::Refused(refused));
+    false
+}
+
 /// Commits these units, in as many statements as it takes to keep one's fault from the others.
-async fn commit<S: Service>(inner: &Arc<Inner<S>>, session: &mut Option<Session>, units: Vec<Queued<S>>) {
+async fn commit<S: Service>(inner: &Arc<Inner<S>>, lane: Lane, session: &mut Option<Session>, units: Vec<Queued<S>>) {
     let mut groups = vec![units];
     while let Some(units) = groups.pop() {
         let units = admit(inner, units);
         if units.is_empty() {
             continue;
         }
-        let opened = connected(inner, session).await;
+        let opened = connected(inner, lane, session).await;
         // After the last wait before it is sent: the shard may have gone and come back meanwhile (rule 15a).
         let (batch, placed) = number(inner, units);
         let open = match opened {
@@ -455,20 +560,19 @@ const RECONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Between two tries of it.
 const RECONNECT_EVERY: Duration = Duration::from_millis(50);
 
-async fn connected<'a, S: Service>(inner: &Inner<S>, session: &'a mut Option<Session>) -> Result<&'a mut Session, String> {
-    // Under a former name whoever takes over from us would not find it (rule 4).
-    let stale = |session: &Session| session.client.is_closed() || session.tag.incarnation != inner.incarnation();
-    if session.as_ref().is_none_or(stale) {
+async fn connected<'a, S: Service>(
+    inner: &Inner<S>,
+    lane: Lane,
+    session: &'a mut Option<Session>,
+) -> Result<&'a mut Session, String> {
+    if is_stale(inner, session.as_ref()) {
         let patience = Instant::now() + RECONNECT_WITHIN;
-        *session = Some(loop {
-            let opened = timeout(STATEMENT_WITHIN, Session::open(inner)).await;
-            match opened {
-                Ok(Ok(opened)) => break opened,
-                Ok(Err(error)) if Instant::now() >= patience => return Err(error.describe()),
-                Ok(Err(_)) => sleep(RECONNECT_EVERY).await,
-                Err(_) => return Err("no answer".to_owned()),
+        while !open(inner, lane, session).await {
+            if Instant::now() >= patience {
+                return Err(inner.committer.refused_session(lane));
             }
-        });
+            sleep(RECONNECT_EVERY).await;
+        }
     }
     Ok(session.as_mut().expect("a session was just opened"))
 }

@@ -92,6 +92,9 @@ pub enum DirectoryError {
     /// The database took too long.
     #[error("the shard directory did not answer within {0:?}")]
     Timeout(Duration),
+    /// The database gives the committer no session.
+    #[error("the database gives no session for commits: {0}")]
+    Sessions(String),
     /// Another node has the name, and lives.
     #[error(
         "another node called {node} is alive{}: it has just renewed its membership of {service}; stop it, or give this one another \

@@ -19,6 +19,7 @@ mod lease;
 mod loader;
 mod log;
 mod memory;
+mod ping;
 mod project;
 pub(crate) mod rebuild;
 mod route;
@@ -61,6 +62,7 @@ pub use self::{
     hand_off::HandedOff,
     history::Carried,
     lease::{BootTime, Lease},
+    ping::Ping,
     project::{ProjectError, Slice, SlicePart},
     rebuild::WantedRebuild,
     route::{NodeName, Router, SendError},
@@ -393,6 +395,20 @@ impl<S: Service> Runtime<S> {
     /// worked since, or if the outcome of a batch, a claim or a hand-off has been open, for so long (rule 10).
     pub fn commits_work(&self, within: Duration) -> bool {
         self.inner.commits.working(within)
+    }
+
+    /// Has the committer open its sessions and keep them, also while nothing is written: a server that gives it none is noticed
+    /// before somebody's write is refused. Returns when they are open.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`], with what the server says; it goes on trying.
+    pub async fn keep_sessions(&self, within: Duration) -> Result<(), Failure> {
+        self.inner.committer.keep_sessions(within).await.map_err(Failure::Unavailable)
+    }
+
+    /// Why the committer has not all the sessions that it is to keep; none: it has.
+    pub fn lacks_session(&self) -> Option<String> {
+        self.inner.committer.lacks_session()
     }
 
     /// Entities in memory and the bytes that they take.

@@ -26,7 +26,7 @@ use rdkafka::error::KafkaError;
 use rookery_actors::{
     entity::Failure,
     event::Topic,
-    runtime::{Database, Router, Runtime, Waiting},
+    runtime::{Database, Ping, Router, Runtime, Waiting},
     service::Service,
     supervisor::SupervisorRef,
 };
@@ -105,13 +105,16 @@ trait Probed: Send + Sync {
 
 struct OnThisNode<S: Service> {
     runtime: Runtime<S>,
+    ping: Ping,
     is_member: bool,
     contact: Option<Contact>,
 }
 
 impl<S: Service> OnThisNode<S> {
     fn boxed(running: &Running<S>) -> Box<dyn Probed> {
-        Box::new(Self { runtime: running.runtime.clone(), is_member: running.is_member(), contact: running.contact() })
+        let runtime = running.runtime.clone();
+        let ping = Ping::of(runtime.database().clone());
+        Box::new(Self { runtime, ping, is_member: running.is_member(), contact: running.contact() })
     }
 }
 
@@ -125,7 +128,7 @@ impl<S: Service> Probed for OnThisNode<S> {
     }
 
     fn database(&self) -> BoxFuture<'_, Probe> {
-        look_at_database(self.runtime.database()).boxed()
+        look_at_database(&self.ping, self.runtime.database()).boxed()
     }
 
     fn serving(&self, all: bool) -> Probe {
@@ -134,6 +137,8 @@ impl<S: Service> Probed for OnThisNode<S> {
             (Status::Failed, Some("the lease has ended".to_owned()))
         } else if self.contact.as_ref().is_some_and(Contact::is_cut_off) {
             (Status::Failed, Some("most of the other nodes are out of reach".to_owned()))
+        } else if let Some(reason) = self.runtime.lacks_session() {
+            (Status::Failed, Some(format!("no session for commits: {reason}")))
         } else if all && owned < usize::from(shards) {
             (Status::Failed, Some(format!("{owned} of {shards} shards are served")))
         } else {
@@ -293,14 +298,10 @@ fn status_of_missing(missing: &[Option<String>], serves_some: bool, settled: boo
     if settled && (reaches_some || serves_some) { Status::Degraded } else { Status::Failed }
 }
 
-/// Whether a database answers, and why not: the pool alone knows why it cannot connect.
-async fn look_at_database(database: &Database) -> Probe {
+/// Whether a database answers, and why not.
+async fn look_at_database(ping: &Ping, database: &Database) -> Probe {
     let began = Instant::now();
-    let ask = async {
-        let client = database.get().await.map_err(|failure| failure.to_string())?;
-        client.simple_query("SELECT 1").await.map_err(|error| error.to_string())
-    };
-    let (status, detail) = match tokio::time::timeout(PATIENCE, ask).await {
+    let (status, detail) = match tokio::time::timeout(PATIENCE, ping.ask()).await {
         // The lease, which is written too, decides whether the node can still serve.
         Ok(Ok(_)) => match database.disk_full() {
             Some(reason) => (Status::Degraded, Some(format!("it takes no writes, its disk is full ({reason})"))),
@@ -430,7 +431,8 @@ mod tests {
         drop(free);
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(port).user("x").password("hunter2").dbname("x");
-        let probe = look_at_database(&Database::new(config, "test", PoolSize::default())).await;
+        let database = Database::new(config, "test", PoolSize::default());
+        let probe = look_at_database(&Ping::of(database.clone()), &database).await;
         let detail = probe.detail.unwrap();
         assert!(probe.status == Status::Failed && detail.contains("Connection refused"), "{detail}");
         assert!(!detail.contains("hunter2"), "{detail}");

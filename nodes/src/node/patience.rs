@@ -60,6 +60,9 @@ fn may_pass(error: &anyhow::Error) -> bool {
             _ => cause.downcast_ref::<Failure>(),
         };
         matches!(failure, Some(Failure::Unavailable(_)))
-            || matches!(cause.downcast_ref::<DirectoryError>(), Some(DirectoryError::Database(_) | DirectoryError::Timeout(_)))
+            || matches!(
+                cause.downcast_ref::<DirectoryError>(),
+                Some(DirectoryError::Database(_) | DirectoryError::Timeout(_) | DirectoryError::Sessions(_))
+            )
     })
 }

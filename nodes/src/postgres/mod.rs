@@ -30,6 +30,8 @@ pub use binaries::{Binaries, BinariesError, Major, Search};
 pub use data_dir::{DataDir, DataDirError};
 pub use fetch::FetchError;
 pub use server_user::ServerUserError;
+#[cfg(test)]
+pub(crate) use settings::CONNECTIONS_MAX;
 
 use crate::process::Process;
 use cluster::Log;

@@ -6,6 +6,9 @@ use std::path::Path;
 /// The role that owns everything. One is enough: nobody but Rookery ever reaches the socket.
 pub(super) const ROLE: &str = "rookery";
 
+/// Connections that the server takes.
+pub(crate) const CONNECTIONS_MAX: u32 = 1_000;
+
 /// `rookery.conf`, for a server whose socket lies in `socket_dir`.
 ///
 /// Only what Postgres 15 and every later version know, and nothing that depends on how it was built.
@@ -22,7 +25,7 @@ port = 5432
 
 # Four services with a pool of 16 and a few sessions more, for each of nine nodes of `rookery up`. An unused connection
 # costs some 20 KB.
-max_connections = 800
+max_connections = {CONNECTIONS_MAX}
 
 # What was acknowledged is on disk.
 fsync = on

@@ -1,5 +1,6 @@
 //! Nodes as processes of their own: their roles, and what keeps several of them on one machine.
 
+mod connections;
 mod edges;
 mod fleet;
 mod pins;
