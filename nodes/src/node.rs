@@ -193,8 +193,9 @@ impl Node {
         janitor::rebuild(rebuilder, services.search.runtime.clone());
         let administration = admin::router(admin);
         let routes = cluster.as_ref().map(|cluster| cluster.routes().clone());
-        let health =
-            Arc::new(NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.probe()).over(routes));
+        let health = Arc::new(
+            NodeHealth::new(started, &config, &services, &bridges, breakers, tree.clone(), events.health()).over(routes),
+        );
         let front = match front {
             Some((front, socket)) => {
                 Some(front.listen(socket, &tree, administration.clone(), health.clone(), metrics.clone()).await?)

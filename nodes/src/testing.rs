@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
-pub use self::kafka::{TestKafka, TestKafkaError};
+pub use self::kafka::{ADMINISTRATOR, TestKafka, TestKafkaError};
 pub use self::node::TestNode;
 pub use self::patience::Patience;
 pub use self::router::TestNetwork;

@@ -56,6 +56,14 @@ impl Section for Kafka {
         visitor.knob("retention_ms", &mut knob::millis(&mut self.retention, 3_600_000..=3_650 * DAY_MS));
         visitor.section("tls", &mut self.tls);
         visitor.section("sasl", &mut self.sasl);
+        if self.sasl.as_ref().is_some_and(|sasl| sasl.mechanism == SaslMechanism::Plain) && !self.tls.enabled {
+            visitor.misfit(
+                "sasl.mechanism",
+                Mismatch::wanted(
+                    "kafka.tls.enabled with it, since it sends the password as it is; or scram-sha-256, scram-sha-512",
+                ),
+            );
+        }
     }
 }
 

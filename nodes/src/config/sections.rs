@@ -182,7 +182,7 @@ impl Service {
             database_url: None,
             pool_max: 16,
             cache_bytes: 256 * MIB,
-            loads_max: 64,
+            loads_max: 1_024,
         }
     }
 }

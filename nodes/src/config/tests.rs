@@ -272,6 +272,19 @@ mod mistakes {
         assert!(mistake.ends_with("did you mean `https://example.org`?"), "{mistake}");
     }
 
+    /// What was broken: it was taken, and everybody on the way could read the password.
+    #[test]
+    fn a_password_goes_to_kafka_as_it_is_over_tls_only() {
+        let plain = "[kafka.sasl]\nmechanism = \"plain\"\nusername = \"ada\"\npassword = \"x\"";
+        let mistake = refused(plain, &[]);
+        assert!(
+            mistake.starts_with("cluster.toml:2: `kafka.sasl.mechanism` cannot be \"plain\": expected kafka.tls.enabled"),
+            "{mistake}"
+        );
+        assert!(accepted(plain, &[("ROOKERY__KAFKA__TLS__ENABLED", "true")]).kafka.sasl.is_some());
+        assert!(accepted(&plain.replace("plain", "scram-sha-256"), &[]).kafka.sasl.is_some());
+    }
+
     #[test]
     fn every_mistake_is_reported_at_once() {
         let Err(ConfigErrors(errors)) = read("[cluster]\nshards = 0\n[log]\nformat = \"xml\"", &[]) else { panic!("accepted") };

@@ -50,6 +50,10 @@ pub struct Keeper {
     client: Option<Arc<BaseConsumer<Reports>>>,
     /// Topics that are new, and whose former records are not yet taken for unsent.
     emptied: HashSet<String>,
+    /// Those that are there and as they should be.
+    usable: HashSet<String>,
+    /// Those that were not there when all others were checked.
+    absent: HashSet<String>,
     is_checked: bool,
 }
 
@@ -57,33 +61,64 @@ impl Keeper {
     /// `publishers` are the databases whose outboxes go to the topics, `consumers` those that may have dead letters.
     pub fn new(kafka: Kafka, publishers: impl IntoIterator<Item = (Topic, Database)>, consumers: Vec<Database>) -> Self {
         let publishers = publishers.into_iter().collect();
-        Self { kafka, publishers, consumers, client: None, emptied: HashSet::new(), is_checked: false }
+        Self {
+            kafka,
+            publishers,
+            consumers,
+            client: None,
+            emptied: HashSet::new(),
+            usable: HashSet::new(),
+            absent: HashSet::new(),
+            is_checked: false,
+        }
     }
 
     /// Makes what is missing, and sees to it that it is filled again. The first look checks all topics.
     ///
     /// # Errors
-    /// [`KeepError`]; the next look goes on where this one ended.
+    /// [`KeepError`]; the next look goes on where this one ended. A topic that is missing, and may not be made by us, keeps none
+    /// of the others from being used: see [`Keeper::has`].
     pub async fn look(&mut self) -> Result<(), KeepError> {
         let missing = self.missing().await?;
+        let (mut absent, mut fault) = (HashSet::new(), None);
         if !missing.is_empty() {
-            self.emptied.extend(topics::make(&self.kafka).await?);
-            self.is_checked = false;
+            let made = topics::make(&self.kafka, &missing).await?;
+            fault = made.missing(&self.kafka);
+            self.is_checked &= made.new.is_empty();
+            self.emptied.extend(made.new);
+            absent = made.refused.into_iter().map(|(topic, _)| topic).collect();
         }
+        self.is_checked &= absent == self.absent;
+        self.absent = absent;
+        let mut there = topics::all();
+        there.retain(|topic| !self.absent.contains(topic));
         if !self.is_checked {
             // A topic that was made anew while no node ran, and topics whose maker died before it told the database.
             let empty = self.empty().await?;
-            self.emptied.extend(empty);
+            self.emptied.extend(empty.into_iter().filter(|topic| !self.absent.contains(topic)));
         }
         for topic in self.emptied.clone() {
             self.send_again(&topic).await?;
             self.emptied.remove(&topic);
         }
         if !self.is_checked {
-            topics::check(&self.kafka).await?;
-            self.is_checked = true;
+            let faults = topics::check(&self.kafka, &there).await?;
+            self.is_checked = faults.is_empty();
+            there.retain(|topic| faults.iter().all(|(faulty, _)| faulty != topic));
+            self.usable = there.into_iter().collect();
+            fault = fault.or_else(|| faults.into_iter().next().map(|(_, fault)| fault));
         }
-        Ok(())
+        fault.map_or(Ok(()), |fault| Err(fault.into()))
+    }
+
+    /// Whether a publisher's topic is there and as it should be, as of the last look.
+    pub fn has(&self, topic: Topic) -> bool {
+        self.usable.contains(topic.kafka_name())
+    }
+
+    /// Whether all topics of dead letters are.
+    pub fn has_dead_letters(&self) -> bool {
+        Topic::ALL.into_iter().all(|topic| self.usable.contains(&dead_letters(topic)))
     }
 
     fn client(&mut self) -> Result<Arc<BaseConsumer<Reports>>, KafkaError> {

@@ -26,11 +26,16 @@ pub enum TopicsError {
     /// The cluster did not answer, or said no.
     #[error("the Kafka cluster does not answer")]
     Kafka(#[from] KafkaError),
-    /// A topic could not be made.
-    #[error("the topic {topic} could not be made: {code}")]
-    Refused {
+    /// Topics are not there, as far as this user sees, and were not made.
+    #[error(
+        "the topics {topics} are missing and could not be made ({code}): make them beforehand with {partitions} partitions and \
+         cleanup.policy=delete, or allow this user to create them; it needs the rights to describe, read and write them"
+    )]
+    Missing {
         /// Which.
-        topic: String,
+        topics: String,
+        /// As many as they are to have.
+        partitions: u16,
         /// What the broker says.
         code: RDKafkaErrorCode,
     },
@@ -72,24 +77,42 @@ pub(crate) fn all() -> Vec<String> {
     Topic::ALL.into_iter().flat_map(|topic| [topic.kafka_name().to_owned(), dead_letters(topic)]).collect()
 }
 
-/// Makes the topics that are missing, and returns their names: they are empty. [`check`] looks at the others.
-///
-/// # Errors
-/// [`TopicsError`]; what was made stays.
-pub async fn make(kafka: &Kafka) -> Result<Vec<String>, TopicsError> {
-    let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
-    create(&admin, kafka, &all()).await
+/// What became of topics that were to be made.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// Those that are new, and so are empty.
+    pub new: Vec<String>,
+    /// Those that could not be made, and why.
+    pub refused: Vec<(String, RDKafkaErrorCode)>,
 }
 
-/// Checks that the topics are as they should be.
+impl Made {
+    /// What to do about those that could not be made, if there are any.
+    pub fn missing(&self, kafka: &Kafka) -> Option<TopicsError> {
+        let (_, code) = self.refused.first()?;
+        let topics: Vec<&str> = self.refused.iter().map(|(topic, _)| topic.as_str()).collect();
+        Some(TopicsError::Missing { topics: topics.join(", "), partitions: kafka.partitions, code: *code })
+    }
+}
+
+/// Makes these topics, as far as they are missing and it may. [`check`] looks at those that are there.
 ///
 /// # Errors
-/// [`TopicsError`].
-pub async fn check(kafka: &Kafka) -> Result<(), TopicsError> {
+/// When the cluster does not answer.
+pub async fn make(kafka: &Kafka, names: &[String]) -> Result<Made, TopicsError> {
     let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
-    let names = all();
-    let admin = check_partitions(admin, kafka, names.clone()).await?;
-    check_policies(&admin, kafka, &names).await
+    create(&admin, kafka, names).await
+}
+
+/// The faults of these topics: each that is not as it should be, with how.
+///
+/// # Errors
+/// When the cluster does not answer.
+pub async fn check(kafka: &Kafka, names: &[String]) -> Result<Vec<(String, TopicsError)>, TopicsError> {
+    let admin = AdminClient::from_config_and_context(&client_config(kafka, "topics"), Reports::of("topics"))?;
+    let (admin, mut faults) = check_partitions(admin, kafka, names.to_vec()).await?;
+    faults.extend(check_policies(&admin, kafka, names).await?);
+    Ok(faults)
 }
 
 /// Makes the topics that are missing and checks all of them.
@@ -97,12 +120,17 @@ pub async fn check(kafka: &Kafka) -> Result<(), TopicsError> {
 /// # Errors
 /// [`TopicsError`]; what was made stays.
 pub async fn ensure(kafka: &Kafka) -> Result<Vec<String>, TopicsError> {
-    let made = make(kafka).await?;
-    check(kafka).await?;
-    Ok(made)
+    let made = make(kafka, &all()).await?;
+    if let Some(missing) = made.missing(kafka) {
+        return Err(missing);
+    }
+    match check(kafka, &all()).await?.into_iter().next() {
+        Some((_, fault)) => Err(fault),
+        None => Ok(made.new),
+    }
 }
 
-async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<Vec<String>, TopicsError> {
+async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<Made, TopicsError> {
     let retention_ms = kafka.retention.as_millis().to_string();
     let segment_ms = segment(kafka).as_millis().to_string();
     let topics: Vec<NewTopic<'_>> = names
@@ -114,24 +142,19 @@ async fn create(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -
                 .set("segment.ms", &segment_ms)
         })
         .collect();
-    let mut made = Vec::new();
-    let mut refused = None;
+    let mut made = Made::default();
     for created in admin.create_topics(&topics, &options()).await? {
         match created {
             Ok(topic) => {
                 tracing::info!(kafka.topic = topic, "made the topic {topic}");
-                made.push(topic);
+                made.new.push(topic);
             }
             // The usual case; nodes that start together race for it as well.
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((topic, code)) => refused = Some(TopicsError::Refused { topic, code }),
+            Err(refused) => made.refused.push(refused),
         }
     }
-    match refused {
-        // What was made has to be filled all the same; the next look tells of the refusal again.
-        Some(refused) if made.is_empty() => Err(refused),
-        _ => Ok(made),
-    }
+    Ok(made)
 }
 
 /// Waits until every broker that we ask knows the topics, then counts their partitions.
@@ -139,9 +162,9 @@ async fn check_partitions(
     admin: AdminClient<Reports>,
     kafka: &Kafka,
     names: Vec<String>,
-) -> Result<AdminClient<Reports>, TopicsError> {
+) -> Result<(AdminClient<Reports>, Vec<(String, TopicsError)>), TopicsError> {
     let deadline = Instant::now() + PATIENCE;
-    let mut admin = admin;
+    let (mut admin, mut faults) = (admin, Vec::new());
     for topic in names {
         let found = loop {
             let name = topic.clone();
@@ -159,13 +182,18 @@ async fn check_partitions(
             }
         };
         if found != usize::from(kafka.partitions) {
-            return Err(TopicsError::Partitions { topic, found, configured: kafka.partitions });
+            faults.push((topic.clone(), TopicsError::Partitions { topic, found, configured: kafka.partitions }));
         }
     }
-    Ok(admin)
+    Ok((admin, faults))
 }
 
-async fn check_policies(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[String]) -> Result<(), TopicsError> {
+async fn check_policies(
+    admin: &AdminClient<Reports>,
+    kafka: &Kafka,
+    names: &[String],
+) -> Result<Vec<(String, TopicsError)>, TopicsError> {
+    let mut faults = Vec::new();
     let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let answers = admin.describe_configs(&resources, &options()).await?;
     for (topic, answer) in names.iter().zip(answers) {
@@ -175,7 +203,8 @@ async fn check_policies(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[St
             continue;
         };
         if policy != "delete" {
-            return Err(TopicsError::Compacted { topic: topic.clone(), policy });
+            faults.push((topic.clone(), TopicsError::Compacted { topic: topic.clone(), policy }));
+            continue;
         }
         // A topic that was made before, or by somebody else: its settings are theirs to change.
         let set = |name: &str| config.get(name).and_then(|entry| entry.value.as_ref()?.parse::<i64>().ok());
@@ -191,7 +220,7 @@ async fn check_policies(admin: &AdminClient<Reports>, kafka: &Kafka, names: &[St
             }
         }
     }
-    Ok(())
+    Ok(faults)
 }
 
 fn options() -> AdminOptions {

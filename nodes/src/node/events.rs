@@ -28,9 +28,27 @@ pub(super) struct Events {
     /// Straight from this node's outboxes, whatever the others read.
     pub(super) embedded: Arc<dyn EventLog>,
     kafka: Option<Kafka>,
+    /// Why the topics are not all as they should be.
+    fault: Fault,
     logs: HashMap<&'static str, Arc<dyn EventLog>>,
     publishing: Option<JoinHandle<()>>,
     publishers: Arc<Mutex<Publishers>>,
+}
+
+/// Why the topics are not all as they should be, as of the last look.
+type Fault = Arc<std::sync::Mutex<Option<String>>>;
+
+/// How Kafka is, for health.
+pub(super) struct KafkaHealth {
+    pub(super) probe: Arc<Probe>,
+    fault: Fault,
+}
+
+impl KafkaHealth {
+    /// Why the topics are not all as they should be.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.fault.lock().expect("no panic under this lock").clone()
+    }
 }
 
 #[derive(Default)]
@@ -48,7 +66,14 @@ impl Events {
         let comments: Arc<dyn LogSource> = Arc::new(services.comments.runtime.clone());
         let embedded: Arc<dyn EventLog> =
             Arc::new(EmbeddedLog::new(Arc::clone(&users), Arc::clone(&posts), Arc::clone(&comments)));
-        let mut events = Self { embedded, kafka: None, logs: HashMap::new(), publishing: None, publishers: Arc::default() };
+        let mut events = Self {
+            embedded,
+            kafka: None,
+            fault: Fault::default(),
+            logs: HashMap::new(),
+            publishing: None,
+            publishers: Arc::default(),
+        };
         if !kafka.is_enabled() {
             return events;
         }
@@ -64,37 +89,43 @@ impl Events {
         let consumers = databases.iter().map(|(_, _, database, _)| database.clone()).collect();
         let mut keeper = Keeper::new(kafka.clone(), publishers.clone(), consumers);
         // What is not owned here is published elsewhere.
-        let databases: Vec<_> = databases.into_iter().filter(|(role, ..)| roles.has(*role)).collect();
+        let mut databases: Vec<_> = databases.into_iter().filter(|(role, ..)| roles.has(*role)).collect();
         for consumer in databases.iter().map(|(role, ..)| role.as_str()) {
             // A log each: readers that share one would keep rewinding each other.
             let hints = Hints::new(publishers.clone(), consumer);
             let log = KafkaLog::new(kafka.clone(), consumer).with_hints(hints).with_outbox(Arc::clone(&events.embedded));
             events.logs.insert(consumer, Arc::new(log));
         }
-        let (settings, publishers) = (kafka.clone(), Arc::clone(&events.publishers));
+        let (settings, publishers, fault) = (kafka.clone(), Arc::clone(&events.publishers), Arc::clone(&events.fault));
         events.kafka = Some(kafka.clone());
         events.publishing = Some(tokio::spawn(async move {
-            while let Err(error) = keeper.look().await {
-                episodes::error(NOT_KEPT, "", with_causes(&error));
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            let mut running = publishers.lock().await;
-            for (role, source, database, topic) in databases {
-                if let Some(topic) = topic {
-                    running.relays.push(Relay::start(settings.clone(), topic, Arc::clone(&source), database.clone()));
-                }
-                match DeadLetters::start(settings.clone(), role.as_str(), source, database) {
-                    Ok(letters) => running.dead_letters.push(letters),
-                    Err(error) => tracing::error!(service.name = %role, %error, "dead letters stay in the database"),
-                }
-            }
-            drop(running);
+            let mut letters: Vec<_> =
+                databases.iter().map(|(role, source, database, _)| (*role, Arc::clone(source), database.clone())).collect();
+            databases.retain(|(.., topic)| topic.is_some());
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
-                match keeper.look().await {
-                    Ok(()) => episodes::over(NOT_KEPT, ""),
-                    Err(error) => episodes::error(NOT_KEPT, "", with_causes(&error)),
+                let told = keeper.look().await.map_err(|error| with_causes(&error).to_string()).err();
+                match &told {
+                    None => episodes::over(NOT_KEPT, ""),
+                    Some(told) => episodes::error(NOT_KEPT, "", told),
                 }
+                *fault.lock().expect("no panic under this lock") = told;
+                let mut running = publishers.lock().await;
+                // Each as soon as its topic is there, whatever the others lack.
+                let is_there = |topic: &Option<Topic>| topic.is_some_and(|topic| keeper.has(topic));
+                for (_, source, database, topic) in databases.extract_if(.., |(.., topic)| is_there(topic)) {
+                    let topic = topic.expect("it is there");
+                    running.relays.push(Relay::start(settings.clone(), topic, source, database));
+                }
+                if keeper.has_dead_letters() {
+                    for (role, source, database) in letters.drain(..) {
+                        match DeadLetters::start(settings.clone(), role.as_str(), source, database) {
+                            Ok(letters) => running.dead_letters.push(letters),
+                            Err(error) => tracing::error!(service.name = %role, %error, "dead letters stay in the database"),
+                        }
+                    }
+                }
+                drop(running);
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         }));
         events
@@ -111,9 +142,10 @@ impl Events {
     }
 
     /// How to look whether Kafka answers.
-    pub(super) fn probe(&self) -> Option<Arc<Probe>> {
+    pub(super) fn health(&self) -> Option<KafkaHealth> {
         let kafka = self.kafka.as_ref()?;
-        Probe::new(kafka).inspect_err(|error| tracing::warn!(%error, "Kafka's health cannot be looked at")).ok().map(Arc::new)
+        let probe = Probe::new(kafka).inspect_err(|error| tracing::warn!(%error, "Kafka's health cannot be looked at")).ok()?;
+        Some(KafkaHealth { probe: Arc::new(probe), fault: Arc::clone(&self.fault) })
     }
 
     /// Waits a moment until Kafka has what this node has committed so far, before its shards go to others.

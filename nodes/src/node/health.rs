@@ -42,11 +42,11 @@ use tokio::{
 
 use super::{
     NamedBridge,
+    events::KafkaHealth,
     services::{Running, Started},
 };
 use crate::{
     config::{Config, Role},
-    kafka,
     ownership::{Announce, Contact},
     routing::Routes,
 };
@@ -81,7 +81,7 @@ pub(super) struct NodeHealth {
     bridges: Arc<Vec<NamedBridge>>,
     breakers: Option<Arc<Services>>,
     tree: SupervisorRef,
-    kafka: Option<Arc<kafka::client::Probe>>,
+    kafka: Option<KafkaHealth>,
     /// What the logs said, and when.
     lags: Mutex<Option<(Instant, Lags)>>,
 }
@@ -164,7 +164,7 @@ impl NodeHealth {
         bridges: &Arc<Vec<NamedBridge>>,
         breakers: Option<Arc<Services>>,
         tree: SupervisorRef,
-        kafka: Option<Arc<kafka::client::Probe>>,
+        kafka: Option<KafkaHealth>,
     ) -> Self {
         let services = vec![
             OnThisNode::boxed(&services.users),
@@ -264,8 +264,8 @@ impl Health for NodeHealth {
             }
             probes.insert("disk".to_owned(), look_at_disk(&self.data_dir));
             probes.extend(self.lags().await);
-            if let Some(probe) = &self.kafka {
-                probes.insert("kafka".to_owned(), look_at_kafka(probe).await);
+            if let Some(kafka) = &self.kafka {
+                probes.insert("kafka".to_owned(), look_at_kafka(kafka).await);
             }
             let at_the_top: u64 = match self.tree.children().await {
                 Ok(children) => children.iter().map(|child| child.restarts).sum(),
@@ -349,14 +349,17 @@ fn degraded(detail: String) -> Probe {
 }
 
 /// Without Kafka everything works but freshness: degraded, not unready.
-async fn look_at_kafka(probe: &Arc<kafka::client::Probe>) -> Probe {
-    let probe = Arc::clone(probe);
+async fn look_at_kafka(kafka: &KafkaHealth) -> Probe {
+    let probe = Arc::clone(&kafka.probe);
     let looked = tokio::task::spawn_blocking(move || Ok::<_, KafkaError>((probe.latency(PATIENCE)?, probe.missing(PATIENCE)?)));
     match looked.await {
-        Ok(Ok((latency, missing))) if missing.is_empty() => {
-            Probe { status: Status::Ok, latency_ms: Some(Probe::milliseconds(latency)), detail: None }
+        // Whoever looks after the topics knows more than that some are missing.
+        Ok(Ok((latency, missing))) => {
+            let missing = (!missing.is_empty()).then(|| format!("topics are missing: {}", missing.join(", ")));
+            let detail = kafka.fault().or(missing);
+            let status = if detail.is_some() { Status::Degraded } else { Status::Ok };
+            Probe { status, latency_ms: Some(Probe::milliseconds(latency)), detail }
         }
-        Ok(Ok((_, missing))) => degraded(format!("topics are missing: {}", missing.join(", "))),
         Ok(Err(error)) => degraded(error.to_string()),
         Err(_) => degraded("the look at Kafka ended badly".to_owned()),
     }

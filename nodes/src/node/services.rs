@@ -216,6 +216,15 @@ struct Place<'a> {
     patience: Patience,
 }
 
+/// Statements that load entities at the same time; more of them only wait for each other.
+const LOADS: usize = 4;
+
+/// How many loading statements are under way, and for how many entities each, so that no more than so many load at a time.
+fn loads(entities_max: usize) -> (usize, usize) {
+    let statements = entities_max.clamp(1, LOADS);
+    (statements, (entities_max / statements).max(1))
+}
+
 async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyhow::Result<Running<S>> {
     let Place { of, member, database, data, tree, cluster, patience } = place;
     let settings = Settings {
@@ -225,6 +234,8 @@ async fn one<S: Service>(service: S, place: Place<'_>, config: &Config) -> anyho
         passivate_after: config.entities.passivate_after,
         batch_units_max: config.committer.commands_max,
         batch_bytes_max: config.committer.bytes_max,
+        loads_max: loads(of.loads_max).0,
+        load_batch_max: loads(of.loads_max).1,
         pool: PoolSize { connections_max: of.pool_max, wait_max: Duration::from_secs(2) },
         ..Settings::default()
     };
@@ -270,4 +281,20 @@ async fn join<S: Service>(
         ..lonely
     };
     Ownership::start(runtime.clone(), membership).await.with_context(|| format!("the {} service cannot begin to serve", S::NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was broken: it was four statements for 256 each, whatever the configuration said.
+    #[test]
+    fn no_more_entities_load_at_a_time_than_the_configuration_says() {
+        for (entities_max, statements, each) in
+            [(1, 1, 1), (3, 3, 1), (7, 4, 1), (64, 4, 16), (1_024, 4, 256), (10_000, 4, 2_500)]
+        {
+            assert_eq!(loads(entities_max), (statements, each), "{entities_max}");
+            assert!(statements * each <= entities_max);
+        }
+    }
 }

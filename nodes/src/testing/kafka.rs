@@ -34,6 +34,8 @@ pub struct TestKafka {
     jars: PathBuf,
     port: u16,
     broker: Option<Child>,
+    /// Whether it has an authorizer: nobody may do what was not allowed.
+    is_guarded: bool,
     // Held: the pipe that tells it of our end.
     _cleaner: Child,
     // Held: a story with a broker is a heavy one.
@@ -63,9 +65,22 @@ impl TestKafka {
     /// # Panics
     /// With `CI` set, if there is no broker: CI must not pass by skipping. If a broker that could start did not.
     pub fn start_or_skip(test: &str) -> Option<TestKafka> {
+        Self::or_skip(test, false)
+    }
+
+    /// The same with an authorizer. Users log in by SCRAM: `rookery` may do what [`TestKafka::allow`] has allowed, and
+    /// [`ADMINISTRATOR`] everything.
+    ///
+    /// # Panics
+    /// As [`TestKafka::start_or_skip`].
+    pub fn start_guarded_or_skip(test: &str) -> Option<TestKafka> {
+        Self::or_skip(test, true)
+    }
+
+    fn or_skip(test: &str, is_guarded: bool) -> Option<TestKafka> {
         let required = env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
         let turn = Turn::wait(WEIGHT);
-        match Self::start() {
+        match Self::launched(is_guarded) {
             Ok(mut kafka) => {
                 kafka._turn = Some(turn);
                 Some(kafka)
@@ -88,6 +103,10 @@ impl TestKafka {
     /// # Errors
     /// Why there is none.
     pub fn start() -> Result<TestKafka, TestKafkaError> {
+        Self::launched(false)
+    }
+
+    fn launched(is_guarded: bool) -> Result<TestKafka, TestKafkaError> {
         let jars = jars()?;
         let folder = tempfile::Builder::new().prefix("rookery-kafka-").tempdir()?;
         let cleaner = end_with_us(folder.path())?;
@@ -95,18 +114,55 @@ impl TestKafka {
         let (broker, controller) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
         let (port, controller_port) = (broker.local_addr()?.port(), controller.local_addr()?.port());
         drop((broker, controller));
-        fs::write(folder.path().join("server.properties"), properties(folder.path(), port, controller_port))?;
+        let properties = match is_guarded {
+            true => properties(folder.path(), port, controller_port, "SASL_PLAINTEXT") + &guard(),
+            false => properties(folder.path(), port, controller_port, "PLAINTEXT"),
+        };
+        fs::write(folder.path().join("server.properties"), properties)?;
         fs::write(folder.path().join("log4j2.properties"), LOG4J)?;
-        let mut kafka = TestKafka { folder, jars, port, broker: None, _cleaner: cleaner, _turn: None };
+        let mut kafka = TestKafka { folder, jars, port, broker: None, is_guarded, _cleaner: cleaner, _turn: None };
         kafka.format()?;
         kafka.launch()?;
         Ok(kafka)
     }
 
-    /// The `[kafka]` section for this broker.
+    /// The `[kafka]` section for this broker; of `rookery`, if it has an authorizer.
     pub fn config(&self, partitions: u16) -> config::Kafka {
+        self.config_of(USER, partitions)
+    }
+
+    /// The same for a user of a broker with an authorizer.
+    pub fn config_of(&self, user: &str, partitions: u16) -> config::Kafka {
         let broker = format!("127.0.0.1:{}", self.port).parse().expect("an address is a broker");
-        config::Kafka { brokers: vec![broker], partitions, ..config::Kafka::default() }
+        let sasl = self.is_guarded.then(|| config::Sasl {
+            mechanism: config::SaslMechanism::ScramSha256,
+            username: user.to_owned(),
+            password: password(user).parse().expect("any text is a password"),
+        });
+        config::Kafka { brokers: vec![broker], partitions, sasl, ..config::Kafka::default() }
+    }
+
+    /// Lets `rookery` do this with these topics: `Describe`, `Read`, `Write`, … Blocks its thread for a second or two.
+    ///
+    /// # Panics
+    /// If the broker does not do it.
+    pub fn allow(&self, operations: &[&str], topics: &[&str]) {
+        let client = self.folder.path().join("administrator.properties");
+        let jaas = jaas(ADMINISTRATOR);
+        let properties = format!("security.protocol=SASL_PLAINTEXT\nsasl.mechanism=SCRAM-SHA-256\nsasl.jaas.config={jaas}\n");
+        fs::write(&client, properties).expect("the folder is ours");
+        let mut command = self.java();
+        command.args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &format!("127.0.0.1:{}", self.port)]);
+        command.arg("--command-config").arg(client).args(["--add", "--allow-principal", &format!("User:{USER}")]);
+        command.args(operations.iter().flat_map(|operation| ["--operation", operation]));
+        command.args(topics.iter().flat_map(|topic| ["--topic", topic]));
+        let allowed = command.output().expect("java runs");
+        assert!(
+            allowed.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&allowed.stdout),
+            String::from_utf8_lossy(&allowed.stderr)
+        );
     }
 
     /// Whether it runs, as far as it was told: neither stopped nor killed.
@@ -161,7 +217,13 @@ impl TestKafka {
         let id = self.java().args(["kafka.tools.StorageTool", "random-uuid"]).output()?;
         let id = String::from_utf8_lossy(&id.stdout).lines().last().unwrap_or_default().trim().to_owned();
         let properties = self.folder.path().join("server.properties");
-        let formatted = self.java().args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"]).arg(properties).output()?;
+        let mut format = self.java();
+        format.args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"]).arg(properties);
+        if self.is_guarded {
+            let scram = |user| format!("SCRAM-SHA-256=[name={user},password={}]", password(user));
+            format.args([USER, ADMINISTRATOR].into_iter().flat_map(|user| ["--add-scram".to_owned(), scram(user)]));
+        }
+        let formatted = format.output()?;
         if formatted.status.success() {
             return Ok(());
         }
@@ -269,7 +331,8 @@ fn missing_tool() -> Option<&'static str> {
     (!cache().join(VERSION).is_dir() && !works("mvn", "--version")).then_some("mvn")
 }
 
-const VERSION: &str = "4.1.0";
+/// The folder of the jars: Kafka's version, and its tools.
+const VERSION: &str = "4.1.0-tools";
 
 fn fetch(cache: &Path) -> Result<PathBuf, TestKafkaError> {
     let target = cache.join(VERSION);
@@ -324,15 +387,43 @@ fn end_with_us(folder: &Path) -> io::Result<Child> {
         .spawn()
 }
 
-fn properties(folder: &Path, port: u16, controller_port: u16) -> String {
+/// Who may do only what was allowed, on a broker with an authorizer.
+const USER: &str = "rookery";
+/// Who may do everything there.
+pub const ADMINISTRATOR: &str = "administrator";
+
+fn password(user: &str) -> String {
+    format!("the password of {user}").replace(' ', "-")
+}
+
+fn jaas(user: &str) -> String {
+    let module = "org.apache.kafka.common.security.scram.ScramLoginModule";
+    format!("{module} required username=\"{user}\" password=\"{}\";", password(user))
+}
+
+/// What guards a broker. Its controller is this same process, over a listener of its own where nobody logs in.
+fn guard() -> String {
+    format!(
+        "listener.security.protocol.map=SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=SCRAM-SHA-256
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-256
+listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config={}
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:{ADMINISTRATOR};User:ANONYMOUS
+",
+        jaas(ADMINISTRATOR)
+    )
+}
+
+fn properties(folder: &Path, port: u16, controller_port: u16, listener: &str) -> String {
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners={listener}://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={listener}://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name={listener}
 log.dirs={}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1

@@ -161,6 +161,10 @@ pub async fn delete_topics(config: &config::Kafka) {
 pub fn client(config: &config::Kafka) -> ClientConfig {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", config.brokers[0].as_str());
+    if let Some(sasl) = &config.sasl {
+        client.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "SCRAM-SHA-256");
+        client.set("sasl.username", &sasl.username).set("sasl.password", sasl.password.expose());
+    }
     client
 }
 
