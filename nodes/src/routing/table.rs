@@ -10,6 +10,8 @@ use rookery_actors::{
     runtime::NodeName,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     links::PeerAddress,
     ownership::{Contact, View},
@@ -35,6 +37,8 @@ struct Known {
 struct Owner {
     epoch: Epoch,
     node: Option<NodeName>,
+    /// When a node said so itself; none: the directory did.
+    heard: Option<Instant>,
 }
 
 impl Table {
@@ -53,17 +57,16 @@ impl Table {
         let shards = view.shards.len().max(known.owners.len());
         known.owners.resize(shards, Owner::default());
         for row in &view.shards {
-            // What we heard since the directory was asked is newer.
+            // What we heard since the directory was asked is newer. What was said before that it would know: if it does not, it
+            // was put back to an older state.
             let owner = &mut known.owners[row.id.index()];
-            if row.epoch < owner.epoch {
+            let is_newer = owner.heard.is_some_and(|heard| heard >= view.asked);
+            if row.epoch < owner.epoch && is_newer {
                 continue;
             }
             let node = view.owner(row.id).and_then(|member| names.iter().find(|name| ***name == *member.node)).cloned();
-            let now = Owner { epoch: row.epoch, node };
-            if *owner != now {
-                *owner = now;
-                news = true;
-            }
+            news |= (owner.epoch, &owner.node) != (row.epoch, &node);
+            *owner = Owner { epoch: row.epoch, node, heard: None };
         }
         news |= self.unserved.swap(view.unserved, Ordering::Relaxed) != view.unserved;
         names.retain(|name| name != me);
@@ -80,7 +83,7 @@ impl Table {
         for (shard, epoch) in shards {
             let Some(owner) = known.owners.get_mut(shard.index()) else { continue };
             if *epoch > owner.epoch {
-                *owner = Owner { epoch: *epoch, node: Some(Arc::clone(node)) };
+                *owner = Owner { epoch: *epoch, node: Some(Arc::clone(node)), heard: Some(Instant::now()) };
                 news = true;
             }
         }
@@ -105,5 +108,62 @@ impl Table {
 
     pub(super) fn addresses(&self) -> Vec<PeerAddress> {
         self.known.read().expect("no panic under this lock").addresses.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rookery_actors::{
+        ids::Incarnation,
+        runtime::{MemberRow, MemberState, ShardRow},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SHARD: ShardId = ShardId(0);
+
+    /// What the directory said when it was asked at a moment: who owns the shard, under which epoch.
+    fn view(asked: Instant, owner: u128, epoch: Epoch) -> View {
+        let member = |n: u128| MemberRow {
+            incarnation: Incarnation(Uuid::from_u128(n)),
+            node: format!("n{n}"),
+            address: None,
+            renewed: 1,
+            state: MemberState::Live,
+            lease: None,
+        };
+        let shard = ShardRow { id: SHARD, epoch, owner: Some(Incarnation(Uuid::from_u128(owner))), target: None };
+        View { members: vec![member(1), member(2)], shards: vec![shard], placement: Arc::default(), asked, unserved: false }
+    }
+
+    fn owner(table: &Table) -> String {
+        table.owner(SHARD).expect("somebody owns it").to_string()
+    }
+
+    #[test]
+    fn what_a_node_said_after_the_directory_was_asked_is_newer() {
+        let (table, me) = (Table::default(), NodeName::from("me"));
+        let asked = Instant::now();
+        table.learn(&view(asked, 1, 6), &me);
+        assert!(table.heard(&"n2".into(), &[(SHARD, 7)]));
+        assert!(!table.learn(&view(asked, 1, 6), &me));
+        assert_eq!(owner(&table), "n2");
+    }
+
+    /// What was broken: the epochs of before were taken for newer as long as the process lived, and it asked nodes that had
+    /// nothing to do with the shard any more.
+    #[test]
+    fn a_directory_that_was_put_back_to_an_older_state_is_believed() {
+        let (table, me) = (Table::default(), NodeName::from("me"));
+        table.learn(&view(Instant::now(), 1, 40), &me);
+        assert!(table.heard(&"n2".into(), &[(SHARD, 41)]));
+        let later = Instant::now() + Duration::from_millis(5);
+        assert!(table.learn(&view(later, 1, 12), &me), "it is news");
+        assert_eq!(owner(&table), "n1");
+        assert!(table.heard(&"n2".into(), &[(SHARD, 13)]), "and goes on from there");
+        assert_eq!(owner(&table), "n2");
     }
 }
