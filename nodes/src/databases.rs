@@ -1,6 +1,6 @@
 //! The four databases: configured ones, and the private Postgres for the rest.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rookery_actors::{
@@ -96,7 +96,7 @@ impl Databases {
         self.migrate().await.into_iter().try_for_each(|(_, outcome)| outcome.map(drop))
     }
 
-    /// Brings the private Postgres back when it dies; ends when it cannot.
+    /// Brings the private Postgres back when it dies; ends when it cannot for some minutes.
     pub async fn watch(&self) {
         let mut embedded = self.embedded.lock().await;
         let Some(postgres) = embedded.as_mut() else {
@@ -113,8 +113,7 @@ impl Databases {
                 }
             };
             tracing::error!(%status, "the private Postgres died, starting it again");
-            if let Err(error) = postgres.restart().await {
-                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the private Postgres does not start again");
+            if !restarted(postgres).await {
                 return;
             }
         }
@@ -125,6 +124,30 @@ impl Databases {
         if let Some(postgres) = self.embedded.into_inner() {
             postgres.stop().await;
         }
+    }
+}
+
+/// How long the private Postgres is started again and again: what is in its way may go, a disk that is full or a machine that
+/// has no memory left.
+const RESTART_WITHIN: Duration = Duration::from_secs(300);
+/// Between two tries: the first pause, which doubles, and the longest.
+const RESTART_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(15)];
+
+/// Whether the private Postgres runs again.
+async fn restarted(postgres: &mut EmbeddedPostgres) -> bool {
+    let (began, [mut pause, pause_max]) = (Instant::now(), RESTART_PAUSES);
+    loop {
+        let error = match postgres.restart().await {
+            Ok(()) => return true,
+            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+        };
+        if began.elapsed() >= RESTART_WITHIN {
+            tracing::error!(error, "the private Postgres does not start again");
+            return false;
+        }
+        tracing::error!(error, "the private Postgres does not start, trying again in {} s", pause.as_secs());
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(pause_max);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod connections;
 pub mod databases;
 pub mod event_log;
+mod files;
 pub mod fleet;
 pub mod kafka;
 pub mod links;

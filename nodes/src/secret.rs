@@ -2,19 +2,14 @@
 
 mod settle;
 
-use std::{
-    fs::OpenOptions,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use anyhow::Context;
 use rookery_actors::secret::{ClusterSecret, FormerReading, KeyRing};
 use secrecy::{ExposeSecret, SecretString};
 
 pub(crate) use self::settle::{follow, settle};
-use crate::config::Config;
+use crate::{config::Config, files};
 
 /// The file beside the data, readable by its owner alone.
 pub(crate) const FILE: &str = "secret";
@@ -41,10 +36,6 @@ fn make(path: &Path) -> anyhow::Result<SecretString> {
     let secret = ClusterSecret::generate()?;
     let describe = || format!("cannot keep the cluster's secret in {}", path.display());
     // Whole or not at all: half a secret would lock everybody out at the next start.
-    let draft = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).with_context(describe)?;
-    file.write_all(secret.expose_secret().as_bytes()).with_context(describe)?;
-    file.sync_all().with_context(describe)?;
-    std::fs::rename(&draft, path).with_context(describe)?;
+    files::replace(path, secret.expose_secret().as_bytes(), File::sync_all).with_context(describe)?;
     Ok(secret)
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -346,7 +347,7 @@ async fn a_wrong_rookery_pg_bin_is_not_passed_over_in_silence() {
 async fn without_a_postgres_on_the_machine_one_is_fetched_once() {
     let folder = data_folder();
     let data = DataDir::lock(folder.path()).unwrap();
-    let hidden = Search { fetch: true, ..Search::default() };
+    let hidden = Search { fetch: Some(Duration::from_secs(600)), ..Search::default() };
 
     let fetch = Instant::now();
     let postgres = match EmbeddedPostgres::start_with(&data, &DATABASES, &hidden).await {
@@ -370,6 +371,26 @@ async fn without_a_postgres_on_the_machine_one_is_fetched_once() {
 async fn maven_central_answers() -> bool {
     let connect = tokio::net::TcpStream::connect("repo1.maven.org:443");
     tokio::time::timeout(Duration::from_secs(10), connect).await.is_ok_and(|connected| connected.is_ok())
+}
+
+/// What a power cut had emptied, or a disk that was full, stays in the way of what is fetched again; what cannot run there at all
+/// is not even fetched.
+#[tokio::test]
+async fn nothing_is_fetched_to_where_nothing_can_be_run() {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let is_noexec = |fields: &[&str]| fields.len() > 3 && fields[3].split(',').any(|option| option == "noexec");
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|fields| is_noexec(fields));
+    let Some(cache) = mounts.into_iter().find_map(|fields| tempfile::tempdir_in(fields[1]).ok()) else {
+        println!("skipped: no file system here is mounted with noexec and can be written");
+        return;
+    };
+    let folder = data_folder();
+    let data = DataDir::lock(folder.path()).unwrap();
+    let search = Search { cache: Some(cache.path().to_owned()), fetch: Some(Duration::ZERO), ..Search::default() };
+    let refusal = EmbeddedPostgres::start_with(&data, &DATABASES, &search).await.unwrap_err();
+    let refusal = format!("{:#}", anyhow::Error::from(refusal));
+    assert!(refusal.contains("mounted with `noexec`"), "{refusal}");
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -435,9 +456,115 @@ async fn an_ordinary_user_needs_no_root() {
     // Root takes over what an ordinary user began, and leaves it to that user.
     let (_data, postgres) = start(&folder).await;
     assert_eq!(kept(&postgres).await, 1);
-    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(folder.join("postgres/PG_VERSION")).unwrap());
+    let owner = fs::metadata(folder.join("postgres/PG_VERSION")).unwrap().uid();
     assert_eq!(owner, 65534);
     postgres.stop().await;
+}
+
+/// The server's user owns the folder of the database and may put anything there, and root writes there at every start.
+#[tokio::test]
+async fn a_link_that_the_servers_user_has_put_into_its_folder_is_not_followed() {
+    let folder = data_folder();
+    let (data, postgres) = start(folder.path()).await;
+    postgres.stop().await;
+    let victim = folder.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let cluster = folder.path().join("postgres");
+    for name in ["rookery.conf", "rookery_hba.conf", "rookery_ident.conf"] {
+        fs::remove_file(cluster.join(name)).unwrap();
+        for name in [name.to_owned(), format!("{name}.new")] {
+            std::os::unix::fs::symlink(&victim, cluster.join(name)).unwrap();
+        }
+    }
+    let before = fs::metadata(&victim).unwrap();
+
+    let postgres = EmbeddedPostgres::start_with(&data, &DATABASES, &testing::search()).await.unwrap();
+    let after = fs::metadata(&victim).unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert_eq!(before.uid(), after.uid());
+    let (settings, of) = (fs::symlink_metadata(cluster.join("rookery.conf")).unwrap(), fs::metadata(&cluster).unwrap());
+    assert!(settings.is_file() && settings.uid() == of.uid());
+    postgres.stop().await;
+}
+
+/// The folder of the socket is the server's user's too: root must not empty what is put in its place.
+#[tokio::test]
+async fn a_restart_looks_whose_folder_it_empties() {
+    let folder = data_folder();
+    let (_data, mut postgres) = start(folder.path()).await;
+    write_one(&postgres).await;
+    let runtime = PathBuf::from(fs::read_to_string(folder.path().join("postgres.runtime")).unwrap());
+    let victim = data_folder();
+    let precious = victim.path().join("precious");
+    fs::write(&precious, "").unwrap();
+    kill(postgres.id().unwrap());
+    postgres.exited().await;
+    fs::remove_dir_all(&runtime).unwrap();
+    std::os::unix::fs::symlink(victim.path(), &runtime).unwrap();
+
+    let refusal = postgres.restart().await.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    assert!(precious.exists(), "what a link leads to is nobody's to remove");
+    let refusal = refusal.unwrap_err();
+    assert!(refusal.contains(runtime.to_str().unwrap()), "{refusal}");
+
+    // As a cleaner of /tmp leaves it. The configurations that others have of it stay good.
+    fs::remove_file(&runtime).unwrap();
+    postgres.restart().await.unwrap();
+    assert_eq!(kept(&postgres).await, 1);
+    postgres.stop().await;
+}
+
+/// What a child of ours does when it is told to: it starts a server, which may meet another, and stops it.
+#[tokio::test]
+async fn as_a_starter_of_a_server() {
+    let Some(folder) = std::env::var_os("ROOKERY_TEST_PARENT_OF") else {
+        return;
+    };
+    let (_data, postgres) = start(Path::new(&folder)).await;
+    println!("\nkept={}", kept(&postgres).await);
+    postgres.stop().await;
+}
+
+/// As in a container: what another user's process works on, root may not see without CAP_SYS_PTRACE.
+#[tokio::test]
+async fn a_leftover_server_is_ended_by_a_root_who_may_not_see_where_it_works() {
+    if !Uid::effective().is_root() {
+        println!("skipped: only root has a server of another user");
+        return;
+    }
+    let folder = data_folder();
+    let (data, postgres) = start(folder.path()).await;
+    write_one(&postgres).await;
+    let bin = postgres.binaries().bin.clone();
+    postgres.stop().await;
+    drop(data);
+    let cluster = folder.path().canonicalize().unwrap().join("postgres");
+    let (owner, group) = (fs::metadata(&cluster).unwrap().uid(), fs::metadata(&cluster).unwrap().gid());
+    let runtime = tempfile::Builder::new().prefix("rookery-").tempdir_in("/tmp").unwrap();
+    std::os::unix::fs::chown(runtime.path(), Some(owner), Some(owner)).unwrap();
+    // Neither a child of this process, nor told to end with it.
+    let script = r#"setpriv --reuid="$1" --regid="$5" --clear-groups "$2/postgres" -D "$3" -c config_file="$3/rookery.conf" -c hba_file="$3/rookery_hba.conf" \
+        -c ident_file="$3/rookery_ident.conf" -c unix_socket_directories="$4" >/dev/null 2>&1 &"#;
+    let mut leftover = Command::new("sh");
+    leftover.args(["-c", script, "sh"]).arg(owner.to_string()).arg(&bin).arg(&cluster).arg(runtime.path());
+    leftover.arg(group.to_string()).current_dir("/");
+    assert!(leftover.status().unwrap().success());
+    let socket = runtime.path().join(".s.PGSQL.5432");
+    eventually("the leftover server listens", || socket.exists()).await;
+    let pid = fs::read_to_string(cluster.join("postmaster.pid")).unwrap();
+    let pid: u32 = pid.lines().next().unwrap().parse().unwrap();
+
+    let mut restricted = Command::new("setpriv");
+    restricted.args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]).arg(std::env::current_exe().unwrap());
+    restricted.args(["--exact", "as_a_starter_of_a_server", "--nocapture"]).env("ROOKERY_TEST_PARENT_OF", folder.path());
+    let output = tokio::task::spawn_blocking(move || restricted.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let ended = !runs(pid);
+    if !ended {
+        kill(pid);
+    }
+    assert!(output.status.success() && said.contains("kept=1"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(ended, "the leftover server is gone");
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ use std::{
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket};
 
+use crate::files;
+
 /// The longest path that fits into `sockaddr_un` with its final NUL.
 const PATH_BYTES_MAX: usize = 107;
 const NAME: &str = "admin.sock";
@@ -67,7 +69,7 @@ fn place(data: &Path) -> io::Result<PathBuf> {
     }
     let folder = tempfile::Builder::new().prefix("rookery-").permissions(fs::Permissions::from_mode(0o700)).tempdir_in("/tmp")?;
     let path = folder.path().join(NAME);
-    fs::write(note, path.as_os_str().as_bytes())?;
+    files::replace(&note, path.as_os_str().as_bytes(), |_| Ok(()))?;
     let _ = folder.keep();
     Ok(path)
 }

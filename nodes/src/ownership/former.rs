@@ -14,6 +14,7 @@ use rookery_actors::{
 use tokio::time::{Instant, sleep};
 
 use super::{Membership, sightings::Sightings};
+use crate::files;
 
 /// A node that leaves in order renews until it has gone, which takes less than this.
 const LEAVES_WITHIN: Duration = Duration::from_secs(20);
@@ -67,10 +68,8 @@ impl LastLife {
     }
 
     fn write(&self, incarnation: Incarnation) -> io::Result<()> {
-        let (folder, new) = (self.0.parent().unwrap_or(Path::new("")), self.0.with_extension("new"));
-        fs::create_dir_all(folder)?;
-        fs::write(&new, format!("{incarnation}\n"))?;
-        fs::rename(&new, &self.0)
+        fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
+        files::replace(&self.0, format!("{incarnation}\n").as_bytes(), |_| Ok(()))
     }
 }
 

@@ -5,9 +5,13 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::fetch::{self, FetchError};
+use super::server_user::bare_environment;
 
 /// The versions that we are built for: CI covers the first and the one that we fetch; 14 reached its end of life.
 pub(super) const OLDEST: u32 = 15;
@@ -33,9 +37,12 @@ pub struct Search {
     pub installed: Vec<PathBuf>,
     /// Where fetched ones lie, and new ones go; `None`: the data folder.
     pub cache: Option<PathBuf>,
-    /// Whether they may be fetched from Maven Central when there are none.
-    pub fetch: bool,
+    /// Whether they may be fetched from Maven Central when there are none, and how long that may take.
+    pub fetch: Option<Duration>,
 }
+
+/// 15 MB over a line that carries 25 KB/s.
+const FETCH_WITHIN: Duration = Duration::from_secs(600);
 
 impl Search {
     /// All of this machine, as its environment says, and Maven Central.
@@ -45,7 +52,7 @@ impl Search {
             path: std::env::var_os("PATH"),
             installed: vec![PathBuf::from("/usr/lib/postgresql")],
             cache: None,
-            fetch: true,
+            fetch: Some(FETCH_WITHIN),
         }
     }
 }
@@ -113,7 +120,7 @@ pub(super) async fn find(search: &Search, cluster: &Path, data: &Path) -> Result
     let wanted = version_of(cluster).map_err(|source| BinariesError::Unreadable { cluster: cluster.to_owned(), source })?;
 
     if let Some(bin) = &search.bin {
-        let found = probe(bin).ok_or_else(|| BinariesError::NotABin(bin.clone()))?;
+        let found = probe(bin).await.ok_or_else(|| BinariesError::NotABin(bin.clone()))?;
         return match wanted {
             Some(wanted) if wanted != found.major => {
                 Err(BinariesError::OtherVersion { cluster: cluster.to_owned(), wanted, here: vec![found.major], fetch: None })
@@ -126,7 +133,7 @@ pub(super) async fn find(search: &Search, cluster: &Path, data: &Path) -> Result
     let cache = search.cache.as_deref().unwrap_or(data);
     let mut here = Vec::new();
     for bin in candidates(search, cache) {
-        let Some(found) = probe(&bin) else { continue };
+        let Some(found) = probe(&bin).await else { continue };
         if wanted.map_or(found.major.0 >= OLDEST, |wanted| wanted == found.major) {
             return Ok(found);
         }
@@ -135,10 +142,9 @@ pub(super) async fn find(search: &Search, cluster: &Path, data: &Path) -> Result
     here.sort_unstable();
     here.dedup();
 
-    let fetched = if search.fetch && wanted.is_none_or(|wanted| wanted.0 >= OLDEST) {
-        fetch::fetch(wanted.unwrap_or(fetch::DEFAULT), cache).await.map_err(Some)
-    } else {
-        Err(None)
+    let fetched = match search.fetch.filter(|_| wanted.is_none_or(|wanted| wanted.0 >= OLDEST)) {
+        Some(within) => fetch::fetch(wanted.unwrap_or(fetch::DEFAULT), cache, within).await.map_err(Some),
+        None => Err(None),
     };
     match (fetched, wanted) {
         (Ok(binaries), _) => Ok(binaries),
@@ -182,17 +188,41 @@ fn newest_first(parent: &Path, version: impl Fn(&str) -> Option<u32>) -> impl It
 }
 
 /// Asks the Postgres in `bin` for its version; `None` if there is none, or none that runs here.
-pub(super) fn probe(bin: &Path) -> Option<Binaries> {
-    // A link on the PATH leads to the folder where its siblings are.
-    let postgres = bin.join("postgres").canonicalize().ok()?;
-    let bin = postgres.parent()?.to_owned();
-    if !bin.join("initdb").exists() {
-        return None;
-    }
-    let output = Command::new(&postgres).arg("--version").output().ok()?;
-    let major = major_in(std::str::from_utf8(&output.stdout).ok()?)?;
-    Some(Binaries { bin, major })
+pub(super) async fn probe(bin: &Path) -> Option<Binaries> {
+    ask(bin).await.ok()
 }
+
+/// As [`probe`], with the reason why there is none.
+pub(super) async fn ask(bin: &Path) -> Result<Binaries, String> {
+    // A link on the PATH leads to the folder where its siblings are.
+    let postgres = bin.join("postgres");
+    let postgres = postgres.canonicalize().map_err(said(&postgres))?;
+    let bin = postgres.parent().expect("a program lies in a folder").to_owned();
+    if !bin.join("initdb").exists() {
+        return Err(format!("there is no initdb in {}", bin.display()));
+    }
+    let mut command = Command::new(&postgres);
+    bare_environment(&mut command);
+    command.arg("--version").stdin(Stdio::null());
+    let mut command = tokio::process::Command::from(command);
+    // On a file system that does not answer it may never end, and the machine may have another Postgres.
+    let output = match timeout(PROBE_WITHIN, command.kill_on_drop(true).output()).await {
+        Ok(output) => output.map_err(said(&postgres))?,
+        Err(_) => return Err(format!("{} --version does not end", postgres.display())),
+    };
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match major_in(&words(&output.stdout)) {
+        Some(major) => Ok(Binaries { bin, major }),
+        None => Err(format!("{} --version says {:?} ({})", postgres.display(), words(&output.stderr), output.status)),
+    }
+}
+
+fn said(path: &Path) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{}: {error}", path.display())
+}
+
+/// A program that says its version takes milliseconds.
+const PROBE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Reads "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", and "18beta1" in place of the number.
 fn major_in(version: &str) -> Option<Major> {

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use super::binaries::{Binaries, version_of};
 use super::server_user::ServerUser;
 use super::{PostgresError, leftover, quoted, settings};
+use crate::files::{self, not_through_links};
 
 /// Makes the cluster, with `databases` in it, if there is none.
 ///
@@ -169,10 +170,8 @@ pub(super) fn configure(cluster: &Path, socket_dir: &Path, user: &ServerUser) ->
         ("rookery_ident.conf", settings::identities()),
     ] {
         let file = cluster.join(name);
-        // Moved into place: the server never reads half of it, and a link that was put here is not followed.
-        let new = cluster.join(format!("{name}.new"));
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &file)).map_err(|source| PostgresError::io(&file, source))?;
-        user.own(&file)?;
+        // The folder is the server's user's, and root may write here: by no link, and into no file, that this user has made.
+        files::replace(&file, text.as_bytes(), |new| user.own_file(new)).map_err(|source| PostgresError::io(&file, source))?;
     }
     Ok(())
 }
@@ -195,10 +194,10 @@ impl Log {
     /// Opens the log for appending.
     pub(super) fn open(data: &Path) -> io::Result<(Log, File)> {
         let path = data.join("postgres.log");
-        if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        if fs::symlink_metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             fs::rename(&path, data.join("postgres.log.1"))?;
         }
-        let file = File::options().create(true).append(true).open(&path)?;
+        let file = not_through_links().create(true).append(true).open(&path)?;
         let begin = file.metadata()?.len();
         Ok((Log { path, begin }, file))
     }
@@ -207,12 +206,14 @@ impl Log {
     /// into the same file, at its end.
     pub(super) fn shorten(data: &Path) -> io::Result<()> {
         let path = data.join("postgres.log");
-        if !fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        if !fs::symlink_metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             return Ok(());
         }
+        let mut log = not_through_links().read(true).write(true).open(&path)?;
         // On a full disk there is no room for the old one, and the more reason to let it go.
-        let kept = fs::copy(&path, data.join("postgres.log.1"));
-        File::options().write(true).open(&path)?.set_len(0)?;
+        let kept = not_through_links().write(true).create(true).truncate(true).open(data.join("postgres.log.1"));
+        let kept = kept.and_then(|mut kept| io::copy(&mut log, &mut kept));
+        log.set_len(0)?;
         kept.map(drop)
     }
 

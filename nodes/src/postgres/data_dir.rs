@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::files::not_through_links;
+
 /// A data folder that is ours alone for as long as this value lives.
 ///
 /// The kernel lets go of the lock when the process ends, however it ends. So whoever holds it knows that the process
@@ -68,7 +70,7 @@ impl DataDir {
         }
 
         let is_new = !path.join("lock").exists();
-        let mut lock = File::options()
+        let mut lock = not_through_links()
             .read(true)
             .write(true)
             .create(true)

@@ -22,7 +22,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, NoTls};
 use tracing::{info, warn};
 
@@ -91,9 +91,17 @@ pub enum PostgresError {
         path: PathBuf,
         /// The end of the log.
         log: String,
-        /// What the last try to connect said.
+        /// What the last try to connect said; none: it was given no answer.
         #[source]
-        source: tokio_postgres::Error,
+        source: Option<tokio_postgres::Error>,
+    },
+    /// The server takes connections and does not answer.
+    #[error("Postgres runs and did not answer within {waited_s} s; its log is {}", .path.display())]
+    Silent {
+        /// How long we waited, in seconds.
+        waited_s: u64,
+        /// Its log.
+        path: PathBuf,
     },
     /// A database could not be created.
     #[error("could not create the databases")]
@@ -117,6 +125,12 @@ impl PostgresError {
 
 /// A recovery replays up to 2 GB of log, on a slow disk too.
 const START_PATIENCE: Duration = Duration::from_secs(180);
+
+/// For one try to connect: a server that stands still takes connections, and says nothing.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// To make four databases takes a fifth of a second.
+const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// For the last checkpoint: a quarter of a gigabyte of pages at most.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -147,7 +161,13 @@ impl EmbeddedPostgres {
         let (process, client) = launched.inspect_err(|_| runtime_dir::remove(&data, &socket_dir))?;
         // From here on the value stops the server if anything fails.
         let postgres = EmbeddedPostgres { data, cluster, socket_dir, binaries, user, process };
-        create_missing(&client, databases).await.map_err(PostgresError::Databases)?;
+        match timeout(CREATE_PATIENCE, create_missing(&client, databases)).await {
+            Ok(created) => created.map_err(PostgresError::Databases)?,
+            Err(_) => {
+                let path = postgres.data.join("postgres.log");
+                return Err(PostgresError::Silent { waited_s: CREATE_PATIENCE.as_secs(), path });
+            }
+        }
 
         info!(
             duration_ms = begin.elapsed().as_millis(),
@@ -217,9 +237,14 @@ impl EmbeddedPostgres {
             warn!("Postgres did not stop within {} s of {signal}", patience.as_secs());
         }
         self.process.signal(Signal::SIGKILL);
-        self.process.exited().await;
+        if self.process.exited_within(KILL_PATIENCE).await.is_none() {
+            warn!("Postgres does not even end by {}; it is left to the kernel", Signal::SIGKILL);
+        }
     }
 }
+
+/// After SIGKILL only a disk that does not answer keeps a process.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Starts the server and waits until it takes connections; the first one is returned.
 async fn launch(
@@ -230,7 +255,7 @@ async fn launch(
     user: &ServerUser,
 ) -> Result<(Process, Client), PostgresError> {
     leftover::end(cluster).await.map_err(|source| PostgresError::io(cluster, source))?;
-    runtime_dir::clear(socket_dir).map_err(|source| PostgresError::io(socket_dir, source))?;
+    runtime_dir::prepare(socket_dir, user).map_err(|source| PostgresError::io(socket_dir, source))?;
     cluster::configure(cluster, socket_dir, user)?;
     let (log, file) = Log::open(data).map_err(|source| PostgresError::io(data, source))?;
     let postgres = binaries.bin.join("postgres");
@@ -241,9 +266,10 @@ async fn launch(
     let config = connection(socket_dir, "postgres");
     let deadline = Instant::now() + START_PATIENCE;
     loop {
-        let refused = match connect(&config).await {
-            Ok(client) => return Ok((process, client)),
-            Err(refused) => refused,
+        let refused = match timeout(CONNECT_PATIENCE, connect(&config)).await {
+            Ok(Ok(client)) => return Ok((process, client)),
+            Ok(Err(refused)) => Some(refused),
+            Err(_) => None,
         };
         if let Some(status) = process.exited_within(POLL).await {
             return Err(PostgresError::Ended { status, path: data.join("postgres.log"), log: log.last_lines() });

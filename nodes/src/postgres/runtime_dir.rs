@@ -1,11 +1,13 @@
 //! The folder of the server's socket.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::server_user::ServerUser;
+use crate::files;
 
 /// The longest path that fits into `sockaddr_un` with its final NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -21,9 +23,7 @@ pub(super) fn runtime_dir(data: &Path, user: &ServerUser) -> io::Result<PathBuf>
     let note = data.join("postgres.runtime");
     if let Ok(noted) = fs::read_to_string(&note) {
         let noted = PathBuf::from(noted);
-        if fs::symlink_metadata(&noted)
-            .is_ok_and(|dir| dir.is_dir() && dir.mode() & 0o777 == 0o700 && dir.uid() == user.uid.as_raw())
-        {
+        if open(&noted).is_ok_and(|dir| is_the_users(&dir, user)) {
             return Ok(noted);
         }
     }
@@ -33,16 +33,40 @@ pub(super) fn runtime_dir(data: &Path, user: &ServerUser) -> io::Result<PathBuf>
         return Err(io::Error::other(format!("{} is too long a path for a socket", made.path().display())));
     }
     std::os::unix::fs::chown(made.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-    fs::write(&note, made.path().as_os_str().as_encoded_bytes())?;
+    files::replace(&note, made.path().as_os_str().as_encoded_bytes(), |_| Ok(()))?;
     Ok(made.keep())
 }
 
-/// Empties the folder before a start: the lock file of a dead server may name a process that lives.
-pub(super) fn clear(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
+/// Empties the folder before a start, and makes it again if it is gone: the lock file of a dead server may name a process that
+/// lives, and who tidies `/tmp` up knows nothing of us.
+///
+/// # Errors
+/// When something else has its name: the server's user owns the folder, and could put a link to anywhere in its place, where
+/// root would then remove all files.
+pub(super) fn prepare(dir: &Path, user: &ServerUser) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => user.own_file(&open(dir)?)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let opened = open(dir)?;
+    if !is_the_users(&opened, user) {
+        return Err(io::Error::other("it is not the folder of the server's user alone any more: remove it"));
+    }
+    // By what was looked at, and not by its name, which may be another folder's from one moment to the next.
+    for entry in fs::read_dir(format!("/proc/self/fd/{}", opened.as_raw_fd()))? {
         fs::remove_file(entry?.path())?;
     }
     Ok(())
+}
+
+/// Opens a folder, and nothing that a link leads to.
+fn open(dir: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)
+}
+
+fn is_the_users(dir: &File, user: &ServerUser) -> bool {
+    dir.metadata().is_ok_and(|dir| dir.mode() & 0o777 == 0o700 && dir.uid() == user.uid.as_raw())
 }
 
 /// Takes the folder away after a clean stop.

@@ -1,6 +1,6 @@
 //! Who runs the server: Postgres refuses to run as root.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -103,28 +103,32 @@ impl ServerUser {
         Ok(user)
     }
 
-    /// Gives `path` and all below it to this user.
+    /// Gives `path` and all below it to this user: a folder after what it holds. In one that it owns already, the user could
+    /// put a link in place of what is still to be given, and would get what that leads to.
     pub(super) fn own(&self, path: &Path) -> Result<(), ServerUserError> {
         if !self.dropped {
             return Ok(());
         }
         let failed = |source| ServerUserError::Io { path: path.to_owned(), source };
-        std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())).map_err(failed)?;
         if path.symlink_metadata().map_err(failed)?.is_dir() {
             for entry in path.read_dir().map_err(failed)? {
                 self.own(&entry.map_err(failed)?.path())?;
             }
         }
-        Ok(())
+        std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())).map_err(failed)
+    }
+
+    /// Gives an open file to this user, whatever has its name by now.
+    pub(super) fn own_file(&self, file: &File) -> io::Result<()> {
+        match self.dropped {
+            true => std::os::unix::fs::fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw())),
+            false => Ok(()),
+        }
     }
 
     /// Makes `command` run as this user, and end by `at_our_death` with us; see [`process::tie`].
     pub(super) fn run(&self, command: &mut Command, at_our_death: Signal) {
-        // What the user has set for their own psql must not reach the server; a fixed zone spares initdb a search.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-            command.env_remove(name);
-        }
-        command.env("LC_ALL", "C").env("TZ", "UTC");
+        bare_environment(command);
         let user = self.clone();
         process::tie(command, at_our_death, move || user.become_it());
     }
@@ -146,6 +150,22 @@ impl ServerUser {
         Ok(())
     }
 }
+
+/// What the programs of Postgres get of our environment: nearly nothing. It holds the cluster's secret and the databases' URLs,
+/// which are none of their user's business, and what somebody has set for their own psql.
+pub(super) fn bare_environment(command: &mut Command) {
+    command.env_clear();
+    for name in PASSED_ON {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    // A fixed zone spares initdb a search.
+    command.env("LC_ALL", "C").env("TZ", "UTC");
+}
+
+/// Where programs and their libraries are.
+const PASSED_ON: [&str; 2] = ["PATH", "LD_LIBRARY_PATH"];
 
 /// A data folder that we made for root alone is opened to the server's group, to pass through and no more.
 fn open_to_group(data: &Path, user: &ServerUser) -> Result<(), ServerUserError> {

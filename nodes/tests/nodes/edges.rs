@@ -336,3 +336,26 @@ async fn a_data_folder_that_is_begun_is_said_to_be_new() {
     assert!(!begun(&node) && !node.log().contains("the new data folder"), "{}", node.greeting);
     node.stop().await;
 }
+
+/// It runs as another user if root starts it, and what that user sees others may see.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_private_postgres_gets_neither_the_secret_nor_anything_else_of_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut command = rookery(&["up"]);
+    command
+        .env("ROOKERY__SECRET", "a secret that is nobody else's business")
+        .env("PGOPTIONS", "-c work_mem=1")
+        .env("OTHERS", "x");
+    let node = Running::start(command, &data).await;
+    let pid = std::fs::read_to_string(data.join("postgres/postmaster.pid")).unwrap();
+    let environment = std::fs::read(format!("/proc/{}/environ", pid.lines().next().unwrap())).unwrap();
+    let environment = String::from_utf8(environment).unwrap();
+    let names = environment.split_terminator('\0').filter_map(|variable| variable.split('=').next());
+    let mut names: Vec<&str> = names.filter(|name| !["PATH", "LD_LIBRARY_PATH"].contains(name)).collect();
+    names.sort_unstable();
+    assert!(names.contains(&"LC_ALL") && names.contains(&"TZ"), "{environment}");
+    names.retain(|name| !["LC_ALL", "TZ"].contains(name));
+    assert_eq!(names, [""; 0], "{environment}");
+    node.stop().await;
+}
