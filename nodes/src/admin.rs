@@ -23,6 +23,7 @@ pub mod ndjson;
 pub mod reindex;
 pub mod restored;
 pub mod services;
+pub(crate) mod silence;
 pub mod socket;
 pub mod status;
 

@@ -288,6 +288,8 @@ impl Cli {
                 checked(config, Config::check_whole, |config| up::run_several(config, global.config.clone(), nodes))
             }),
             Command::Node(Node { name, roles }) => started(&global, |config| {
+                // A parent starts us through a link in /proc, by whose name we would be listed.
+                let _ = nix::sys::prctl::set_name(c"rookery");
                 let node = config::Node { name: name.unwrap_or(config.node.name), roles: roles.unwrap_or(config.node.roles) };
                 checked(Config { node, ..config }, Config::check_member, up::run)
             }),
@@ -384,7 +386,11 @@ fn wrong(errors: &ConfigErrors) -> ExitCode {
 }
 
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(command);
+    // Not dropped, which would wait for threads that block: a read of standard input ends with the process, not before it.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// How a command ends that answers: not well, if the answer is lost.

@@ -3,7 +3,7 @@
 //! The SQL lies in `migrations/<service>/V<n>__<name>.sql` and is part of the binary. A file that was released is never
 //! changed: refinery compares checksums, and a database that was made by another text is refused.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tokio_postgres::Client;
 use tracing::info;
@@ -107,6 +107,21 @@ pub enum MigrateError {
         #[source]
         source: refinery::Error,
     },
+    /// Another session holds the lock of migrations, and does nothing with it.
+    #[error(
+        "another process migrates the {database} database and has done nothing for {idle_s} s (session {pid} of the server, \
+         {name:?}): if it is gone or hangs, end its session with SELECT pg_terminate_backend({pid})"
+    )]
+    Held {
+        /// Which database.
+        database: Database,
+        /// The session's process on the server.
+        pid: i32,
+        /// What the session calls itself.
+        name: String,
+        /// How long it has been idle, in seconds.
+        idle_s: u64,
+    },
     /// The database did not answer.
     #[error("could not lock the {database} database for its migration")]
     Lock {
@@ -127,21 +142,32 @@ pub enum MigrateError {
 /// [`MigrateError::Newer`] for a database that a newer build has migrated, [`MigrateError::Encoding`] for one that cannot hold
 /// every text; otherwise what refinery or Postgres refused.
 pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>, MigrateError> {
+    run_behind(client, database, HOLDER_IDLE_MAX).await
+}
+
+/// As [`run`], for whoever waits otherwise for a process that holds the lock and does nothing: for `idle_max`. For one that
+/// works it waits as long as that takes.
+///
+/// # Errors
+/// As [`run`], and [`MigrateError::Held`].
+pub async fn run_behind(client: &mut Client, database: Database, idle_max: Duration) -> Result<Vec<Applied>, MigrateError> {
     // refinery takes no lock: two runs at once would both see an empty history.
     let failed = |source| MigrateError::Lock { database, source };
     let encoding: String = client.query_one("SHOW server_encoding", &[]).await.map_err(failed)?.get(0);
     if encoding != "UTF8" {
         return Err(MigrateError::Encoding { database, encoding });
     }
-    lock(client, database).await.map_err(failed)?;
+    lock(client, database, idle_max).await?;
     let outcome = match owner(client).await.map_err(failed)? {
         Some(holds) if holds != database => Err(MigrateError::OfAnother { database, holds }),
         _ => database.history().run_async(client).await.map_err(|source| refused(database, source)),
     };
     let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
+    let unlimited = client.batch_execute(UNLIMITED_IDLENESS).await;
 
     let report = outcome?;
     unlocked.map_err(failed)?;
+    unlimited.map_err(failed)?;
     Ok(report
         .applied_migrations()
         .iter()
@@ -152,13 +178,45 @@ pub async fn run(client: &mut Client, database: Database) -> Result<Vec<Applied>
 /// The advisory lock's key: "rookery\0" in ASCII. Advisory locks are per database, so one key serves all four.
 const LOCK: i64 = i64::from_be_bytes(*b"rookery\0");
 
-async fn lock(client: &Client, database: Database) -> Result<(), tokio_postgres::Error> {
-    let free: bool = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get(0);
-    if !free {
-        info!(database = database.name(), "another process is migrating the {database} database; waiting for it");
-        client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
+/// A process that stands still, or whose machine is gone, would keep the lock for ever: the server ends its session.
+const LIMITED_IDLENESS: &str = "SET idle_session_timeout = '60s'; SET idle_in_transaction_session_timeout = '60s'";
+const UNLIMITED_IDLENESS: &str = "RESET idle_session_timeout; RESET idle_in_transaction_session_timeout";
+
+/// Longer than the server lets one of this build be idle: who is then still there is of a build that does not limit itself.
+const HOLDER_IDLE_MAX: Duration = Duration::from_secs(90);
+
+/// Between two looks whether the lock is free.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The session that holds the lock, and how long it has done nothing, in seconds.
+const HOLDER: &str = "
+    SELECT a.pid, COALESCE(a.application_name, ''),
+           CASE WHEN a.state LIKE 'idle%' THEN extract(epoch FROM clock_timestamp() - a.state_change)::float8 ELSE 0 END
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid::int8 << 32 | l.objid::int8 = $1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+async fn lock(client: &Client, database: Database, idle_max: Duration) -> Result<(), MigrateError> {
+    let failed = |source| MigrateError::Lock { database, source };
+    client.batch_execute(LIMITED_IDLENESS).await.map_err(failed)?;
+    let mut told = false;
+    loop {
+        let free = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await.map_err(failed)?;
+        if free.get(0) {
+            return Ok(());
+        }
+        if !told {
+            info!(database = database.name(), "another process is migrating the {database} database; waiting for it");
+            told = true;
+        }
+        if let Some(holder) = client.query_opt(HOLDER, &[&LOCK]).await.map_err(failed)? {
+            let idle = Duration::try_from_secs_f64(holder.get(2)).unwrap_or_default();
+            if idle > idle_max {
+                return Err(MigrateError::Held { database, pid: holder.get(0), name: holder.get(1), idle_s: idle.as_secs() });
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    Ok(())
 }
 
 /// The service whose tables a database holds, if it is one of ours: the first migration is the same for all, the second is

@@ -567,6 +567,66 @@ async fn a_leftover_server_is_ended_by_a_root_who_may_not_see_where_it_works() {
     assert!(ended, "the leftover server is gone");
 }
 
+/// Somebody who holds the lock of migrations in a session of its own, without a limit as this build sets it.
+async fn holder_of_the_lock(config: &tokio_postgres::Config) -> Client {
+    let mut config = config.clone();
+    let holder = connect(config.application_name("an older node")).await;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&i64::from_be_bytes(*b"rookery\0")]).await.unwrap();
+    holder
+}
+
+#[tokio::test]
+async fn a_migration_waits_for_another_that_works_and_not_for_ever_for_one_that_hangs() {
+    let config = TestPostgres::shared().fresh_database(Database::Posts).await;
+    let idle_max = Duration::from_millis(300);
+    let holder = holder_of_the_lock(&config).await;
+    let mut client = connect(&config).await;
+    let refusal = migrate::run_behind(&mut client, Database::Posts, idle_max).await.unwrap_err();
+    assert!(matches!(&refusal, migrate::MigrateError::Held { name, .. } if name == "an older node"), "{refusal}");
+    let said = refusal.to_string();
+    let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    assert!(said.contains(&format!("pg_terminate_backend({pid})")), "{said}");
+
+    // Longer than anybody may be idle, but it is at work.
+    let works = holder.batch_execute("SELECT pg_sleep(1.5); SELECT pg_advisory_unlock_all()");
+    let mut client = connect(&config).await;
+    let waits = migrate::run_behind(&mut client, Database::Posts, idle_max);
+    let (worked, migrated) = tokio::join!(works, waits);
+    worked.unwrap();
+    assert_eq!(migrated.unwrap(), []);
+}
+
+/// A process that stands still in the middle of its migration would keep the lock from all others: the server ends its session.
+#[tokio::test]
+async fn a_session_may_be_idle_for_a_minute_while_it_migrates_and_as_before_afterwards() {
+    let config = TestPostgres::shared().fresh_database(Database::Posts).await;
+    let holder = holder_of_the_lock(&config).await;
+    let (watcher, mut client) = (connect(&config).await, connect(&config).await);
+    let it_waits = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()";
+        let mut patience = Patience::of(Duration::from_secs(30));
+        while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            assert!(!patience.is_over(), "it does not wait");
+        }
+    };
+    tokio::select! {
+        outcome = migrate::run_behind(&mut client, Database::Posts, Duration::from_secs(600)) => panic!("it waits: {outcome:?}"),
+        () = it_waits => {}
+    }
+    let limits = async |client: &Client| {
+        let mut limits = Vec::new();
+        for setting in ["idle_session_timeout", "idle_in_transaction_session_timeout"] {
+            limits.push(client.query_one(&format!("SHOW {setting}"), &[]).await.unwrap().get::<_, String>(0));
+        }
+        limits
+    };
+    assert_eq!(limits(&client).await, ["1min", "1min"]);
+    drop(holder);
+    migrate::run(&mut client, Database::Posts).await.unwrap();
+    assert_eq!(limits(&client).await, ["0", "0"]);
+}
+
 #[tokio::test]
 async fn nodes_that_start_together_migrate_once() {
     let folder = data_folder();

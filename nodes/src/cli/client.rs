@@ -9,19 +9,25 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use nix::unistd::{Uid, User};
 use reqwest::{Method, RequestBuilder, Response, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::admin::{
     ndjson::{self, Lines},
-    socket,
+    silence, socket,
 };
 
+/// The short question: what the node is.
+const NODE: &str = "/node";
 /// Where a gateway mounts the admin routes.
 const MOUNT: &str = "/admin/v1";
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// For a look at something: longer than a node asks databases that do not answer.
+const LOOK_PATIENCE: Duration = Duration::from_secs(15);
+/// For a change: longer than a node tries.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which node is meant.
 #[derive(Clone, Debug)]
@@ -44,6 +50,7 @@ struct Problem {
 }
 
 /// A way to a running node.
+#[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
     base: String,
@@ -65,28 +72,32 @@ impl Client {
             query if query.is_empty() => path.to_owned(),
             query => format!("{path}?{query}"),
         };
-        let response = self.send(self.request(Method::GET, &url)).await?;
-        response.json().await.context("the node's answer is not what this version understands")
+        let response = self.send(self.request(Method::GET, &url).timeout(LOOK_PATIENCE)).await?;
+        self.read(response).await
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.send(self.request(Method::POST, path)).await?;
-        response.json().await.context("the node's answer is not what this version understands")
+        self.post_within(path, CHANGE_PATIENCE).await
     }
 
-    pub(super) async fn delete(&self, path: &str) -> anyhow::Result<()> {
-        self.send(self.request(Method::DELETE, path)).await.map(drop)
+    /// The same for what takes longer.
+    pub(super) async fn post_within<T: DeserializeOwned>(&self, path: &str, within: Duration) -> anyhow::Result<T> {
+        let response = self.send(self.request(Method::POST, path).timeout(within)).await?;
+        self.read(response).await
+    }
+
+    pub(super) async fn delete_within(&self, path: &str, within: Duration) -> anyhow::Result<()> {
+        self.send(self.request(Method::DELETE, path).timeout(within)).await.map(drop)
     }
 
     /// Sends something that is answered with nothing but success.
     pub(super) async fn tell(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
-        self.send(self.request(Method::POST, path).json(body)).await.map(drop)
+        self.send(self.request(Method::POST, path).timeout(CHANGE_PATIENCE).json(body)).await.map(drop)
     }
 
-    /// Sends something that is answered with a value a line.
+    /// Sends something that is answered with a value a line. How long it takes, nobody knows: see [`silence`].
     pub(super) async fn ask(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Answers> {
-        let response = self.send(self.request(Method::POST, path).json(body)).await?;
-        Ok(Answers(Lines::new(response.bytes_stream().boxed())))
+        self.answers(self.request(Method::POST, path).json(body)).await
     }
 
     /// Sends lines while they are made, and reads the answers while they come.
@@ -95,8 +106,27 @@ impl Client {
         S: Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static,
     {
         let request = self.request(Method::POST, path).header(header::CONTENT_TYPE, ndjson::CONTENT_TYPE);
-        let response = self.send(request.body(reqwest::Body::wrap_stream(lines))).await?;
-        Ok(Answers(Lines::new(response.bytes_stream().boxed())))
+        self.answers(request.body(reqwest::Body::wrap_stream(lines))).await
+    }
+
+    async fn answers(&self, request: RequestBuilder) -> anyhow::Result<Answers> {
+        // A proxy that keeps what is sent to it answers when it has all of it.
+        let response = silence::while_alive(self.send(request), self.is_alive()).await??;
+        Ok(Answers(Lines::new(silence::watched(response.bytes_stream().boxed(), self.is_alive()).boxed())))
+    }
+
+    /// Whether the node answers a short question, whatever it says.
+    fn is_alive(&self) -> impl Fn() -> BoxFuture<'static, bool> + Send + Sync + use<> {
+        let client = self.clone();
+        move || {
+            let question = client.request(Method::GET, NODE).timeout(silence::ANSWERS_WITHIN);
+            async move { question.send().await.is_ok() }.boxed()
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> anyhow::Result<T> {
+        let answer = response.bytes().await.map_err(|error| self.unreachable(error))?;
+        serde_json::from_slice(&answer).context("the node's answer is not what this version understands")
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -125,6 +155,13 @@ impl Client {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        if error.is_timeout() && !error.is_connect() {
+            let whose = match &self.target {
+                Target::Local(data) => format!("the node of the data folder {}", data.display()),
+                Target::Remote { url, .. } => format!("the node behind {url}"),
+            };
+            return anyhow!("{whose} takes connections and did not answer in time: it hangs, was stopped, or is overloaded");
+        }
         if !error.is_connect() {
             return anyhow::Error::from(error).context("the connection to the node broke");
         }
@@ -186,7 +223,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The answers of a node, a value a line.
-pub(super) struct Answers(Lines<futures_util::stream::BoxStream<'static, reqwest::Result<Bytes>>>);
+pub(super) struct Answers(Lines<BoxStream<'static, io::Result<Bytes>>>);
 
 impl Answers {
     /// The next one; none: that was all.

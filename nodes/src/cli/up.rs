@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Exit;
+use super::{Exit, in_runtime};
 use crate::{
     config::{self, Config, Role},
     fleet::Fleet,
@@ -24,11 +24,11 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Exit> {
     if config.node.roles.has(Role::Gateway) {
         config.gateway.connections_max = open_files::make_room_for(config.gateway.connections_max);
     }
-    runtime()?.block_on(async {
+    in_runtime(async {
         // From here on a signal is a wish to stop in order, also during the start.
         let mut signals = Signals::new()?;
         let upkeep = tokio::spawn(telemetry::keep_up(metrics.clone()));
-        let node = Node::start(config, metrics).await?;
+        let node = signals.unless_stopped("the node was", Node::start(config, metrics)).await?;
         greet(&node);
         let failed = tokio::select! {
             () = signals.next() => None,
@@ -45,18 +45,14 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Exit> {
 pub(super) fn run_several(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Exit> {
     telemetry::install(&config.log, None)?;
     warn_of_unknown_variables();
-    runtime()?.block_on(async {
+    in_runtime(async {
         let mut signals = Signals::new()?;
         let health = health(config.services.listening());
-        let fleet = tokio::select! {
-            fleet = Fleet::start(config, file, nodes) => fleet?,
-            // Whatever has begun to run ends with this process.
-            () = signals.next() => anyhow::bail!("stopped before the nodes were up"),
-        };
+        let fleet = signals.unless_stopped("the nodes were", Fleet::start(config, file, nodes)).await?;
         greet_for_all(&fleet, &health).await;
         let failed = tokio::select! {
             () = signals.next() => None,
-            () = fleet.failed() => Some(crate::node::POSTGRES_GONE.to_owned()),
+            reason = fleet.failed() => Some(reason),
         };
         let exit = signals.stopping(failed, fleet.stop()).await;
         telemetry::finish();
@@ -68,10 +64,6 @@ fn warn_of_unknown_variables() {
     for unknown in config::unknown_variables() {
         tracing::warn!("{unknown}");
     }
-}
-
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP.
@@ -111,6 +103,17 @@ impl Signals {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+        }
+    }
+
+    /// What a start comes to, unless a signal ends it: what has begun to run by then ends with this process.
+    ///
+    /// # Errors
+    /// Those of the start; or that it was stopped before `what`.
+    async fn unless_stopped<T>(&mut self, what: &str, start: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            started = start => started,
+            () = self.next() => anyhow::bail!("stopped before {what} up"),
         }
     }
 

@@ -1,7 +1,8 @@
 //! Who keeps one node: starts its process, sees it end, says so to the others, and starts it again.
 
 use std::{
-    path::PathBuf,
+    os::unix::process::CommandExt,
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -9,6 +10,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use rookery_actors::{
+    episodes::{self, with_causes},
     runtime::{Database, PoolSize},
     supervisor::{Cause, Lifetime, RestartPolicy, Restarts, Verdict},
 };
@@ -17,7 +19,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::{Ground, environment};
 use crate::{
-    admin::socket,
+    admin::{silence, socket},
     config, ownership,
     process::{self, Process},
     report::{self, Report},
@@ -27,8 +29,14 @@ use crate::{
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two looks whether a starting node answers.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After SIGKILL only a disk that does not answer keeps a process.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// A database that takes longer hears of a death from the other nodes instead.
-const BURIAL_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const BURIAL_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks whether the databases answer.
+const DATABASES_EVERY: Duration = Duration::from_millis(250);
+/// As it is told.
+const WAITS: &str = "a node is not started as long as a database takes no connections";
 
 /// A node as its parent sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +108,9 @@ impl Keeper {
     }
 }
 
+/// Our own program, as we run it: its file may be another one's by now, and the nodes of a machine are of one version.
+const PROGRAM: &str = "/proc/self/exe";
+
 struct Keeping {
     ground: Arc<Ground>,
     number: u16,
@@ -129,9 +140,14 @@ impl Keeping {
                     let backoff_ms = after.as_millis();
                     tracing::warn!(node.id = name, backoff_ms, reason, "node {name} ended ({reason}), again in {backoff_ms} ms");
                     self.tell.send_modify(|kept| kept.restarts += 1);
+                    let due = async {
+                        tokio::time::sleep(after).await;
+                        self.databases_answer(&name).await;
+                    };
+                    let mut stopped = self.stopped.clone();
                     tokio::select! {
-                        () = tokio::time::sleep(after) => {}
-                        _ = self.stopped.wait_for(|stopped| *stopped) => break,
+                        () = due => {}
+                        _ = stopped.wait_for(|stopped| *stopped) => break,
                     }
                 }
                 Verdict::GiveUp | Verdict::Leave => {
@@ -149,10 +165,23 @@ impl Keeping {
         self.tell.send_modify(|kept| kept.state = State::Stopped);
     }
 
+    /// Waits until every database takes a session: without it a node ends at once, and would soon have ended too often.
+    async fn databases_answer(&self, name: &str) {
+        for (of, config) in &self.ground.databases {
+            let one = PoolSize { connections_max: 1, ..PoolSize::default() };
+            let database = Database::new(config.clone(), "rookery-parent", one);
+            while let Err(error) = database.session("rookery-parent").await {
+                episodes::warn(WAITS, name, format_args!("{of}: {}", with_causes(&error)));
+                tokio::time::sleep(DATABASES_EVERY).await;
+            }
+        }
+        episodes::over(WAITS, name);
+    }
+
     fn command(&self) -> Command {
         let ground = &self.ground;
-        let mut command = Command::new(&ground.program);
-        command.arg("node").arg("--name").arg(environment::name(self.number));
+        let mut command = Command::new(PROGRAM);
+        command.arg0("rookery").arg("node").arg("--name").arg(environment::name(self.number));
         if let Some(file) = &ground.file {
             command.arg("--config").arg(file);
         }
@@ -191,7 +220,9 @@ impl Keeping {
             let name = environment::name(self.number);
             tracing::warn!(node.id = name, "node {name} did not stop within {} s, ending it", STOP_PATIENCE.as_secs());
             process.signal(Signal::SIGKILL);
-            process.exited().await;
+            if process.exited_within(KILL_PATIENCE).await.is_none() {
+                tracing::error!(node.id = name, "node {name} does not end, not even by SIGKILL; it is left to the kernel");
+            }
             self.bury().await;
         }
         self.tell.send_modify(|kept| *kept = Kept { state: State::Stopped, pid: None, gateway: None, ..kept.clone() });
@@ -222,10 +253,10 @@ impl Keeping {
 }
 
 /// What a process says once it answers at the admin socket of its folder.
-async fn answer(data: &std::path::Path, process: &Process) -> Report {
+async fn answer(data: &Path, process: &Process) -> Report {
     loop {
         // A socket that somebody else left answers nobody, or not as this process.
-        if let Ok(report) = ask(socket::find(data)).await
+        if let Ok(report) = ask(&socket::find(data)).await
             && Some(report.pid) == process.id()
         {
             return report;
@@ -234,7 +265,8 @@ async fn answer(data: &std::path::Path, process: &Process) -> Report {
     }
 }
 
-async fn ask(socket: PathBuf) -> reqwest::Result<Report> {
-    let client = reqwest::Client::builder().unix_socket(socket).timeout(Duration::from_secs(1)).no_proxy().build()?;
+/// Asks a node what it is, which it answers at once if it lives.
+pub(super) async fn ask(socket: &Path) -> reqwest::Result<Report> {
+    let client = reqwest::Client::builder().unix_socket(socket).timeout(silence::ANSWERS_WITHIN).no_proxy().build()?;
     client.get("http://rookery/node").send().await?.error_for_status()?.json().await
 }

@@ -3,6 +3,7 @@
 mod connections;
 mod edges;
 mod fleet;
+mod hang;
 mod pins;
 mod process;
 mod roles;

@@ -20,7 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// `rookery` with nothing of this process's configuration, at ports that are free, without rate limits.
 pub(crate) fn rookery(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    of_program(Path::new(env!("CARGO_BIN_EXE_rookery")), arguments)
+}
+
+/// The same by another copy of the program.
+pub(crate) fn of_program(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments);
     apart(command)
 }
@@ -97,15 +102,20 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts it in a data folder and waits until it has greeted.
-    pub(crate) async fn start(mut command: Command, data: &Path) -> Self {
+    /// Starts it in a data folder and does not wait for anything.
+    pub(crate) fn begin(mut command: Command, data: &Path) -> Self {
         let (out, log) = (data.with_extension("out"), data.with_extension("log"));
         let said = std::fs::File::create(&out).unwrap();
         command.env("ROOKERY__DATA_DIR", data).stdout(said).stderr(std::fs::File::create(&log).unwrap());
-        let mut running = Self { child: command.spawn().unwrap(), greeting: String::new(), log, http: Client::new() };
+        Self { child: command.spawn().unwrap(), greeting: String::new(), log, http: Client::new() }
+    }
+
+    /// Starts it in a data folder and waits until it has greeted.
+    pub(crate) async fn start(command: Command, data: &Path) -> Self {
+        let mut running = Self::begin(command, data);
         let mut patience = Patience::of(PATIENCE);
         loop {
-            running.greeting = std::fs::read_to_string(&out).unwrap();
+            running.greeting = std::fs::read_to_string(data.with_extension("out")).unwrap();
             if running.greeting.contains("\nhealth") {
                 return running;
             }

@@ -74,6 +74,7 @@ const NOT_DONE: &[(&str, &str)] = &[
     ("SELECT count(*)", "sessions of a server, and letters, which are few"),
     ("SELECT pg_advisory", "no table"),
     ("SELECT pg_try_advisory", "no table"),
+    ("SELECT a.pid, COALESCE(a.application_name", "sessions of a server, while another process migrates"),
     ("SELECT datname", "databases are few"),
     ("SELECT pg_backend_pid", "no table"),
 ];
