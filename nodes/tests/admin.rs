@@ -1,13 +1,15 @@
 //! A node administered from elsewhere: through its gateway, with the token of an administrator and with no other.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use reqwest::{Method, StatusCode};
-use rookery::{config::Config, node::Node};
+use rookery::{config::Config, node::Node, testing::Patience};
 use serde_json::{Value, json};
 
 const PASSWORD: &str = "correct horse battery";
@@ -215,6 +217,83 @@ async fn the_next_owner_of_a_name_is_given_nothing_that_its_former_one_wrote() {
     let said = import(&[user("u2", "carol"), post("p5", "carol"), post("p6", "CAROL")]);
     assert!(said.contains("imported       3"), "{said}");
     assert_eq!(posts_of("carol").await, 2);
+    node.stop().await;
+}
+
+/// A proxy that keeps a request until it has all of it, as nginx does; it speaks as much HTTP as the command line needs.
+fn keeping_proxy(upstream: std::net::SocketAddr) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut server = TcpStream::connect(upstream).unwrap();
+                let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+                let mut client = BufReader::new(client);
+                while let Some(request) = whole_request(&mut client) {
+                    server.write_all(&request).unwrap();
+                }
+                let _ = server.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+/// Head and body, if the connection has not ended.
+fn whole_request(client: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut request = Vec::new();
+    let mut is_chunked = false;
+    loop {
+        let begin = request.len();
+        if client.read_until(b'\n', &mut request).ok()? == 0 {
+            return None;
+        }
+        let line = request[begin..].to_ascii_lowercase();
+        is_chunked |= line.starts_with(b"transfer-encoding: chunked");
+        if line == b"\r\n" {
+            break;
+        }
+    }
+    // The lines of an import end with a single line feed, so nothing in a chunk looks like this.
+    while is_chunked && !request.ends_with(b"\r\n0\r\n\r\n") {
+        if client.read_until(b'\n', &mut request).ok()? == 0 {
+            return None;
+        }
+    }
+    Some(request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_through_a_proxy_that_keeps_what_it_is_sent_ends_however_many_bad_lines_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, url) = start(folder.path()).await;
+    let data = folder.path().to_str().unwrap();
+    register(&url, "ada").await;
+    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
+    let admin = log_in(&url, "ada").await;
+    let proxy = format!("http://{}", keeping_proxy(node.gateway.unwrap()));
+    let lines = (0..5_000).map(|n| match n % 100 {
+        0 => json!({"type": "post", "author": "ada", "title": format!("Post {n}"), "created_at": n + 1}).to_string(),
+        _ => "nonsense".to_owned(),
+    });
+    let posts = folder.path().join("posts.jsonl");
+    std::fs::write(&posts, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let mut importer = Command::new(env!("CARGO_BIN_EXE_rookery"));
+    importer.args(["import", "--node", &proxy, "--token", &admin]).arg(&posts).current_dir(folder.path());
+    let mut importer = importer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut patience = Patience::of(Duration::from_secs(60));
+    while importer.try_wait().unwrap().is_none() {
+        if patience.is_over() {
+            let _ = importer.kill();
+            panic!("it does not end");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let output = importer.wait_with_output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(said.contains("imported       50") && said.contains("bad lines      4,950"), "{said}");
     node.stop().await;
 }
 

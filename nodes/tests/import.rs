@@ -4,9 +4,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
-use rookery::testing::Turn;
+use rookery::testing::{Patience, Turn};
 use serde_json::{Value, json};
 
 const ROOKERY: &str = env!("CARGO_BIN_EXE_rookery");
@@ -142,6 +143,84 @@ fn an_import_goes_on_when_nobody_reads_what_it_says() {
 
     let again = said(&rookery(data, &["import", "posts.jsonl"]));
     assert!(again.contains("already there  50") && again.contains("bad lines      30"), "{again}");
+}
+
+/// A bad line never ends an import, nor does a file of bad lines that nobody asked for.
+#[test]
+fn bad_lines_that_cannot_be_written_anywhere_are_counted_and_nothing_is_lost_by_it() {
+    let _turn = Turn::wait(2);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let data = folder.path();
+    let _node = Node::start(data);
+    let bad = (0..30).map(|_| "nonsense".to_owned());
+    write(&data.join("posts.jsonl"), bad.chain((0..50).map(|n| post(n).to_string())));
+    let errors = data.join("posts.jsonl.errors");
+
+    std::fs::create_dir(&errors).expect("the folder is ours");
+    let imported = rookery(data, &["import", "posts.jsonl"]);
+    let told = said(&imported);
+    assert!(imported.status.success() && told.contains("imported       50") && told.contains("bad lines      30"), "{told}");
+    assert!(told.contains("written nowhere") && told.contains("--errors"), "{told}");
+    std::fs::remove_dir(&errors).expect("it is empty");
+
+    // In a folder of everybody's, anybody may have put it there.
+    let victim = data.join("victim");
+    std::fs::write(&victim, "precious").expect("the folder is ours");
+    std::os::unix::fs::symlink(&victim, &errors).expect("the folder is ours");
+    let again = rookery(data, &["import", "posts.jsonl"]);
+    assert!(again.status.success() && said(&again).contains("already there  50"), "{}", said(&again));
+    assert_eq!(std::fs::read_to_string(&victim).expect("it is there"), "precious");
+    std::fs::remove_file(&errors).expect("the folder is ours");
+
+    let once_more = said(&rookery(data, &["import", "posts.jsonl"]));
+    assert!(once_more.contains("all bad lines and their reasons: posts.jsonl.errors"), "{once_more}");
+    assert_eq!(std::fs::read_to_string(&errors).expect("it is there").lines().count(), 30);
+}
+
+#[test]
+fn a_file_for_bad_lines_that_cannot_be_written_is_said_before_anything_is_imported() {
+    let _turn = Turn::wait(2);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let data = folder.path();
+    let _node = Node::start(data);
+    write(&data.join("posts.jsonl"), (0..3).map(|n| post(n).to_string()));
+    let refused = rookery(data, &["import", "posts.jsonl", "--errors", "no/such/folder.jsonl"]);
+    assert!(refused.status.code() == Some(1) && said(&refused).contains("no/such/folder.jsonl"), "{}", said(&refused));
+    let full = rookery(data, &["import", "posts.jsonl", "--errors", "/dev/full"]);
+    assert!(full.status.success() && said(&full).contains("imported       3"), "there was no bad line: {}", said(&full));
+    write(&data.join("posts.jsonl"), (0..3).map(|n| post(n).to_string()).chain(["nonsense".to_owned()]));
+    let full = rookery(data, &["import", "posts.jsonl", "--errors", "/dev/full"]);
+    assert!(full.status.code() == Some(1) && said(&full).contains("No space left"), "{}", said(&full));
+    assert!(said(&full).contains("already there  3"), "{}", said(&full));
+}
+
+/// As in `slow | rookery import -`: what is wrong is said when it is known, and not when standard input ends.
+#[test]
+fn an_import_from_a_pipe_says_at_once_that_no_node_runs() {
+    let _turn = Turn::wait(2);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    for begin in [None, Some(post(0).to_string())] {
+        let mut importer = Command::new(ROOKERY);
+        importer.args(["import", "-", "--data-dir"]).arg(folder.path()).current_dir(folder.path());
+        importer.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut importer = importer.spawn().expect("the binary is built");
+        let mut stdin = importer.stdin.take().expect("it is piped");
+        if let Some(line) = begin {
+            writeln!(stdin, "{line}").expect("it reads");
+        }
+        let mut patience = Patience::of(Duration::from_secs(30));
+        while importer.try_wait().expect("it is ours").is_none() {
+            if patience.is_over() {
+                let _ = importer.kill();
+                panic!("it waits for the end of its input");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(stdin);
+        let output = importer.wait_with_output().expect("it was ours");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains("start one with `rookery up`"), "{}", said(&output));
+    }
 }
 
 /// A disk that is full must not look like an answer that was given.

@@ -76,6 +76,12 @@ impl Client {
         self.read(response).await
     }
 
+    /// Whether a node is there to be asked; it is told apart from one that hangs.
+    pub(super) async fn reach(&self) -> anyhow::Result<()> {
+        let asked = self.request(Method::GET, NODE).timeout(LOOK_PATIENCE).send().await;
+        asked.map(drop).map_err(|error| self.unreachable(error))
+    }
+
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.post_within(path, CHANGE_PATIENCE).await
     }

@@ -16,7 +16,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
 use flate2::read::MultiGzDecoder;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 
@@ -26,6 +26,7 @@ use crate::{
         item::{Answer, Numbered, Outcome},
         ndjson::{self, LINE_BYTES_MAX},
     },
+    files,
     terminal::{answer_line, note_line},
 };
 
@@ -44,8 +45,8 @@ pub(super) struct Import {
     /// Fail (exit code 1) if there was a bad line.
     #[arg(long)]
     strict: bool,
-    /// Write the bad lines to this file, as JSON lines of `line` and `reason`. Without it, a file beside the import is
-    /// made when there are more than are shown.
+    /// Write the bad lines to this file, as JSON lines of `line` and `reason`. Without it, when there are more than are
+    /// shown, they go into NAME.errors in the working folder, if it can be written there.
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
 }
@@ -54,52 +55,76 @@ impl Import {
     pub(super) async fn run(self, client: &Client) -> anyhow::Result<Exit> {
         let began = Instant::now();
         let read = Arc::new(AtomicU64::new(0));
-        let (source, size) = open(&self.file, Arc::clone(&read))?;
+        let (input, size) = open(&self.file)?;
+        // Before the first byte, which whoever pipes it in may take long to write.
+        client.reach().await?;
+        let mut tally = Tally::new(&self, size, Arc::clone(&read))?;
         let (items, to_send) = mpsc::channel(QUEUE);
-        let (bad, mut bad_lines) = mpsc::channel(QUEUE);
-        let reader = tokio::task::spawn_blocking(move || read_lines(source, &items, &bad));
+        let (bad, bad_lines) = mpsc::channel(QUEUE);
+        let path = self.file.clone();
+        let reader = tokio::task::spawn_blocking(move || {
+            anyhow::Ok(read_lines(unpacked(&path, BufReader::with_capacity(1 << 16, Counted { input, read }))?, &items, &bad))
+        });
 
-        let mut answers = client.stream("/import", body(to_send)).await?;
-        let mut tally = Tally::new(&self, size, read);
-        let mut answered = false;
-        let mut all_read = false;
-        while !(answered && all_read) {
-            tokio::select! {
-                answer = answers.next::<Answer>(), if !answered => match answer? {
-                    Some(answer) => tally.answer(answer)?,
-                    None => answered = true,
-                },
-                line = bad_lines.recv(), if !all_read => match line {
-                    Some((line, reason)) => tally.bad(line, &reason)?,
-                    None => all_read = true,
-                },
-            }
-        }
-        let unread = reader.await?;
+        let (answered, answers) = mpsc::channel(QUEUE);
+        let (unread, (), ()) = tokio::try_join!(
+            async { reader.await? },
+            receive(client, body(to_send), answered),
+            tally.count(answers, bad_lines),
+        )?;
         tally.finish(began.elapsed(), self.strict, unread)
     }
 }
 
-/// The file, unpacked if it is gzip, and its size in bytes; `read` counts what was read of it, packed.
-fn open(path: &Path, read: Arc<AtomicU64>) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
-    let (input, size): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
-        (Box::new(io::stdin()), None)
-    } else {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let metadata = file.metadata()?;
-        anyhow::ensure!(!metadata.is_dir(), "{} is a folder", path.display());
-        (Box::new(file), metadata.is_file().then_some(metadata.len()))
-    };
-    let mut counted = BufReader::with_capacity(1 << 16, Counted { input, read });
+/// Sends the items and takes the answers: by itself, for bad lines must be taken too while a proxy keeps all that is sent until
+/// it has the last of it.
+async fn receive(
+    client: &Client,
+    items: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
+    answered: mpsc::Sender<Answer>,
+) -> anyhow::Result<()> {
+    let mut answers = client.stream("/import", items).await?;
+    while let Some(answer) = answers.next::<Answer>().await? {
+        // It counts for as long as we send.
+        let _ = answered.send(answer).await;
+    }
+    Ok(())
+}
+
+/// The file, and its size in bytes.
+fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let metadata = file.metadata()?;
+    anyhow::ensure!(!metadata.is_dir(), "{} is a folder", path.display());
+    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+}
+
+/// What a file says, unpacked if it is gzip.
+fn unpacked(path: &Path, input: impl BufRead + Send + 'static) -> anyhow::Result<Box<dyn BufRead + Send>> {
     let cannot = || format!("cannot read {}", path.display());
     // The first two bytes say it; a name may lie.
-    let gzip = counted.fill_buf().with_context(cannot)?.starts_with(&[0x1f, 0x8b]);
-    let mut unpacked: Box<dyn BufRead + Send> =
-        if gzip { Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(counted))) } else { Box::new(counted) };
-    let is_utf_16 = UTF_16_MARKS.iter().any(|mark| unpacked.fill_buf().is_ok_and(|begin| begin.starts_with(mark)));
+    let (begin, input) = peek(input).with_context(cannot)?;
+    let unpacked: Box<dyn BufRead + Send> = match begin == GZIP {
+        true => Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(input))),
+        false => Box::new(input),
+    };
+    let (begin, unpacked) = peek(unpacked).with_context(cannot)?;
+    let is_utf_16 = UTF_16_MARKS.contains(&begin.as_slice());
     anyhow::ensure!(!is_utf_16, "{} is UTF-16: save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8`", path.display());
-    Ok((unpacked, size))
+    Ok(Box::new(unpacked))
 }
+
+/// The first two bytes, if there are so many, and all of it: what one read brings may be a single byte.
+fn peek<R: BufRead>(mut input: R) -> io::Result<(Vec<u8>, impl BufRead + use<R>)> {
+    let mut begin = Vec::new();
+    input.by_ref().take(2).read_to_end(&mut begin)?;
+    Ok((begin.clone(), io::Cursor::new(begin).chain(input)))
+}
+
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// The byte order marks of UTF-16, little and big end first. That of UTF-8 is passed over in every line.
 const UTF_16_MARKS: [&[u8]; 2] = [b"\xFF\xFE", b"\xFE\xFF"];
@@ -168,7 +193,7 @@ fn next_line(source: &mut impl BufRead, buffer: &mut Vec<u8>) -> Result<Option<(
 }
 
 /// What waits goes in one chunk.
-fn body(items: mpsc::Receiver<Numbered>) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+fn body(items: mpsc::Receiver<Numbered>) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     stream::unfold(items, |mut items| async move {
         let mut waiting = Vec::new();
         if items.recv_many(&mut waiting, QUEUE).await == 0 {
@@ -192,36 +217,53 @@ struct Tally {
 }
 
 impl Tally {
-    fn new(import: &Import, size: Option<u64>, read: Arc<AtomicU64>) -> Self {
-        let errors = Errors { path: import.errors.clone(), beside: beside(&import.file), kept: Vec::new(), file: None };
-        Self { imported: 0, present: 0, bad: 0, failed: 0, ended: None, errors, progress: Progress::new(size, read) }
+    fn new(import: &Import, size: Option<u64>, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
+        let errors = Errors::new(import.errors.as_deref(), &import.file)?;
+        Ok(Self { imported: 0, present: 0, bad: 0, failed: 0, ended: None, errors, progress: Progress::new(size, read) })
     }
 
-    fn answer(&mut self, answer: Answer) -> anyhow::Result<()> {
+    /// Counts until there is nothing more to come of either.
+    async fn count(&mut self, mut answers: mpsc::Receiver<Answer>, mut bad_lines: mpsc::Receiver<Bad>) -> anyhow::Result<()> {
+        let (mut answered, mut all_read) = (false, false);
+        while !(answered && all_read) {
+            tokio::select! {
+                answer = answers.recv(), if !answered => match answer {
+                    Some(answer) => self.answer(answer),
+                    None => answered = true,
+                },
+                line = bad_lines.recv(), if !all_read => match line {
+                    Some((line, reason)) => self.bad(line, &reason),
+                    None => all_read = true,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: Answer) {
         match (answer.line, answer.outcome) {
             (_, Outcome::Imported) => self.imported += 1,
             (_, Outcome::Present) => self.present += 1,
-            (Some(line), Outcome::Refused { reason }) => self.bad(line, &reason)?,
+            (Some(line), Outcome::Refused { reason }) => self.bad(line, &reason),
             (Some(line), Outcome::Failed { reason }) => {
                 self.failed += 1;
-                self.report(line, &format!("not imported, though it could be: {reason}"))?;
+                self.report(line, &format!("not imported, though it could be: {reason}"));
             }
             (None, Outcome::Refused { reason } | Outcome::Failed { reason }) => self.ended = Some(reason),
         }
         self.progress.show(self.imported, self.present, self.bad + self.failed);
-        Ok(())
     }
 
-    fn bad(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+    fn bad(&mut self, line: u64, reason: &str) {
         self.bad += 1;
-        self.report(line, reason)
+        self.report(line, reason);
     }
 
-    fn report(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+    fn report(&mut self, line: u64, reason: &str) {
         if self.bad + self.failed <= SHOWN {
             self.progress.say(&format!("line {line}: {reason}"));
         }
-        self.errors.add(line, reason)
+        self.errors.add(line, reason);
     }
 
     fn finish(mut self, took: Duration, strict: bool, unread: Option<Bad>) -> anyhow::Result<Exit> {
@@ -236,9 +278,18 @@ impl Tally {
             answer_line!("failed         {}", grouped(failed));
         }
         answer_line!("in {seconds:.1} s, {}/s", grouped(rate.round() as u64));
-        if let Some(path) = self.errors.finish()? {
-            answer_line!("all bad lines and their reasons: {}", path.display());
-        }
+        let unwritten = match self.errors.finish() {
+            Written::Nowhere => None,
+            Written::To(path) => {
+                answer_line!("all bad lines and their reasons: {}", path.display());
+                None
+            }
+            Written::Not { reason, was_wanted: true } => Some(reason),
+            Written::Not { reason, was_wanted: false } => {
+                note_line!("the bad lines after the first {SHOWN} were counted and are written nowhere: {reason}");
+                None
+            }
+        };
         if let Some((line, reason)) = unread {
             anyhow::bail!("the file cannot be read from line {line} on: {reason}; what stands before it is imported");
         }
@@ -248,51 +299,101 @@ impl Tally {
         if failed > 0 {
             anyhow::bail!("{} lines could not be imported now: run the same command again", grouped(failed));
         }
+        if let Some(reason) = unwritten {
+            anyhow::bail!("everything else was done, but {reason}");
+        }
         Ok(if strict && bad > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 
-/// The bad lines: kept until it is known whether there are more than are shown, then in a file.
+/// The bad lines. Not to be able to write them ends no import: what the file says of them, the next import says again.
 struct Errors {
-    path: Option<PathBuf>,
-    beside: PathBuf,
-    kept: Vec<u8>,
-    file: Option<(PathBuf, BufWriter<File>)>,
+    path: PathBuf,
+    /// Somebody named the file.
+    is_wanted: bool,
+    state: ErrorFile,
+}
+
+enum ErrorFile {
+    /// No file yet: it is begun when there are more lines than are shown.
+    Kept {
+        lines: u64,
+        bytes: Vec<u8>,
+    },
+    Open(BufWriter<File>),
+    /// It cannot be written.
+    Lost(String),
+}
+
+/// Where the bad lines are at the end.
+enum Written {
+    /// All of them were shown.
+    Nowhere,
+    To(PathBuf),
+    Not {
+        reason: String,
+        was_wanted: bool,
+    },
 }
 
 impl Errors {
-    fn add(&mut self, line: u64, reason: &str) -> anyhow::Result<()> {
+    /// Begins the file that somebody named: that it cannot be written is said before anything is imported.
+    fn new(wanted: Option<&Path>, import: &Path) -> anyhow::Result<Self> {
+        let kept = ErrorFile::Kept { lines: 0, bytes: Vec::new() };
+        let mut errors =
+            Self { path: wanted.map_or_else(|| beside(import), Path::to_owned), is_wanted: wanted.is_some(), state: kept };
+        if errors.is_wanted {
+            let file = File::create(&errors.path).with_context(|| errors.cannot())?;
+            errors.state = ErrorFile::Open(BufWriter::new(file));
+        }
+        Ok(errors)
+    }
+
+    fn add(&mut self, line: u64, reason: &str) {
         let entry = ndjson::line(&serde_json::json!({ "line": line, "reason": reason }));
-        match &mut self.file {
-            Some((path, file)) => file.write_all(&entry).with_context(|| format!("cannot write {}", path.display())),
-            None => {
-                self.kept.extend(entry);
-                let lines = self.kept.iter().filter(|byte| **byte == b'\n').count() as u64;
-                if lines > SHOWN || self.path.is_some() { self.begin() } else { Ok(()) }
+        let written = match &mut self.state {
+            ErrorFile::Open(file) => file.write_all(&entry),
+            ErrorFile::Lost(_) => Ok(()),
+            ErrorFile::Kept { lines, bytes } => {
+                *lines += 1;
+                bytes.extend(entry);
+                if *lines > SHOWN { self.begin() } else { Ok(()) }
             }
+        };
+        if let Err(error) = written {
+            self.state = ErrorFile::Lost(format!("{}: {error}", self.cannot()));
         }
     }
 
-    fn begin(&mut self) -> anyhow::Result<()> {
-        let path = self.path.clone().unwrap_or_else(|| self.beside.clone());
-        let cannot = || format!("cannot write the bad lines to {}: name another file with --errors FILE", path.display());
-        let mut file = BufWriter::new(File::create(&path).with_context(cannot)?);
-        file.write_all(&self.kept).with_context(cannot)?;
-        self.kept.clear();
-        self.file = Some((path, file));
+    /// Begins a file that nobody named: in the place of one of an import before, and not of what a link leads to.
+    fn begin(&mut self) -> io::Result<()> {
+        let file = files::not_through_links().write(true).create(true).truncate(true).open(&self.path)?;
+        let mut file = BufWriter::new(file);
+        if let ErrorFile::Kept { bytes, .. } = &self.state {
+            file.write_all(bytes)?;
+        }
+        self.state = ErrorFile::Open(file);
         Ok(())
     }
 
-    fn finish(&mut self) -> anyhow::Result<Option<PathBuf>> {
-        // A file that was asked for is there, also when it has nothing to say.
-        if self.path.is_some() && self.file.is_none() {
-            self.begin()?;
+    fn finish(&mut self) -> Written {
+        if let ErrorFile::Open(file) = &mut self.state
+            && let Err(error) = file.flush()
+        {
+            self.state = ErrorFile::Lost(format!("{}: {error}", self.cannot()));
         }
-        let Some((path, mut file)) = self.file.take() else {
-            return Ok(None);
-        };
-        file.flush().with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Some(path))
+        match &self.state {
+            ErrorFile::Kept { .. } => Written::Nowhere,
+            ErrorFile::Open(_) => Written::To(self.path.clone()),
+            ErrorFile::Lost(reason) => Written::Not { reason: reason.clone(), was_wanted: self.is_wanted },
+        }
+    }
+
+    fn cannot(&self) -> String {
+        match self.is_wanted {
+            true => format!("the bad lines cannot be written to {}", self.path.display()),
+            false => format!("the bad lines cannot be written to {}, name a file with --errors", self.path.display()),
+        }
     }
 }
 
@@ -402,11 +503,35 @@ mod tests {
         let packed = packer.finish().unwrap();
         file.write_all(&packed).unwrap();
         let read = Arc::new(AtomicU64::new(0));
-        let (mut source, size) = open(file.path(), Arc::clone(&read)).unwrap();
-        let mut text = String::new();
-        source.read_to_string(&mut text).unwrap();
+        let (input, size) = open(file.path()).unwrap();
+        let counted = BufReader::new(Counted { input, read: Arc::clone(&read) });
+        let text = io::read_to_string(unpacked(file.path(), counted).unwrap()).unwrap();
         assert_eq!((text.as_str(), size), ("hello", Some(packed.len() as u64)));
         assert_eq!(read.load(Ordering::Relaxed), packed.len() as u64);
+    }
+
+    /// Gives a byte at a time, as a pipe may.
+    struct Trickle(io::Cursor<Vec<u8>>);
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+
+    /// What was broken: a gzip file whose first read gave one byte was taken for text, and nothing was imported.
+    #[test]
+    fn a_file_is_what_it_is_however_little_the_first_read_brings() {
+        let trickle = |bytes: &[u8]| unpacked(Path::new("-"), BufReader::new(Trickle(io::Cursor::new(bytes.to_vec()))));
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(b"hello").unwrap();
+        let packed = packer.finish().unwrap();
+        for (bytes, text) in [(packed.as_slice(), "hello"), (b"hello", "hello"), (b"h", "h"), (b"", "")] {
+            assert_eq!(io::read_to_string(trickle(bytes).unwrap()).unwrap(), text);
+        }
+        let refused = trickle(b"\xFF\xFE{\0").err().expect("it is refused").to_string();
+        assert!(refused.contains("is UTF-16"), "{refused}");
     }
 
     #[test]
@@ -414,7 +539,8 @@ mod tests {
         for text in [b"\xFF\xFE{\0".as_slice(), b"\xFE\xFF\0{"] {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(text).unwrap();
-            let refused = open(file.path(), Arc::default()).err().expect("it is refused").to_string();
+            let (input, _) = open(file.path()).unwrap();
+            let refused = unpacked(file.path(), BufReader::new(input)).err().expect("it is refused").to_string();
             assert!(refused.contains("is UTF-16"), "{refused}");
         }
     }
