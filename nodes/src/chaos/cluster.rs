@@ -70,12 +70,23 @@ pub struct Options {
     pub disk_bytes: Option<u64>,
     /// Events go through a Kafka broker, instead of the services' own logs.
     pub kafka: bool,
+    /// With so much room for copies of what other nodes own.
+    pub copies_bytes: Option<u64>,
 }
 
 impl Options {
     /// So many nodes that run this program.
     pub fn new(program: impl Into<PathBuf>, nodes: u16) -> Self {
-        Self { program: program.into(), nodes, proxied: false, wired: false, own_clock: false, disk_bytes: None, kafka: false }
+        Self {
+            program: program.into(),
+            nodes,
+            proxied: false,
+            wired: false,
+            own_clock: false,
+            disk_bytes: None,
+            kafka: false,
+            copies_bytes: None,
+        }
     }
 }
 
@@ -278,20 +289,42 @@ impl Cluster {
     /// # Errors
     /// When it does not stop in time, or not cleanly.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        let running = std::mem::take(&mut self.running);
-        for started in &running {
+        self.stop_nodes().await?;
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+        Ok(())
+    }
+
+    /// Stops all nodes in order, and a private Postgres with them; [`Cluster::revive`] starts them again.
+    ///
+    /// # Errors
+    /// When one does not stop in time, or not cleanly.
+    pub async fn stop_nodes(&self) -> anyhow::Result<()> {
+        for started in &self.running {
             started.process.signal(Signal::SIGTERM);
         }
-        for started in &running {
+        for started in &self.running {
             let status = ended(&started.process).await?;
             if !status.success() {
                 bail!("{} did not stop cleanly: {status}", started.name);
             }
         }
-        if let Some(server) = self.server.take() {
-            server.stop().await;
-        }
         Ok(())
+    }
+
+    /// What the nodes have counted under a name, all of them and under all labels.
+    ///
+    /// # Errors
+    /// When a node does not say.
+    pub async fn counted(&self, name: &str) -> anyhow::Result<f64> {
+        let mut sum = 0.0;
+        for address in self.addresses() {
+            let metrics = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
+            let of_name = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+            sum += of_name.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+        }
+        Ok(sum)
     }
 
     /// Starts what does not run, and waits until all of it is ready.

@@ -10,6 +10,8 @@ use rookery_actors::fail_point;
 use super::cluster::{Clock, Network, Options};
 use crate::testing::TestKafka;
 
+/// Room for about four posts of others, of the eight that everybody reads.
+const FEW_COPIES_BYTES: u64 = 4_000;
 /// A disk that holds four databases and their logs for a few minutes.
 const DISK_BYTES: u64 = 512 << 20;
 macro_rules! scenarios {
@@ -77,6 +79,12 @@ scenarios! {
     SlowConsumer = "slow-consumer" needs [Need::FailPoints];
     /// The Kafka broker dies, and comes back.
     KafkaDown = "kafka-down" needs [Need::Kafka];
+    /// Kafka loses what is in its topics, again and again, before everybody has read it.
+    TopicHoles = "topic-holes" needs [Need::Kafka, Need::FailPoints];
+    /// The database of search is put back to what it was a while ago.
+    SearchRestored = "search-restored" needs [];
+    /// Many read at every gateway what nodes have too little room to keep copies of.
+    ReaderCrowd = "reader-crowd" needs [Need::Nodes(2)];
     /// A node is cut off from everything but its clients: the other nodes, and Postgres.
     Partition = "partition" needs [Need::Nodes(3), Need::Network];
     /// A node cannot reach the others, nor they it; all of them reach Postgres.
@@ -164,11 +172,12 @@ impl Scenario {
     #[must_use]
     pub fn cluster(self, options: Options) -> Options {
         Options {
-            proxied: matches!(self, Self::PostgresSlow | Self::CommitCut | Self::Silence),
+            proxied: matches!(self, Self::PostgresSlow | Self::CommitCut | Self::Silence | Self::SearchRestored),
             wired: self.needs().contains(&Need::Network),
             own_clock: self == Self::ClockJump,
             disk_bytes: (self == Self::DiskFull).then_some(DISK_BYTES),
-            kafka: self == Self::KafkaDown,
+            kafka: self.needs().contains(&Need::Kafka),
+            copies_bytes: (self == Self::ReaderCrowd).then_some(FEW_COPIES_BYTES),
             ..options
         }
     }

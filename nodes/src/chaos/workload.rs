@@ -118,7 +118,12 @@ impl Workload {
         self.shared.counters.writes.load(Ordering::Relaxed)
     }
 
-    /// One of the posts that everybody works on.
+    /// The posts that everybody works on.
+    pub fn posts(&self) -> Vec<Uuid> {
+        self.shared.slots().iter().map(|slot| slot.post).collect()
+    }
+
+    /// One of them.
     pub fn some_post(&self) -> Uuid {
         self.shared.slots()[0].post
     }

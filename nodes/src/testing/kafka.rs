@@ -9,10 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rdkafka::{
+    Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+    error::KafkaResult,
+};
+use rookery_actors::event::Topic;
 use tempfile::TempDir;
 
 use super::Turn;
-use crate::{config, terminal::note_line};
+use crate::{config, kafka::client::client_config, terminal::note_line};
 
 /// A broker, and what tests do with it, beside other stories ([`Turn`]).
 const WEIGHT: usize = 3;
@@ -211,6 +218,20 @@ impl TestKafka {
         assert!(self.broker.is_none(), "the broker is stopped first");
         fs::remove_dir_all(self.folder.path().join("data"))?;
         self.format()
+    }
+
+    /// Takes everything out of the topics of events, as if retention had.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn empty_topics(&self, partitions: u16) -> KafkaResult<()> {
+        let admin: AdminClient<DefaultClientContext> = client_config(&self.config(partitions), "test").create()?;
+        let mut all = TopicPartitionList::new();
+        for (topic, partition) in Topic::ALL.iter().flat_map(|topic| (0..partitions).map(move |partition| (topic, partition))) {
+            all.add_partition_offset(topic.kafka_name(), i32::from(partition), Offset::End)?;
+        }
+        admin.delete_records(&all, &AdminOptions::new()).await?;
+        Ok(())
     }
 
     fn format(&self) -> Result<(), TestKafkaError> {

@@ -52,6 +52,9 @@ scenarios! { on harness::nodes_or(3);
     the_time_of_day_decides_nothing: ClockJump;
     a_record_that_nobody_can_apply_is_replayed: PoisonRecord;
     kafka_may_die: KafkaDown;
+    kafka_may_lose_what_nobody_has_read: TopicHoles;
+    the_database_of_search_may_be_restored: SearchRestored;
+    copies_may_be_evicted_as_fast_as_they_are_borrowed: ReaderCrowd;
 }
 
 // What happens within one node costs half as much on one.

@@ -15,7 +15,7 @@ use crate::migrate::Database;
 /// Between the gateways of two nodes, as `rookery up` has it.
 pub(super) const PORT_STRIDE: u16 = 10;
 /// Few, so that the broker makes its topics quickly.
-const KAFKA_PARTITIONS: u16 = 4;
+pub(super) const KAFKA_PARTITIONS: u16 = 4;
 /// Nodes that do not share a private Postgres share this.
 const SECRET: &str = "a secret that is good for one throw-away cluster";
 
@@ -61,6 +61,9 @@ impl Cluster {
                 kafka.config(KAFKA_PARTITIONS).brokers.iter().map(|broker| broker.as_str().to_owned()).collect();
             command.env("ROOKERY__KAFKA__BROKERS", brokers.join(","));
             command.env("ROOKERY__KAFKA__PARTITIONS", KAFKA_PARTITIONS.to_string());
+        }
+        if let Some(bytes) = self.options.copies_bytes {
+            command.env("ROOKERY__CLUSTER__COPIES_BYTES", bytes.to_string());
         }
         if let Some(clock) = &self.clock {
             clock.give_to(&mut command);

@@ -1,6 +1,6 @@
 //! What can be done to a cluster: a fault is one call.
 
-use std::{fs, time::Duration};
+use std::{fmt::Write as _, fs, time::Duration};
 
 use anyhow::Context;
 use nix::{
@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Cluster, Node, Started, disk::Balloon, ended};
+use super::{Cluster, Node, Started, command::KAFKA_PARTITIONS, disk::Balloon, ended};
 use crate::{chaos::proxy::Proxy, fleet, migrate::Database, postgres};
 
 /// In which directions a wire is cut.
@@ -91,8 +91,7 @@ impl Cluster {
     /// # Errors
     /// When there is none for long.
     pub async fn freeze_lane(&self, database: Database) -> anyhow::Result<Sleeping> {
-        let (_, config) = self.databases()?.into_iter().find(|(of, _)| *of == database).context("every service has one")?;
-        let client = postgres::connect(&config).await?;
+        let client = self.client(database).await?;
         let idle = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
                     AND application_name LIKE $1 AND query LIKE 'WITH t0 AS (INSERT%' AND ($2::int4 IS NULL OR pid = $2)";
         let sessions = format!("{}:%", database.name());
@@ -210,6 +209,46 @@ impl Cluster {
         Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
+    /// Keeps what a database holds now, for [`Cluster::put_back`].
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn back_up(&self, database: Database) -> anyhow::Result<()> {
+        let client = self.client(database).await?;
+        let mut copies =
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept;".to_owned();
+        for table in tables(&client).await? {
+            write!(copies, "CREATE TABLE kept.{table} AS TABLE public.{table};")?;
+        }
+        Ok(client.batch_execute(&(copies + "COMMIT;")).await?)
+    }
+
+    /// Puts a database back to what was kept, as from a backup. No node may run.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn put_back(&self, database: Database) -> anyhow::Result<()> {
+        let client = self.client(database).await?;
+        let mut copies = "BEGIN;".to_owned();
+        for table in tables(&client).await? {
+            write!(copies, "TRUNCATE public.{table}; INSERT INTO public.{table} SELECT * FROM kept.{table};")?;
+        }
+        Ok(client.batch_execute(&(copies + "COMMIT;")).await?)
+    }
+
+    async fn client(&self, database: Database) -> anyhow::Result<tokio_postgres::Client> {
+        let (_, config) = self.databases()?.into_iter().find(|(of, _)| *of == database).context("every service has one")?;
+        Ok(postgres::connect(&config).await?)
+    }
+
+    /// Takes everything out of the topics of events, as retention does.
+    ///
+    /// # Errors
+    /// What the broker says, or that there is none.
+    pub async fn empty_topics(&self) -> anyhow::Result<()> {
+        Ok(self.kafka.as_ref().context("this cluster has no Kafka")?.empty_topics(KAFKA_PARTITIONS).await?)
+    }
+
     /// Leaves no byte free on the disk of the cluster until the value is dropped.
     ///
     /// # Errors
@@ -237,6 +276,12 @@ impl Cluster {
         self.kafka = Some(restarted?);
         Ok(())
     }
+}
+
+/// What a service keeps; not what of its schema has been applied.
+async fn tables(client: &tokio_postgres::Client) -> anyhow::Result<Vec<String>> {
+    let sql = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'refinery%' ORDER BY 1";
+    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// A process that wakes when this is dropped, however that comes about.

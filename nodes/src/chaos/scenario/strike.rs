@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use rookery_actors::fail_point::{Action, Point};
 use serde_json::Value;
 
@@ -110,6 +111,19 @@ impl Scenario {
                 tokio::time::sleep(Duration::from_secs(4)).await;
                 cluster.restart_kafka().await?;
             }
+            Self::TopicHoles => told.push(holes(cluster, work).await?),
+            Self::SearchRestored => {
+                cluster.back_up(Database::Search).await?;
+                work.progress(4 * SOME, PATIENCE).await?;
+                cluster.stop_nodes().await?;
+                cluster.put_back(Database::Search).await?;
+                cluster.revive().await?;
+                // Without this they find out by themselves, when they read on.
+                if turn % 2 == 0 {
+                    cluster.rookery(&["restored", Database::Search.name()]).await?;
+                }
+            }
+            Self::ReaderCrowd => told.push(crowd(cluster, work).await?),
             Self::Partition => {
                 cluster.cut(LONER, &cluster.others(LONER), Ways::Both).await?;
                 cluster.cut_postgres(LONER)?;
@@ -240,6 +254,39 @@ async fn silence(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
     work.progress(SOME, PATIENCE).await?;
     proxy.heal();
     Ok(())
+}
+
+/// Consumers are slow, so that what Kafka loses has not been read by all of them.
+async fn holes(cluster: &Cluster, work: &Workload) -> anyhow::Result<String> {
+    let before = cluster.counted("rookery_log_outbox_records_total").await?;
+    for _ in 0..3 {
+        cluster.fail_points().always(Point::Projection, Action::Sleep(Duration::from_millis(50)), None)?;
+        work.progress(SOME, PATIENCE).await?;
+        cluster.empty_topics().await?;
+        cluster.fail_points().disarm(Point::Projection);
+        work.progress(SOME, PATIENCE).await?;
+    }
+    let read = cluster.counted("rookery_log_outbox_records_total").await? - before;
+    Ok(format!("{read:.0} records that Kafka had lost were read from the outboxes"))
+}
+
+/// What the readers see is judged by what the clients see who read with them.
+async fn crowd(cluster: &Cluster, work: &Workload) -> anyhow::Result<String> {
+    const READERS: usize = 12;
+    const BORROWED: &str = "rookery_copies_borrowed_total";
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
+    let (before, until) = (cluster.counted(BORROWED).await?, Instant::now() + Duration::from_secs(6));
+    let reader = async |first: usize| {
+        for n in (first..).take_while(|_| Instant::now() < until) {
+            let posts = work.posts();
+            let url = cluster.gateways().url(n, &format!("/api/v1/posts/{}", posts[n % posts.len()]));
+            let _ = http.get(url).send().await;
+        }
+    };
+    join_all((0..READERS).map(reader)).await;
+    let borrowed = cluster.counted(BORROWED).await? - before;
+    anyhow::ensure!(borrowed > 0.0, "no node borrowed a copy from another");
+    Ok(format!("{borrowed:.0} copies were borrowed in 6 s, with room for four"))
 }
 
 async fn poison(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
