@@ -37,8 +37,9 @@ const PASSWORD: &str = "correct horse battery";
 const PERSONAL: [&str; 6] =
     ["zebulon_q", "Zebulon Quillfeather", "thimbles in Ullapool", "quill-portrait", "quill.private", "ThimbleBrowser"];
 /// Where the id alone stays: tombstones, and whose post or comment it was, which is shown as nobody's.
-const ID_STAYS: [&str; 8] = [
+const ID_STAYS: [&str; 9] = [
     "users.app_user.id",
+    "users.erased_name.user_id",
     "users.user_counter.user_id",
     "posts.author.id",
     "posts.post.author",
