@@ -41,9 +41,6 @@ use self::{
 /// for the other.
 const HAND_OFFS_MAX: usize = 1;
 
-/// How long a start waits for the sessions of the committer before it says what keeps them.
-const SESSIONS_WITHIN: Duration = Duration::from_secs(5);
-
 /// How long a silent member keeps what it owns.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseSettings {
@@ -107,8 +104,6 @@ impl Ownership {
     /// When the directory does not answer, or belongs to another number of shards; when another node of the name is alive.
     pub async fn start<S: Service>(runtime: Runtime<S>, membership: Membership) -> Result<Self, DirectoryError> {
         let board = Board::new();
-        // Before anything is served: who cannot commit is of no use as an owner.
-        runtime.keep_sessions(SESSIONS_WITHIN).await.map_err(|failure| DirectoryError::Sessions(failure.to_string()))?;
         let member = Member::join(runtime.clone(), membership, Arc::clone(&board)).await.inspect_err(|_| {
             // Whoever tries again is somebody else: the database may know of this one, and what it began ends with it.
             runtime.lease().revoke();

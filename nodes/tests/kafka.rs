@@ -21,24 +21,17 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use rookery::{
-    config::{self, Config},
+    config,
     event_log::EmbeddedLog,
     kafka::{
         DeadLetters, Hints, KafkaLog, Keeper,
         client::Probe,
         topics::{self, TopicsError},
     },
-    node::Node,
-    testing::{ADMINISTRATOR, TestKafka, eventually},
 };
 use rookery_actors::{
     event::{EPOCH, EventLog, Fetched, LogError, Topic},
-    ids::{Seq, ShardId, UserId},
-    posts::{
-        Draft,
-        rules::{Body, Tags, Title},
-    },
-    runtime::Context,
+    ids::{Seq, ShardId},
 };
 use uuid::Uuid;
 
@@ -349,88 +342,6 @@ async fn a_cluster_that_is_away_is_said_to_be() {
     while log.fetch(TOPIC, &[(ShardId(0), 0)], 1, Duration::from_millis(100)).await.is_ok() {}
     tokio::task::block_in_place(|| broker.restart()).unwrap();
     while log.fetch(TOPIC, &[(ShardId(0), 0)], 1, Duration::from_millis(100)).await.is_err() {}
-}
-
-/// What the user of a node needs, and no more: topics that somebody else has made, and the right to describe, read and write
-/// them. What was broken: without the right to create topics no relay started if one was missing, and nobody said so.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_may_create_no_topics_publishes_to_those_that_are_there_and_names_those_that_are_not() {
-    let test = "a_node_that_may_create_no_topics_publishes_to_those_that_are_there_and_names_those_that_are_not";
-    let Some(broker) = tokio::task::block_in_place(|| TestKafka::start_guarded_or_skip(test)) else {
-        return;
-    };
-    let administrator = broker.config_of(ADMINISTRATOR, PARTITIONS);
-    let letters = Topic::ALL.map(topics::dead_letters);
-    let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-    let [users, comments] = [Topic::Users, Topic::Comments].map(Topic::kafka_name);
-    make(&administrator, &[users, comments]).await;
-    let rights = ["Describe", "Read", "Write"];
-    tokio::task::block_in_place(|| broker.allow(&rights, &[users, comments]));
-
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = Config { data_dir: folder.path().to_owned(), kafka: broker.config(PARTITIONS), ..Config::default() };
-    let free = "127.0.0.1:0".parse().unwrap();
-    let services = &mut config.services;
-    config.gateway.listen = free;
-    for service in [&mut services.users, &mut services.posts, &mut services.comments, &mut services.search] {
-        service.listen = free;
-    }
-    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let node = Node::start(config, metrics).await.unwrap_or_else(|error| panic!("{error:#}"));
-    let probe = async || {
-        let answer = reqwest::get(format!("http://{}/readyz?verbose", node.gateway.unwrap())).await.unwrap();
-        let (status, told) = (answer.status(), answer.text().await.unwrap());
-        assert_eq!(status, 200, "{told}");
-        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-        told["probes"]["kafka"].clone()
-    };
-    // Which topics it misses: in a list, so that each but the last is followed by a comma.
-    let misses = async |topics: &[&str]| {
-        let probe = probe().await;
-        let detail = probe["detail"].as_str().unwrap_or_default().replace(" are missing", ", are missing");
-        let named = [&[TOPIC.kafka_name()][..], &letters].concat();
-        probe["status"] == "degraded"
-            && detail.contains("make them beforehand with 3 partitions")
-            && named.iter().all(|topic| topics.contains(topic) == detail.contains(&format!("{topic},")))
-    };
-    let missing = [&[TOPIC.kafka_name()][..], &letters].concat();
-    eventually(A_LONG_TIME, "it says which topics are missing", async || misses(&missing).await).await;
-    eventually(A_LONG_TIME, "what has its topic is published", async || {
-        node.faces.users.runtime().oldest_unrelayed().await.unwrap().is_none()
-    })
-    .await;
-
-    // The administrator hears of it.
-    let draft = Draft {
-        author: UserId(Uuid::from_u128(1)),
-        title: Title::parse("Least privilege").unwrap(),
-        body: Body::parse("It is enough.").unwrap(),
-        tags: Tags::default(),
-        at: jiff::Timestamp::now(),
-    };
-    let post = node.faces.posts.publish(draft, Context::within(A_LONG_TIME)).await.unwrap().reply.post.unwrap();
-    make(&administrator, &[TOPIC.kafka_name()]).await;
-    tokio::task::block_in_place(|| broker.allow(&rights, &[TOPIC.kafka_name()]));
-    eventually(A_LONG_TIME, "the post is published", async || {
-        let messages = raw(&administrator, TOPIC.kafka_name());
-        messages.iter().any(|message| message.key() == Some(post.id.0.to_string().as_bytes()))
-    })
-    .await;
-    eventually(A_LONG_TIME, "those of dead letters alone are missing", async || misses(&letters).await).await;
-    make(&administrator, &letters).await;
-    tokio::task::block_in_place(|| broker.allow(&["Describe", "Write"], &letters));
-    eventually(A_LONG_TIME, "nothing is missing any more", async || probe().await["status"] == "ok").await;
-    node.stop().await;
-}
-
-/// Topics as an administrator makes them.
-async fn make(administrator: &config::Kafka, names: &[&str]) {
-    let admin: AdminClient<DefaultClientContext> = client(administrator).create().unwrap();
-    let topics: Vec<NewTopic<'_>> =
-        names.iter().map(|name| NewTopic::new(name, i32::from(PARTITIONS), TopicReplication::Fixed(1))).collect();
-    for made in admin.create_topics(&topics, &AdminOptions::new()).await.unwrap() {
-        made.unwrap();
-    }
 }
 
 /// Every record of the outbox is in the topic, in the order of its shard.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use rookery_actors::{
@@ -24,6 +25,8 @@ use super::{
 
 /// What is logged while the directory does not answer.
 const NOT_RENEWED: &str = "the membership cannot be renewed";
+/// How long a start waits for the sessions of the committer before it says what keeps them.
+const SESSIONS_WITHIN: Duration = Duration::from_secs(5);
 /// Shards opened at a time: a takeover must not starve what already runs.
 const OPEN_GROUP: usize = 64;
 
@@ -58,6 +61,9 @@ impl<S: Service> Member<S> {
         };
         member.directory.prepare(member.runtime.shards()).await?;
         former::make_way(&member.directory, &member.membership, S::NAME).await?;
+        // Before anything is served: who cannot commit is of no use as an owner.
+        let sessions = member.runtime.keep_sessions(SESSIONS_WITHIN).await;
+        sessions.map_err(|failure| DirectoryError::Sessions(failure.to_string()))?;
         member.enter().await?;
         member.renew().await?;
         member.look().await?;
