@@ -38,13 +38,18 @@ impl<E> Loader<E> {
         self.arrived.notify_one();
         loaded.await.unwrap_or_else(|_| Err(Failure::Unavailable("shutting down".to_owned())))
     }
+
+    /// Waits for a place among the loading statements, for one that loads something else than entities.
+    pub(crate) async fn place(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed")
+    }
 }
 
 pub(crate) fn start<S: Service>(inner: &Arc<Inner<S>>) {
     let weak = Arc::downgrade(inner);
     vital::spawn(inner, "the loader of entities", async move {
         while let Some(inner) = weak.upgrade() {
-            let slot = Arc::clone(&inner.loader.slots).acquire_owned().await.expect("the semaphore is never closed");
+            let slot = inner.loader.place().await;
             let batch: Vec<Waiting<S::Entity>> = {
                 let mut waiting = inner.loader.waiting.lock().expect("no panic under this lock");
                 let count = waiting.len().min(inner.settings.load_batch_max);

@@ -93,7 +93,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Shards of the service; fixed for the life of its database.
     pub shards: u16,
-    /// Memory that loaded entities may take, in bytes.
+    /// Memory that loaded entities may take, in bytes; of search, documents on their way into its indexes.
     pub cache_bytes: usize,
     /// Idle time after which an entity is passivated.
     pub passivate_after: Duration,

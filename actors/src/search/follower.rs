@@ -54,7 +54,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
-/// The same in bytes: some are a hundred thousand times as long as others, and a page of them is in memory as a whole.
+/// The same in bytes, unless the indexes of a node may hold less together: some are a hundred thousand times as long as others,
+/// and a page of them is in memory as a whole.
 const DOCUMENTS_BYTES_MAX: i64 = 8 << 20;
 
 /// What an index reads: the documents of a shard after a seq, up to another.
@@ -279,12 +280,17 @@ impl Follower {
     }
 
     async fn documents(&self, applied: Seq) -> Result<Page, Failure> {
+        let _place = self.runtime.inner.loader.place().await;
         let client = self.runtime.database().get().await?;
         let shard = self.shard.as_i16();
         let sizes = client.query(SIZES_AFTER, &[&shard, &applied, &DOCUMENTS_MAX]).await?;
         let sizes: Vec<(Seq, i64)> = sizes.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let (end, more) = page_end(&sizes);
+        let (end, more) = page_end(&sizes, page_bytes_max(&self.runtime));
         let rows = client.query(DOCUMENTS_AFTER, &[&shard, &applied, &end]).await?;
+        if !rows.is_empty() {
+            let bytes: usize = rows.iter().map(|row| row.get::<_, &str>(1).len()).sum();
+            metrics::histogram!("rookery_search_page_bytes").record(bytes as f64);
+        }
         let parse = |row: &tokio_postgres::Row| {
             let document = serde_json::from_str(row.get(1))
                 .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;
@@ -449,13 +455,19 @@ impl Follower {
     }
 }
 
+/// What a page may hold, so that all indexes of a node together hold no more than they may.
+fn page_bytes_max(runtime: &Runtime<SearchService>) -> i64 {
+    let share = runtime.inner.settings.cache_bytes / usize::from(runtime.shards());
+    i64::try_from(share).unwrap_or(i64::MAX).min(DOCUMENTS_BYTES_MAX)
+}
+
 /// Where a page ends of documents that are so long, and whether others follow: whole records, as many as have room.
-fn page_end(sizes: &[(Seq, i64)]) -> (Seq, bool) {
+fn page_end(sizes: &[(Seq, i64)], bytes_max: i64) -> (Seq, bool) {
     let (mut bytes, mut end) = (0, 0);
     for record in sizes.chunk_by(|one, other| one.0 == other.0) {
         bytes += record.iter().map(|(_, bytes)| bytes).sum::<i64>();
         // One that is too long by itself is a page.
-        if bytes > DOCUMENTS_BYTES_MAX && end > 0 {
+        if bytes > bytes_max && end > 0 {
             return (end, true);
         }
         end = record[0].0;
@@ -504,6 +516,7 @@ mod tests {
     /// What was broken: a page was 5,000 documents, however long they were.
     #[test]
     fn a_page_holds_as_many_records_as_have_room() {
+        let page_end = |sizes: &[(Seq, i64)]| page_end(sizes, DOCUMENTS_BYTES_MAX);
         let long = DOCUMENTS_BYTES_MAX / 2;
         assert_eq!(page_end(&[]), (0, false));
         assert_eq!(page_end(&[(3, 10), (7, 10)]), (7, false));
@@ -516,6 +529,18 @@ mod tests {
         );
         let many: Vec<(Seq, i64)> = (1..=DOCUMENTS_MAX).map(|seq| (seq, 1)).collect();
         assert_eq!(page_end(&many), (DOCUMENTS_MAX, true));
+    }
+
+    /// What was broken: the memory that the configuration allows was nobody's business.
+    #[tokio::test]
+    async fn a_page_is_no_larger_than_the_share_of_its_index() {
+        let runtime = |cache_bytes: usize, shards: u16| {
+            let settings = runtime::Settings { shards, cache_bytes, ..runtime::Settings::default() };
+            Runtime::new(SearchService::default(), Config::new(), Incarnation(Uuid::from_u128(1)), settings)
+        };
+        assert_eq!(page_bytes_max(&runtime(256 << 20, 4)), DOCUMENTS_BYTES_MAX);
+        assert_eq!(page_bytes_max(&runtime(64 << 20, 16)), 4 << 20);
+        assert_eq!(page_end(&[(3, 10), (7, 10), (8, 10)], 20), (7, true));
     }
 
     /// What was broken: the index was gone with the panic, and its replica never followed again.
