@@ -62,8 +62,9 @@ impl Class {
 /// A client at an address of this machine that no other client has.
 fn client() -> Client {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    let [.., high, low] = MADE.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    Client::builder().local_address(IpAddr::from(Ipv4Addr::new(127, 1, high, low + 1))).build().unwrap()
+    const FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+    let address = Ipv4Addr::from_bits(FIRST.to_bits() + MADE.fetch_add(1, Ordering::Relaxed));
+    Client::builder().local_address(IpAddr::from(address)).build().unwrap()
 }
 
 /// How many requests of a class a new client has before one is refused, at most this many, and when it may come again.
