@@ -98,15 +98,8 @@ async fn hear(comments: &Comments, topic: Topic, kind: &str, key: Uuid, payload:
     static SEQ: AtomicI64 = AtomicI64::new(1);
     let seq = SEQ.fetch_add(1, Ordering::Relaxed);
     let source = Source { topic, shard: ShardId(0) };
-    let record = Record {
-        seq,
-        epoch: 1,
-        key,
-        kind: kind.into(),
-        payload: Some(payload.into()),
-        traceparent: None,
-        at: Timestamp::now(),
-    };
+    let record =
+        Record { seq, epoch: 1, key, kind: kind.into(), payload: Some(payload.into()), traceparent: None, at: Timestamp::now() };
     let slice = Slice { parts: vec![SlicePart { source, position: seq, records: vec![Arc::new(record)] }] };
     comments.runtime().apply(comments.runtime().shard_of(key), &slice).await.unwrap();
 }

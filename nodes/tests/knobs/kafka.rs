@@ -64,8 +64,8 @@ impl MadeTopics {
         let brokers = broker.config(1).brokers;
         let shipped = config::Kafka { brokers, ..config::Kafka::default() };
         let copies = config::Kafka { replication_factor: 2, ..shipped.clone() };
-        let two_copies = topics::make(&copies).await.map_or_else(|error| error.to_string(), |made| format!("made {made:?}"));
-        topics::make(&shipped).await.unwrap();
+        let two_copies = topics::ensure(&copies).await.map_or_else(|error| error.to_string(), |made| format!("made {made:?}"));
+        topics::ensure(&shipped).await.unwrap();
         let made = Self { shipped: MadeTopic::of(&shipped).await, two_copies };
         delete_topics(&shipped).await;
         made
