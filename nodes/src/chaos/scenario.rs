@@ -79,8 +79,8 @@ scenarios! {
     SlowConsumer = "slow-consumer" needs [Need::FailPoints];
     /// The Kafka broker dies, and comes back.
     KafkaDown = "kafka-down" needs [Need::Kafka];
-    /// Kafka loses what is in its topics, again and again, before everybody has read it.
-    TopicHoles = "topic-holes" needs [Need::Kafka, Need::FailPoints];
+    /// Kafka loses all that it has, again and again, while one node after the other sleeps.
+    TopicHoles = "topic-holes" needs [Need::Nodes(2), Need::Kafka];
     /// The database of search is put back to what it was a while ago.
     SearchRestored = "search-restored" needs [];
     /// Many read at every gateway what nodes have too little room to keep copies of.

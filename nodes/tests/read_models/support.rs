@@ -116,11 +116,12 @@ impl World {
     /// Keeps what the database of a service holds now, for [`World::put_back`].
     pub(crate) async fn back_up(&self, service: usize) {
         let client = self.sql(service).await;
-        let mut copies = "CREATE SCHEMA kept;".to_owned();
+        // Of one moment, as a backup is: projections go on meanwhile.
+        let mut copies = "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE SCHEMA kept;".to_owned();
         for table in tables(&client).await {
             copies += &format!("CREATE TABLE kept.{table} AS TABLE public.{table};");
         }
-        client.batch_execute(&copies).await.unwrap();
+        client.batch_execute(&(copies + "COMMIT;")).await.unwrap();
     }
 
     /// Puts the database of a service back to what was kept, as from a backup; its shards are taken over anew. As its nodes would

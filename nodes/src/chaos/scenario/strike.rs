@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -256,17 +257,28 @@ async fn silence(cluster: &Cluster, work: &Workload) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Consumers are slow, so that what Kafka loses has not been read by all of them.
+/// A node sleeps meanwhile, so that others read on for it, and it later reads on itself, where Kafka has nothing any more.
 async fn holes(cluster: &Cluster, work: &Workload) -> anyhow::Result<String> {
     let before = cluster.counted("rookery_log_outbox_records_total").await?;
-    for _ in 0..3 {
-        cluster.fail_points().always(Point::Projection, Action::Sleep(Duration::from_millis(50)), None)?;
-        work.progress(SOME, PATIENCE).await?;
-        cluster.empty_topics().await?;
-        cluster.fail_points().disarm(Point::Projection);
+    for name in names(cluster) {
+        let awake = AtomicBool::new(false);
+        let losses = async {
+            while !awake.load(Ordering::Relaxed) {
+                cluster.empty_topics().await?;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ok(())
+        };
+        let sleep = async {
+            let slept = cluster.sleep(&name, Duration::from_secs(6)).await;
+            awake.store(true, Ordering::Relaxed);
+            slept
+        };
+        tokio::try_join!(sleep, losses)?;
         work.progress(SOME, PATIENCE).await?;
     }
     let read = cluster.counted("rookery_log_outbox_records_total").await? - before;
+    anyhow::ensure!(read > 0.0, "nobody met a hole");
     Ok(format!("{read:.0} records that Kafka had lost were read from the outboxes"))
 }
 
