@@ -14,6 +14,9 @@ use rookery_actors::{episodes, event::Topic};
 
 use crate::config::Kafka;
 
+/// Between two looks at which topics there are. librdkafka would look every five minutes, and events wait so long for a topic, or
+/// a right to one, that an administrator has just given.
+const TOPICS_EVERY_MS: &str = "5000";
 /// Between two reports of a client's own statistics.
 const STATISTICS_MS: &str = "10000";
 
@@ -25,6 +28,7 @@ pub(crate) fn client_config(kafka: &Kafka, name: &str) -> ClientConfig {
         .set("bootstrap.servers", brokers.join(","))
         .set("client.id", format!("rookery-{name}"))
         .set("statistics.interval.ms", STATISTICS_MS)
+        .set("topic.metadata.refresh.interval.ms", TOPICS_EVERY_MS)
         .set("socket.keepalive.enable", "true")
         // A broker that restarts is back in seconds, and freshness waits for us.
         .set("reconnect.backoff.max.ms", "1000");

@@ -120,7 +120,7 @@ impl Scenario {
                 cluster.put_back(Database::Search).await?;
                 cluster.revive().await?;
                 // Without this they find out by themselves, when they read on.
-                if turn % 2 == 0 {
+                if turn.is_multiple_of(2) {
                     cluster.rookery(&["restored", Database::Search.name()]).await?;
                 }
             }
