@@ -112,6 +112,20 @@ struct Allowed {
     by_database: Option<u32>,
 }
 
+/// Makes the pools no larger than this.
+pub(crate) fn limit(config: &mut Config, pools: &[(Database, u32)]) {
+    let services = &mut config.services;
+    for (database, pool_max) in pools {
+        let service = match database {
+            Database::Users => &mut services.users,
+            Database::Posts => &mut services.posts,
+            Database::Comments => &mut services.comments,
+            Database::Search => &mut services.search,
+        };
+        service.pool_max = *pool_max;
+    }
+}
+
 /// Compares what this many nodes of a configuration open with what each Postgres allows; how large the pools of one may be, where
 /// that is less than is configured.
 ///

@@ -107,7 +107,7 @@ impl Fleet {
     ///
     /// # Errors
     /// What could not be started; everything else is stopped again.
-    pub async fn start(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Self> {
+    pub async fn start(mut config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Self> {
         let data = DataDir::lock(&config.data_dir)?;
         crate::node::tell_of_new(&data);
         secret::of(&config, data.path())?;
@@ -115,11 +115,13 @@ impl Fleet {
         databases.ready().await?;
         // Before the nodes, to whom none of the databases is private.
         pins::agree(&config, &databases).await?;
-        connections::check(&config, &databases, u32::from(nodes)).await?;
+        let pools = connections::check(&config, &databases, u32::from(nodes)).await?;
+        connections::limit(&mut config, &pools);
         let shared = Shared {
             data: data.path().to_owned(),
             databases: databases.private_urls(&config).await,
             secret: config.secret.is_none().then(|| data.path().join(secret::FILE)),
+            pools,
         };
         let ground = Ground {
             databases: Database::ALL.iter().map(|database| (*database, databases.config(*database))).collect(),

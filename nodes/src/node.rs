@@ -54,7 +54,7 @@ use self::{
 use crate::{
     admin::{self, About, Admin, AdminPort, KeysChanged},
     bridge::{Bridge, RunningBridge},
-    config::{self, Config, Role},
+    config::{Config, Role},
     connections,
     databases::Databases,
     migrate::Database,
@@ -152,9 +152,7 @@ impl Node {
         let patience = Patience::begin();
         patience.take(async || pins::agree(&config, &databases).await).await?;
         let smaller = patience.take(async || connections::check(&config, &databases, 1).await).await?;
-        for (database, pool_max) in smaller {
-            service_of(&mut config, database).pool_max = pool_max;
-        }
+        connections::limit(&mut config, &smaller);
         let few = runtime::PoolSize { connections_max: connections::FOR_SECRETS, ..runtime::PoolSize::default() };
         let users = Arc::new(runtime::Database::new(databases.config(Database::Users), "rookery-secrets", few));
         let name = config.node.name.to_string();
@@ -307,16 +305,6 @@ impl Node {
 pub(crate) fn tell_of_new(data: &DataDir) {
     if data.is_new() {
         tracing::info!("began the new data folder {}", data.path().display());
-    }
-}
-
-fn service_of(config: &mut Config, database: Database) -> &mut config::Service {
-    let services = &mut config.services;
-    match database {
-        Database::Users => &mut services.users,
-        Database::Posts => &mut services.posts,
-        Database::Comments => &mut services.comments,
-        Database::Search => &mut services.search,
     }
 }
 

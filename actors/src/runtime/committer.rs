@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     convert::Infallible,
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -29,7 +30,7 @@ use super::{
     connection::STATEMENT_WITHIN,
     copies, describe,
     directory::SessionTag,
-    doubt, now,
+    doubt, is_own_fault, now,
     session::Session,
     shard::{Begun, LogEnd},
     transfer::outcome_is_open,
@@ -447,6 +448,8 @@ async fn run<S: Service>(inner: &Arc<Inner<S>>, lane: Lane) {
 /// Waits for work and marks its shards busy. `None`: closed, and nothing is left.
 async fn next<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> Option<Vec<Queued<S>>> {
     let committer = &inner.committer;
+    // Once, and not anew for each wake: every batch of the other lane wakes this one, and a session takes longer than a batch.
+    let mut keeping = pin!(keep_session(inner, lane, session));
     loop {
         {
             let mut queue = committer.queue.lock().expect("no panic under this lock");
@@ -464,7 +467,7 @@ async fn next<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Ses
         }
         tokio::select! {
             () = committer.lane(lane).notified() => {}
-            never = keep_session(inner, lane, session) => match never {},
+            never = keeping.as_mut() => match never {},
         }
     }
 }
@@ -499,11 +502,17 @@ async fn open<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Ses
             episodes::over(NO_SESSION, S::NAME);
             return true;
         }
-        Ok(Err(error)) => error.describe(),
+        Ok(Err(error)) => {
+            let refused = error.describe();
+            // A server that is away is told of by the membership.
+            if error.is_by_choice() {
+                episodes::warn(NO_SESSION, S::NAME, &refused);
+            }
+            refused
+        }
         Err(_) => "no answer".to_owned(),
     };
     *session = None;
-    episodes::warn(NO_SESSION, S::NAME, &refused);
     inner.committer.note_session(lane, LaneSession::Refused(refused));
     false
 }
@@ -667,9 +676,15 @@ async fn recover<S: Service>(
                 let rest = units.split_off(units.len() / 2);
                 return vec![units, rest];
             }
-            let db = error.as_db_error();
-            let constraint = db.and_then(|db| db.constraint()).map(str::to_owned);
-            let refused = CommitError::Refused { constraint, message: describe(error) };
+            let constraint = error.as_db_error().and_then(|db| db.constraint()).map(str::to_owned);
+            let refused = if is_own_fault(error) {
+                CommitError::Refused { constraint, message: describe(error) }
+            } else {
+                // A damaged table, or a server that gives no more transaction ids: others would fail as well.
+                episodes::warn(NO_WRITES, S::NAME, describe(error));
+                inner.commits.failed();
+                CommitError::Unavailable(describe(error))
+            };
             for queued in units {
                 queued.finish(Err(refused.clone()));
             }

@@ -37,6 +37,13 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether a server that works answers no: it has no connection left, or does not know us.
+    pub(crate) fn is_by_choice(&self) -> bool {
+        // 57: it starts or stops.
+        let chosen = |error: &Error| error.as_db_error().is_some_and(|db| !db.code().code().starts_with("57"));
+        matches!(self, Self::Refused(error) if chosen(error))
+    }
+
     /// What the server or the network says, in one line.
     pub(crate) fn describe(&self) -> String {
         match self {

@@ -274,6 +274,8 @@ pub(crate) fn is_own_fault(error: &tokio_postgres::Error) -> bool {
     // 21: more rows than may be; 22: a value; 23: a constraint; 54: a limit of the server; P0: raised by a trigger of ours.
     const CLASSES: [&str; 5] = ["21", "22", "23", "54", "P0"];
     match error.as_db_error() {
+        // Of the same class as an index entry that is too large.
+        Some(db) if db.message().contains("wraparound") => false,
         Some(db) => CLASSES.iter().any(|class| db.code().code().starts_with(class)),
         // It was never sent: a value that does not fit into a message.
         None => !outcome_is_open(error),

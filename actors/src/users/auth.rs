@@ -301,8 +301,12 @@ impl Users {
         };
         // Read first: a read that fails after the session was opened would say that nothing happened, and its retry open another.
         // SQL has shown the user, so memory must have what SQL saw (rule 9). None: deleted since.
-        self.runtime.settled(self.runtime.shard_of(user.0)).await;
-        let account = self.account(user, deadline).await?.ok_or(AskError::Rejected(Rejection::WrongCredentials))?;
+        let mut account = self.account(user, deadline).await?;
+        if account.is_none() {
+            self.profiles(vec![user], true, deadline).await?;
+            account = self.account(user, deadline).await?;
+        }
+        let account = account.ok_or(AskError::Rejected(Rejection::WrongCredentials))?;
         let (session, refresh_token) = self.start(user, user_agent)?;
         let reply = LoggedIn { account, session: SessionId(session.id), refresh_token };
         let open = Command::OpenSession { session, proof: hash };

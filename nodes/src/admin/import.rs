@@ -160,7 +160,10 @@ enum No {
 
 impl From<Failure> for No {
     fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
+        match failure {
+            Failure::Refused(reason) => Self::Refused(reason),
+            failure => Self::Failed(failure),
+        }
     }
 }
 
@@ -168,8 +171,7 @@ impl<R: Display> From<AskError<R>> for No {
     fn from(error: AskError<R>) -> Self {
         match error {
             AskError::Rejected(rejection) => Self::Refused(rejection.to_string()),
-            AskError::Failed(Failure::Refused(reason)) => Self::Refused(reason),
-            AskError::Failed(failure) => Self::Failed(failure),
+            AskError::Failed(failure) => failure.into(),
         }
     }
 }

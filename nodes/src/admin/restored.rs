@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Refusal};
-use crate::rebuild;
+use super::{Admin, Refusal, reindex};
+use crate::{migrate::Database, rebuild};
 
 /// Whose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,5 +26,13 @@ pub(super) async fn restored(State(admin): State<Arc<Admin>>, Json(restored): Js
         "an administrator says that its database was restored: what follows from it is built anew"
     );
     rebuild::restored(&admin.faces, &service).await?;
+    if service == Database::Search.name() {
+        // The indexes follow from it too, and lie in the nodes' folders: they are ahead of it now.
+        tokio::spawn(async move {
+            if let Err(failure) = reindex::unwatched(&admin).await {
+                tracing::warn!(%failure, "the indexes are not built anew: say `rookery reindex`");
+            }
+        });
+    }
     Ok(StatusCode::ACCEPTED)
 }

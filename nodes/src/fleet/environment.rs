@@ -26,6 +26,8 @@ pub(super) struct Shared {
     pub(super) databases: Vec<(Database, String)>,
     /// The file of the secret, unless one is configured.
     pub(super) secret: Option<PathBuf>,
+    /// How many connections each may open, where all of them together may open fewer than is configured.
+    pub(super) pools: Vec<(Database, u32)>,
 }
 
 /// The name of the node with this number; the first is 1.
@@ -53,6 +55,9 @@ pub(super) fn variables(config: &Config, shared: &Shared, number: u16) -> Vec<(S
     for (database, url) in &shared.databases {
         variables.push((format!("services.{database}.database_url"), url.clone()));
     }
+    for (database, pool_max) in &shared.pools {
+        variables.push((format!("services.{database}.pool_max"), pool_max.to_string()));
+    }
     if let Some(file) = &shared.secret {
         variables.push(("secret_file".to_owned(), file.to_string_lossy().into_owned()));
     }
@@ -78,6 +83,7 @@ mod tests {
             data: PathBuf::from("/var/lib/rookery"),
             databases: Database::ALL.iter().map(|of| (*of, format!("postgresql:///{of}?host=/tmp/x&user=rookery"))).collect(),
             secret: None,
+            pools: Vec::new(),
         }
     }
 

@@ -1,6 +1,9 @@
 //! What a node needs of the Postgres of its databases: so many connections, and those for commits from the start.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use futures_util::future::join_all;
 use rookery::{
@@ -107,5 +110,42 @@ async fn a_node_has_its_sessions_for_commits_before_anybody_writes_and_is_not_re
     .await;
     proxy.heal();
     eventually("it has them again, although nobody writes", async || ready().await.0 == 200).await;
+    node.stop().await;
+}
+
+/// What was broken: each batch woke the lane that has nothing to do in the middle of opening its session, which it began anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_has_its_session_again_although_writes_never_pause() {
+    let (shared, folder) = (Shared::new().await, tempfile::tempdir().unwrap());
+    let mut command = shared.node("n1", ROLES);
+    command.env("ROOKERY__GATEWAY__RATE_LIMITS", "false");
+    let node = Running::start(command, &folder.path().join("n1")).await;
+    let url = node.greeted("listens on").unwrap();
+    let http = reqwest::Client::new();
+    let ada = json!({"username": "ada", "email": "ada@example.org", "password": "correct horse battery"});
+    let ada: Value = http.post(format!("{url}/api/v1/auth/register")).json(&ada).send().await.unwrap().json().await.unwrap();
+    let ends = AtomicBool::new(false);
+    let writer = async || {
+        while !ends.load(Ordering::Relaxed) {
+            let post = json!({"title": "once more", "body": "", "tags": []});
+            let post = http.post(format!("{url}/api/v1/posts")).bearer_auth(ada["access_token"].as_str().unwrap()).json(&post);
+            let _ = post.send().await;
+        }
+    };
+    let story = async {
+        let client = shared.sql(Database::Posts).await;
+        let ours = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'posts:%'";
+        client.execute(&format!("SELECT pg_terminate_backend(pid) {ours}"), &[]).await.unwrap();
+        // Nothing was sent through it yet but what each begins with.
+        let idle = format!(
+            "SELECT count(*) {ours} AND query = 'SELECT pg_backend_pid()' AND backend_start < now() - interval '1 second'"
+        );
+        eventually("the lane of claims, which nobody uses, has its session", async || {
+            client.query_one(&idle, &[]).await.unwrap().get::<_, i64>(0) == 1
+        })
+        .await;
+        ends.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(story, join_all((0..12).map(|_| writer())));
     node.stop().await;
 }

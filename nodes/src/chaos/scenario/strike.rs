@@ -119,10 +119,8 @@ impl Scenario {
                 cluster.stop_nodes().await?;
                 cluster.put_back(Database::Search).await?;
                 cluster.revive().await?;
-                // Without this they find out by themselves, when they read on.
-                if turn.is_multiple_of(2) {
-                    cluster.rookery(&["restored", Database::Search.name()]).await?;
-                }
+                // The bridges would find out by themselves; the indexes do not know that they are ahead.
+                cluster.rookery(&["restored", Database::Search.name()]).await?;
             }
             Self::ReaderCrowd => told.push(crowd(cluster, work).await?),
             Self::Partition => {
