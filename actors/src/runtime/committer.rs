@@ -648,7 +648,8 @@ async fn recover<S: Service>(
 ) -> Vec<Vec<Queued<S>>> {
     match verdict(error) {
         Verdict::Doubt => {
-            episodes::warn("the outcome of a commit is open, resolving it", S::NAME, describe(error));
+            // Told of when it cannot be resolved.
+            tracing::debug!(service.name = S::NAME, error = describe(error), "the outcome of a commit is open, resolving it");
             inner.commits.failed();
             *session = None;
             doubt::resolve(inner, tag, batch.id, placed, CommitError::Unknown).await

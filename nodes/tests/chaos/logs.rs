@@ -34,6 +34,12 @@ impl Observed {
         let answer = http.post(cluster.gateways().url(0, "/api/v1/auth/register")).json(&user).send().await.unwrap();
         assert_eq!(answer.status(), 201);
         let token = answer.json::<Value>().await.unwrap()["access_token"].as_str().unwrap().to_owned();
+        // They are told together, some time after.
+        let started = async |cluster: &Cluster| {
+            let log = cluster.log();
+            ["users", "posts", "comments", "search"].iter().all(|name| log.contains(&format!("{name}: shards are served here")))
+        };
+        cluster.until("the last lines of the start", started).await.unwrap();
         Self { cluster, http, token }
     }
 
