@@ -107,7 +107,7 @@ impl Fleet {
     ///
     /// # Errors
     /// What could not be started; everything else is stopped again.
-    pub async fn start(mut config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Self> {
+    pub async fn start(config: Config, file: Option<PathBuf>, nodes: u16) -> anyhow::Result<Self> {
         let data = DataDir::lock(&config.data_dir)?;
         crate::node::tell_of_new(&data);
         secret::of(&config, data.path())?;
@@ -116,7 +116,6 @@ impl Fleet {
         // Before the nodes, to whom none of the databases is private.
         pins::agree(&config, &databases).await?;
         let pools = connections::check(&config, &databases, u32::from(nodes)).await?;
-        connections::limit(&mut config, &pools);
         let shared = Shared {
             data: data.path().to_owned(),
             databases: databases.private_urls(&config).await,

@@ -1,5 +1,6 @@
 //! What the tests of every crate of the workspace share: a real Postgres, and new databases in it.
 
+pub mod backup;
 mod kafka;
 mod node;
 mod patience;

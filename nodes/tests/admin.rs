@@ -43,6 +43,13 @@ async fn log_in(url: &str, name: &str) -> String {
     token(url, "login", json!({"login": name, "password": PASSWORD})).await
 }
 
+/// Ada is an administrator from now on; her access token.
+async fn administrator(url: &str, data: &str) -> String {
+    register(url, "ada").await;
+    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
+    log_in(url, "ada").await
+}
+
 /// What a command says, and whether it worked; far from the node's data folder.
 fn rookery(arguments: &[&str]) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_rookery")).args(arguments).output().unwrap();
@@ -270,9 +277,7 @@ async fn an_import_through_a_proxy_that_keeps_what_it_is_sent_ends_however_many_
     let folder = tempfile::tempdir().unwrap();
     let (node, url) = start(folder.path()).await;
     let data = folder.path().to_str().unwrap();
-    register(&url, "ada").await;
-    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
-    let admin = log_in(&url, "ada").await;
+    let admin = administrator(&url, data).await;
     let proxy = format!("http://{}", keeping_proxy(node.gateway.unwrap()));
     let lines = (0..5_000).map(|n| match n % 100 {
         0 => json!({"type": "post", "author": "ada", "title": format!("Post {n}"), "created_at": n + 1}).to_string(),
@@ -302,9 +307,7 @@ async fn dead_letters_of_a_log_that_cannot_be_are_refused_and_not_none() {
     let folder = tempfile::tempdir().unwrap();
     let (node, url) = start(folder.path()).await;
     let data = folder.path().to_str().unwrap();
-    register(&url, "ada").await;
-    assert!(rookery(&["admin", "grant", "ada", "admin", "--data-dir", data]).0);
-    let admin = log_in(&url, "ada").await;
+    let admin = administrator(&url, data).await;
     for source in ["nonsense/xx", "posts/256", "posts"] {
         let asked = reqwest::Client::new().get(format!("{url}/admin/v1/dlt?source={source}")).bearer_auth(&admin).send().await;
         is_problem(asked.unwrap(), StatusCode::UNPROCESSABLE_ENTITY).await;

@@ -224,14 +224,6 @@ impl<S: Service> Committer<S> {
         self.sessions.borrow().lacking().map(str::to_owned)
     }
 
-    /// What the server said when a lane asked for a session.
-    fn refused_session(&self, lane: Lane) -> String {
-        match &self.sessions.borrow().of[lane as usize] {
-            LaneSession::Refused(reason) => reason.clone(),
-            _ => "no answer".to_owned(),
-        }
-    }
-
     fn note_session(&self, lane: Lane, now: LaneSession) {
         self.sessions.send_if_modified(|sessions| {
             let noted = &mut sessions.of[lane as usize];
@@ -480,7 +472,7 @@ async fn keep_session<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Op
     // The sender is the committer's own.
     let _ = inner.committer.sessions.subscribe().wait_for(|sessions| sessions.are_kept).await;
     loop {
-        let pause = match is_stale(inner, session.as_ref()) && !open(inner, lane, session).await {
+        let pause = match is_stale(inner, session.as_ref()) && open(inner, lane, session).await.is_err() {
             true => LOOK_EVERY / 4,
             false => LOOK_EVERY,
         };
@@ -493,14 +485,14 @@ fn is_stale<S: Service>(inner: &Inner<S>, session: Option<&Session>) -> bool {
     session.is_none_or(|session| session.client.is_closed() || session.tag.incarnation != inner.incarnation())
 }
 
-/// Tries once to open a session.
-async fn open<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> bool {
+/// Tries once to open a session; why there is none.
+async fn open<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Session>) -> Result<(), String> {
     let refused = match timeout(STATEMENT_WITHIN, Session::open(inner)).await {
         Ok(Ok(opened)) => {
             *session = Some(opened);
             inner.committer.note_session(lane, LaneSession::Open);
             episodes::over(NO_SESSION, S::NAME);
-            return true;
+            return Ok(());
         }
         Ok(Err(error)) => {
             let refused = error.describe();
@@ -513,8 +505,8 @@ async fn open<S: Service>(inner: &Inner<S>, lane: Lane, session: &mut Option<Ses
         Err(_) => "no answer".to_owned(),
     };
     *session = None;
-    inner.committer.note_session(lane, LaneSession::Refused(refused));
-    false
+    inner.committer.note_session(lane, LaneSession::Refused(refused.clone()));
+    Err(refused)
 }
 
 /// Commits these units, in as many statements as it takes to keep one's fault from the others.
@@ -576,9 +568,9 @@ async fn connected<'a, S: Service>(
 ) -> Result<&'a mut Session, String> {
     if is_stale(inner, session.as_ref()) {
         let patience = Instant::now() + RECONNECT_WITHIN;
-        while !open(inner, lane, session).await {
+        while let Err(refused) = open(inner, lane, session).await {
             if Instant::now() >= patience {
-                return Err(inner.committer.refused_session(lane));
+                return Err(refused);
             }
             sleep(RECONNECT_EVERY).await;
         }
@@ -662,11 +654,9 @@ async fn recover<S: Service>(
         }
         Verdict::Again => vec![placed.into_iter().map(|placed| placed.queued).collect()],
         Verdict::Unavailable => {
-            inner.database.note(error);
-            episodes::warn(NO_WRITES, S::NAME, describe(error));
-            inner.commits.failed();
+            let unavailable = unavailable(inner, error);
             for Placed { queued, .. } in placed {
-                queued.finish(Err(CommitError::Unavailable(describe(error))));
+                queued.finish(Err(unavailable.clone()));
             }
             Vec::new()
         }
@@ -682,9 +672,7 @@ async fn recover<S: Service>(
                 CommitError::Refused { constraint, message: describe(error) }
             } else {
                 // A damaged table, or a server that gives no more transaction ids: others would fail as well.
-                episodes::warn(NO_WRITES, S::NAME, describe(error));
-                inner.commits.failed();
-                CommitError::Unavailable(describe(error))
+                unavailable(inner, error)
             };
             for queued in units {
                 queued.finish(Err(refused.clone()));
@@ -692,6 +680,14 @@ async fn recover<S: Service>(
             Vec::new()
         }
     }
+}
+
+/// What is answered when the database takes nothing from anybody; takes note of it.
+fn unavailable<S: Service>(inner: &Inner<S>, error: &tokio_postgres::Error) -> CommitError {
+    inner.database.note(error);
+    episodes::warn(NO_WRITES, S::NAME, describe(error));
+    inner.commits.failed();
+    CommitError::Unavailable(describe(error))
 }
 
 #[derive(Debug, PartialEq)]

@@ -7,7 +7,7 @@ use rookery::{
     bridge::{Bridge, RunningBridge},
     event_log::EmbeddedLog,
     migrate::Database,
-    testing::{self, TestNetwork, TestPostgres},
+    testing::{self, TestNetwork, TestPostgres, backup},
 };
 use rookery_actors::{
     comments::service::CommentService,
@@ -115,27 +115,16 @@ impl World {
 
     /// Keeps what the database of a service holds now, for [`World::put_back`].
     pub(crate) async fn back_up(&self, service: usize) {
-        let client = self.sql(service).await;
-        // Of one moment, as a backup is: projections go on meanwhile.
-        let mut copies = "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE SCHEMA kept;".to_owned();
-        for table in tables(&client).await {
-            copies += &format!("CREATE TABLE kept.{table} AS TABLE public.{table};");
-        }
-        client.batch_execute(&(copies + "COMMIT;")).await.unwrap();
+        backup::back_up(&self.sql(service).await).await.unwrap();
     }
 
     /// Puts the database of a service back to what was kept, as from a backup; its shards are taken over anew. As its nodes would
     /// be, the bridges into the service are to be stopped before and started after.
     pub(crate) async fn put_back<S: Service>(&self, service: usize, of: impl Fn(&Node) -> &Runtime<S>) {
-        let client = self.sql(service).await;
         for node in &self.nodes {
             (0..of(node).shards()).for_each(|shard| of(node).close(ShardId(shard)));
         }
-        let mut copies = "BEGIN;".to_owned();
-        for table in tables(&client).await {
-            copies += &format!("TRUNCATE public.{table}; INSERT INTO public.{table} SELECT * FROM kept.{table};");
-        }
-        client.batch_execute(&(copies + "COMMIT;")).await.unwrap();
+        backup::put_back(&self.sql(service).await).await.unwrap();
         for (n, node) in self.nodes.iter().enumerate() {
             let (runtime, me) = (of(node), of(node).incarnation());
             let mut rows = directory(runtime).await.shards().await.unwrap();
@@ -188,12 +177,6 @@ impl Node {
         self.users.ensure_author(id, Username::parse(name).unwrap(), Timestamp::now(), soon()).await.unwrap();
         id
     }
-}
-
-/// The tables of a service.
-async fn tables(client: &tokio_postgres::Client) -> Vec<String> {
-    let sql = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'refinery%' ORDER BY 1";
-    client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
 /// A runtime that serves these shards and does nothing of its own accord.

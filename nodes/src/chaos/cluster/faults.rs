@@ -1,6 +1,6 @@
 //! What can be done to a cluster: a fault is one call.
 
-use std::{fmt::Write as _, fs, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::Context;
 use nix::{
@@ -9,7 +9,7 @@ use nix::{
 };
 
 use super::{Cluster, Node, Started, command::KAFKA_PARTITIONS, disk::Balloon, ended};
-use crate::{chaos::proxy::Proxy, fleet, migrate::Database, postgres};
+use crate::{chaos::proxy::Proxy, fleet, migrate::Database, postgres, testing::backup};
 
 /// In which directions a wire is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,13 +214,7 @@ impl Cluster {
     /// # Errors
     /// What Postgres says.
     pub async fn back_up(&self, database: Database) -> anyhow::Result<()> {
-        let client = self.client(database).await?;
-        let mut copies =
-            "BEGIN ISOLATION LEVEL REPEATABLE READ; DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept;".to_owned();
-        for table in tables(&client).await? {
-            write!(copies, "CREATE TABLE kept.{table} AS TABLE public.{table};")?;
-        }
-        Ok(client.batch_execute(&(copies + "COMMIT;")).await?)
+        Ok(backup::back_up(&self.client(database).await?).await?)
     }
 
     /// Puts a database back to what was kept, as from a backup. No node may run.
@@ -228,12 +222,7 @@ impl Cluster {
     /// # Errors
     /// What Postgres says.
     pub async fn put_back(&self, database: Database) -> anyhow::Result<()> {
-        let client = self.client(database).await?;
-        let mut copies = "BEGIN;".to_owned();
-        for table in tables(&client).await? {
-            write!(copies, "TRUNCATE public.{table}; INSERT INTO public.{table} SELECT * FROM kept.{table};")?;
-        }
-        Ok(client.batch_execute(&(copies + "COMMIT;")).await?)
+        Ok(backup::put_back(&self.client(database).await?).await?)
     }
 
     async fn client(&self, database: Database) -> anyhow::Result<tokio_postgres::Client> {
@@ -276,12 +265,6 @@ impl Cluster {
         self.kafka = Some(restarted?);
         Ok(())
     }
-}
-
-/// What a service keeps; not what of its schema has been applied.
-async fn tables(client: &tokio_postgres::Client) -> anyhow::Result<Vec<String>> {
-    let sql = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'refinery%' ORDER BY 1";
-    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// A process that wakes when this is dropped, however that comes about.
