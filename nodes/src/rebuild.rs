@@ -186,6 +186,12 @@ impl Rebuilder {
         (self.reindex)().await?;
         for (topic, (shards, _)) in wanted {
             search.end_rebuild(*topic, shards).await?;
+            tracing::warn!(
+                consumer = SearchService::NAME,
+                ?topic,
+                shards = shards.len(),
+                "built anew from the publisher's state"
+            );
         }
         Ok(())
     }

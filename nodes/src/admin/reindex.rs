@@ -77,7 +77,13 @@ pub(super) async fn reindex(State(admin): State<Arc<Admin>>) -> Response {
 /// # Errors
 /// When it ended early; what was done stays, and doing it again is harmless.
 pub async fn unwatched(admin: &Admin) -> Result<(), Failure> {
-    rebuild_in_turn(admin, &mpsc::channel(1).0).await
+    rebuild_in_turn(admin, &to_nobody()).await
+}
+
+/// Where progress is told to nobody. A receiver that lived and did not listen would hold up the second thing that is told, for
+/// ever.
+fn to_nobody() -> mpsc::Sender<Progress> {
+    mpsc::channel(1).0
 }
 
 async fn rebuild_in_turn(admin: &Admin, progress: &mpsc::Sender<Progress>) -> Result<(), Failure> {
@@ -199,5 +205,20 @@ fn tombstone(document: Document) -> Document {
         body: String::new(),
         deleted: true,
         ..document
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was broken: documents that a node made anew by itself never got beyond the second thing to tell.
+    #[tokio::test]
+    async fn progress_that_nobody_watches_holds_up_nothing() {
+        let progress = to_nobody();
+        for _ in 0..3 {
+            let told = tokio::time::timeout(Duration::from_secs(5), progress.send(Progress::Indexing));
+            assert!(told.await.expect("it is not waited for").is_err(), "nobody hears it");
+        }
     }
 }

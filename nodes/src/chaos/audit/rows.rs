@@ -23,7 +23,12 @@ pub(super) struct Rows {
     pub(super) mismatched: Vec<String>,
     /// Dead letters.
     pub(super) dead: Vec<String>,
+    /// Where the records stand of comments that have no document, and how far search says to have come there.
+    undocumented: Vec<String>,
 }
+
+/// So many of them are looked at.
+const UNDOCUMENTED_MAX: usize = 3;
 
 #[derive(Debug)]
 struct Post {
@@ -65,6 +70,7 @@ impl Rows {
         rows.read_users(&clients["users"]).await?;
         rows.read_follows(&clients["users"], &clients["posts"]).await?;
         rows.read_documents(&clients["search"]).await?;
+        rows.look_for_undocumented(&clients["comments"], &clients["search"]).await?;
         for (service, client) in clients {
             let dead = client.query("SELECT source, seq, reason FROM dead_letter ORDER BY source, seq", &[]).await?;
             rows.dead.extend(dead.iter().map(|row| {
@@ -160,6 +166,28 @@ impl Rows {
         Ok(())
     }
 
+    async fn look_for_undocumented(&mut self, comments: &Client, search: &Client) -> Result<(), Error> {
+        let has_none = |id: &&Uuid| !self.documents.contains_key(&("comment".to_owned(), **id));
+        for id in self.comments.keys().filter(has_none).take(UNDOCUMENTED_MAX) {
+            let records = "SELECT shard, seq, type, at::text FROM outbox WHERE payload LIKE '%' || $1::text || '%' ORDER BY seq";
+            for row in comments.query(records, &[&id.to_string()]).await? {
+                let (shard, seq, kind, at): (i16, i64, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+                let source = format!("comments/{shard}");
+                let places =
+                    "SELECT (SELECT string_agg(shard || ':' || position, ' ' ORDER BY shard) FROM inbox WHERE source = $1),
+                                     (SELECT position FROM carried WHERE source = $1), (SELECT count(*) FROM rebuild)";
+                let places = search.query_one(places, &[&source]).await?;
+                let (inbox, carried, rebuilds): (Option<&str>, Option<i64>, i64) = (places.get(0), places.get(1), places.get(2));
+                self.undocumented.push(format!(
+                    "comment {id}: {kind} is record {seq} of {source}, of {at}; applied up to {}, carried up to {carried:?}, \
+                     {rebuilds} rebuilds wanted",
+                    inbox.unwrap_or("nowhere"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Counters that a recount contradicts: in the rows, and in what the API answers from memory.
     pub(super) fn miscounted(&self, listed: &[Listed], pages: &BTreeMap<String, Counts>) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -221,6 +249,7 @@ impl Rows {
             }
         }
         wrong.extend(rows.keys().map(|(kind, id)| format!("{kind} {id} has no document")));
+        wrong.extend(self.undocumented.iter().cloned());
         wrong
     }
 }
