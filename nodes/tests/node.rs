@@ -89,7 +89,7 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
     let token = SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key: post.id.0 };
     assert!(faces.search.visible(token, Duration::from_secs(5)).await, "a post is found within seconds");
     let query = index::Search { query: index::Query::parse("weaving algebra").unwrap(), ..index::Search::default() };
-    assert_eq!(faces.search.search(query.clone(), None, deadline()).await.unwrap().hits.items[0].id, post.id.0);
+    assert_eq!(faces.search.search(query.clone(), deadline()).await.unwrap().hits.items[0].id, post.id.0);
 
     let draft = comments::Draft {
         post: post.id,
@@ -114,7 +114,7 @@ async fn a_post_is_created_committed_read_commented_on_and_found_also_after_a_re
 
     let node = start(folder.path()).await;
     let found = eventually("the post after a restart", async || {
-        let answer = node.faces.search.search(query.clone(), None, deadline()).await.unwrap();
+        let answer = node.faces.search.search(query.clone(), deadline()).await.unwrap();
         answer.hits.items.first().map(|hit| hit.id)
     })
     .await;
@@ -177,7 +177,7 @@ async fn the_comments_of_a_deleted_post_are_not_found_however_late_they_come() {
     };
     comments.add(draft, soon()).await.unwrap();
     let query = index::Search { query: index::Query::parse("pterodactyloid").unwrap(), ..index::Search::default() };
-    let found = async || search.search(query.clone(), None, deadline()).await.unwrap().hits.total;
+    let found = async || search.search(query.clone(), deadline()).await.unwrap().hits.total;
     eventually("the comment", async || (found().await == 1).then_some(())).await;
     let late: Vec<_> =
         comments.export(None, 10).await.unwrap().into_iter().map(|comment| comment_document(comment).unwrap()).collect();

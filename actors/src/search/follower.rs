@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -48,10 +49,20 @@ const OWN_AFTER_FAILURE: Duration = Duration::from_secs(3);
 const OWN_AFTER_REBUILD: Duration = Duration::from_secs(60);
 /// What the owner of the shard may take beyond that to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long a log that brings nothing is taken to be the one that it was: it may have been put back, and be as long again.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// After a failure.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Between two checkpoints: what is read again, at most, after the machine went down.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// Between two purges: a deleted text is in the files of an index for that long at most, and a merge.
+const PURGE_EVERY: Duration = Duration::from_mins(30);
+/// After an index was opened, before the first one: a node may be started again and again.
+const PURGE_FIRST: Duration = Duration::from_mins(5);
+/// The longest that such merges take, about.
+const MERGES_WITHIN: Duration = Duration::from_mins(2);
+/// How long an index has nothing to do until its small segments are merged.
+const TIDY_AFTER: Duration = Duration::from_secs(30);
 /// Documents in one commit, about; the rest follows in the next, at once.
 const DOCUMENTS_MAX: i64 = 5_000;
 /// The same in bytes, unless the indexes of a node may hold less together: some are a hundred thousand times as long as others,
@@ -72,12 +83,23 @@ pub const DOCUMENTS_AFTER: &str = "SELECT seq, doc FROM documents d
 const SIZES_AFTER: &str =
     "SELECT seq, octet_length(doc)::int8 FROM documents WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3";
 
+/// Where the log of a shard ends, and by which history it is at a place (rule 5).
+const END_AND_HISTORY: &str = "SELECT COALESCE((SELECT max(seq) FROM outbox WHERE shard = $1), 0),
+     (SELECT batch FROM outbox WHERE shard = $1 AND seq <= $2 AND type = 'epoch' ORDER BY seq DESC LIMIT 1)";
+
+/// A place in the log of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    seq: Seq,
+    /// By which history of the log; none: not known.
+    history: Option<Uuid>,
+}
+
 /// Documents that are read together.
-#[derive(Default)]
 struct Page {
     documents: Vec<(u64, Document)>,
-    /// The last record that is in it with all of its documents.
-    end: Seq,
+    /// The last record that is in it with all of its documents, or the end of what was asked for.
+    end: Place,
     /// There are others behind it.
     more: bool,
 }
@@ -90,9 +112,17 @@ pub(crate) struct Follower {
     /// Ends with the replica.
     held: watch::Receiver<()>,
     /// Up to here there is nothing more to read, whatever the index says of itself.
-    caught_up: Seq,
+    caught_up: Place,
+    /// When the log was last seen to be the one from which the index was made; none: not yet.
+    known_at: Option<Instant>,
     /// A write has failed: the index is to be built anew.
     doubtful: bool,
+    /// When the next purge begins.
+    purge_at: Instant,
+    /// Until then merges are looked for that nobody has asked for with a commit.
+    merging_until: Option<Instant>,
+    /// When something was last indexed; none: its small segments have been merged since.
+    busy_at: Option<Instant>,
     /// When the last checkpoint began.
     checkpoint_at: Instant,
     /// One that is on its way to the disk.
@@ -124,6 +154,10 @@ enum FollowError {
     OtherFormat,
     #[error("the replica is dropped")]
     Dropped,
+    #[error(
+        "the log goes on differently before {0}, up to where the index was made: the database was put back to an older state"
+    )]
+    OtherHistory(Seq),
 }
 
 impl Follower {
@@ -140,8 +174,12 @@ impl Follower {
             partition: Some(partition),
             signals,
             held,
-            caught_up: 0,
+            caught_up: Place::default(),
+            known_at: None,
             doubtful: false,
+            purge_at: Instant::now() + PURGE_FIRST,
+            merging_until: None,
+            busy_at: Some(Instant::now()),
             checkpoint_at: Instant::now(),
             checkpoint: None,
             copy: None,
@@ -176,7 +214,7 @@ impl Follower {
                 self.recover().await;
             }
             let reached = tokio::select! {
-                reached = self.reached(self.caught_up, NEWS_WITHIN) => reached,
+                reached = self.reached(self.caught_up.seq, NEWS_WITHIN) => reached,
                 // How far it is by now, news or not.
                 () = self.signals.rebuilds.asked() => self.reached(0, Duration::ZERO).await,
                 _ = held.changed() => break,
@@ -241,7 +279,6 @@ impl Follower {
         if wanted.is_some() || self.doubtful {
             self.rebuild(head, &positions).await?;
             self.doubtful = false;
-            self.caught_up = head;
             self.publish(positions, true);
             // The other replica may still have what this is to replace.
             self.own_until = Instant::now() + OWN_AFTER_REBUILD;
@@ -250,21 +287,30 @@ impl Follower {
             }
             return Ok(Step::CaughtUp { documents: 0 });
         }
-        let applied = self.partition.as_ref().ok_or(FollowError::Panicked)?.position().applied_seq;
-        let applied = Seq::try_from(applied).unwrap_or(Seq::MAX).max(self.caught_up);
-        let Page { documents, end, more } = if head > applied { self.documents(applied).await? } else { Page::default() };
-        let count = documents.len();
-        if !documents.is_empty() {
-            let applied_seq = if more { end } else { end.max(head) };
-            self.index(documents, position(applied_seq.unsigned_abs(), &positions)).await?;
+        let place = self.place()?;
+        if head == place.seq && self.known_at.is_some_and(|known| known.elapsed() < KNOWN_FOR) {
+            self.publish(positions, false);
+            return Ok(Step::CaughtUp { documents: 0 });
         }
+        let Page { documents, end, more } = self.documents(place, head).await?;
+        self.known_at = Some(Instant::now());
+        let count = documents.len();
+        if count > 0 {
+            self.index(documents, position(end, &positions)).await?;
+        }
+        self.caught_up = end;
         if more {
-            self.caught_up = end;
             return Ok(Step::More);
         }
-        self.caught_up = head;
         self.publish(positions, count > 0);
         Ok(Step::CaughtUp { documents: count })
+    }
+
+    /// Up to where everything was read.
+    fn place(&self) -> Result<Place, FollowError> {
+        let Position { applied_seq, history, .. } = self.partition.as_ref().ok_or(FollowError::Panicked)?.position();
+        let indexed = Place { seq: Seq::try_from(*applied_seq).unwrap_or(Seq::MAX), history: *history };
+        Ok(if indexed.seq > self.caught_up.seq { indexed } else { self.caught_up })
     }
 
     /// Tells who waits for these positions, and who copies this index, `changed` or not.
@@ -279,14 +325,31 @@ impl Follower {
         }
     }
 
-    async fn documents(&self, applied: Seq) -> Result<Page, Failure> {
+    /// What came after a place, up to the end of the log, or as much of it as a page holds.
+    async fn documents(&self, after: Place, head: Seq) -> Result<Page, FollowError> {
         let _place = self.runtime.inner.loader.place().await;
         let client = self.runtime.database().get().await?;
         let shard = self.shard.as_i16();
-        let sizes = client.query(SIZES_AFTER, &[&shard, &applied, &DOCUMENTS_MAX]).await?;
+        // In one go: each is a round trip to the server.
+        let (now, sizes) = try_join(
+            client.query_one(END_AND_HISTORY, &[&shard, &after.seq]),
+            client.query(SIZES_AFTER, &[&shard, &after.seq, &DOCUMENTS_MAX]),
+        )
+        .await
+        .map_err(Failure::from)?;
+        let (last, history): (Seq, Option<Uuid>) = (now.get(0), now.get(1));
+        if last < after.seq || after.history.zip(history).is_some_and(|(made, found)| made != found) {
+            return Err(FollowError::OtherHistory(after.seq));
+        }
         let sizes: Vec<(Seq, i64)> = sizes.iter().map(|row| (row.get(0), row.get(1))).collect();
         let (end, more) = page_end(&sizes, page_bytes_max(&self.runtime));
-        let rows = client.query(DOCUMENTS_AFTER, &[&shard, &applied, &end]).await?;
+        let end = if more { end } else { end.max(head).max(after.seq) };
+        let (history, rows) = try_join(
+            client.query_one(END_AND_HISTORY, &[&shard, &end]),
+            client.query(DOCUMENTS_AFTER, &[&shard, &after.seq, &end]),
+        )
+        .await
+        .map_err(Failure::from)?;
         if !rows.is_empty() {
             let bytes: usize = rows.iter().map(|row| row.get::<_, &str>(1).len()).sum();
             metrics::histogram!("rookery_search_page_bytes").record(bytes as f64);
@@ -296,7 +359,8 @@ impl Follower {
                 .map_err(|error| Failure::Unavailable(format!("a stored document does not parse: {error}")))?;
             Ok((row.get::<_, i64>(0).unsigned_abs(), document))
         };
-        Ok(Page { documents: rows.iter().map(parse).collect::<Result<_, Failure>>()?, end, more })
+        let documents = rows.iter().map(parse).collect::<Result<_, Failure>>()?;
+        Ok(Page { documents, end: Place { seq: end, history: history.get(1) }, more })
     }
 
     /// Builds the index from nothing and commits it in one piece, so that nobody ever finds half of it.
@@ -305,20 +369,23 @@ impl Follower {
         // A row that is stored anew meanwhile comes behind the head.
         let once_until = head.unsigned_abs();
         self.with_partition(move |partition| partition.reset_once_until(once_until)).await?;
-        let mut applied: Seq = 0;
+        let mut read = Place::default();
         loop {
-            let Page { documents, end, more } = self.documents(applied).await?;
+            let Page { documents, end, more } = self.documents(read, head).await?;
             self.signals.indexed.add(documents.len());
             self.with_partition(move |partition| partition.apply(&documents)).await?;
+            read = end;
             if !more {
-                let position = position(end.max(head).unsigned_abs(), positions);
-                return self.with_partition(move |partition| partition.commit(position)).await;
+                let position = position(read, positions);
+                self.with_partition(move |partition| partition.commit(position)).await?;
+                (self.caught_up, self.known_at) = (read, Some(Instant::now()));
+                return Ok(());
             }
-            applied = end;
         }
     }
 
     async fn index(&mut self, documents: Vec<(u64, Document)>, position: Position) -> Result<(), FollowError> {
+        self.busy_at = Some(Instant::now());
         self.signals.indexed.add(documents.len());
         self.with_partition(move |partition| partition.apply(&documents).and_then(|()| partition.commit(position))).await
     }
@@ -369,7 +436,7 @@ impl Follower {
     }
 
     async fn copy_commit(&mut self, maker: &NodeName, id: Uuid, commit: Arc<Commit>) -> Result<(), FollowError> {
-        if !commit.is_ours() {
+        if !self.partition.as_ref().is_some_and(|partition| commit.is_of(partition.format())) {
             return Err(FollowError::OtherFormat);
         }
         self.signals.offer.withdraw();
@@ -429,6 +496,23 @@ impl Follower {
             self.doubtful |= matches!(error, CheckpointError::Lost(..));
             episodes::warn("indexes keep their last checkpoint", "search", &error);
         }
+        if self.merging_until.is_some() {
+            self.look_for_merges().await;
+        }
+        let merged = if Instant::now() >= self.purge_at {
+            self.purge_at = Instant::now() + PURGE_EVERY;
+            self.merging_until = Some(Instant::now() + MERGES_WITHIN);
+            self.with_partition(Partition::purge).await
+        } else if self.busy_at.is_some_and(|busy| busy.elapsed() >= TIDY_AFTER) {
+            self.busy_at = None;
+            self.merging_until = Some(Instant::now() + MERGES_WITHIN);
+            self.with_partition(Partition::tidy).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = merged {
+            episodes::warn("segments of indexes cannot be merged", "search", &error);
+        }
         if self.checkpoint.is_some() || self.doubtful || self.checkpoint_at.elapsed() < CHECKPOINT_EVERY {
             return;
         }
@@ -439,8 +523,22 @@ impl Follower {
         }
     }
 
+    /// What a purge has made is searched from now on, and copied: the next commit may be long in coming.
+    async fn look_for_merges(&mut self) {
+        self.merging_until = self.merging_until.filter(|until| Instant::now() < *until);
+        match self.with_partition(Partition::refresh).await {
+            Ok(true) => {
+                if let Some(positions) = self.signals.visible.positions() {
+                    self.offer(&positions, true);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => episodes::warn("segments of indexes cannot be merged", "search", &error),
+        }
+    }
+
     async fn recover(&mut self) {
-        self.caught_up = 0;
+        (self.caught_up, self.known_at) = (Place::default(), None);
         let Some(mut partition) = self.partition.take() else {
             return;
         };
@@ -475,9 +573,9 @@ fn page_end(sizes: &[(Seq, i64)], bytes_max: i64) -> (Seq, bool) {
     (end, sizes.len() as i64 >= DOCUMENTS_MAX)
 }
 
-fn position(applied_seq: u64, positions: &HashMap<Source, Seq>) -> Position {
+fn position(place: Place, positions: &HashMap<Source, Seq>) -> Position {
     let sources = positions.iter().map(|(source, seq)| (source.to_string(), seq.unsigned_abs())).collect();
-    Position { applied_seq, sources }
+    Position { applied_seq: place.seq.unsigned_abs(), history: place.history, sources }
 }
 
 enum Step {

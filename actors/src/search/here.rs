@@ -2,24 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::{
     SearchService, SearchToken,
     copying::{Offer, Offered, Piece},
-    index::{Document, Hits, Search, Suggestion, merge, merge_suggestions},
+    index::{
+        Cursor, Document, Hit, Hits, Plan, Ranked, Search, SearchError, Statistics, Suggestion, Views, Wishes, merge_suggestions,
+    },
     placing::Holdings,
-    replicas::Build,
+    replicas::{Build, Replica},
 };
 use crate::{
     entity::Failure,
-    episodes,
     event::Source,
     ids::{Seq, ShardId},
     runtime::{CommitError, Runtime, Unit},
@@ -42,6 +39,8 @@ pub enum Query {
         typed: String,
         /// How many at most.
         limit: usize,
+        /// For whom: clients take turns.
+        client: u64,
     },
     /// How many documents these partitions have.
     Count(Vec<ShardId>),
@@ -89,6 +88,21 @@ pub struct Asked {
     pub(crate) search: Search,
     /// The partition of a write, and how long to wait until that can be found there (rule 21).
     pub(crate) after: Option<(ShardId, SearchToken, Duration)>,
+    /// Which part of the work; none: all of it, as nodes of 0.2 ask, who pass over what follows and do all of it too.
+    pub(crate) stage: Option<Stage>,
+    /// For whom: clients take turns.
+    pub(crate) client: u64,
+}
+
+/// A part of a search of partitions that lie on several nodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Stage {
+    /// What the partitions say of the words of the query.
+    Words(Wishes),
+    /// The page, by a plan made of what all partitions said.
+    Rank(Plan),
+    /// What is shown of those of a page that lie here.
+    Show(Plan, Vec<Cursor>),
 }
 
 /// What they answer.
@@ -112,14 +126,30 @@ pub enum Answer {
     Offered(Offered),
     /// Parts of files, as much as travels well.
     Pieces(Vec<Piece>),
+    /// What those partitions say of the words of a query.
+    Said(Statistics, Vec<ShardId>),
+    /// The best places of those partitions.
+    Ranked(Ranked, Vec<ShardId>),
+    /// What is shown of places.
+    Shown(Vec<Hit>),
 }
 
 impl Answer {
     /// The partitions of which it tells.
     pub(super) fn partitions(&self) -> &[ShardId] {
         match self {
-            Self::Found(_, partitions) | Self::Suggested(_, partitions) | Self::Counted(_, partitions) => partitions,
-            Self::Holds(_) | Self::Rebuild(_) | Self::Reached(..) | Self::Stored | Self::Offered(_) | Self::Pieces(_) => &[],
+            Self::Found(_, partitions)
+            | Self::Suggested(_, partitions)
+            | Self::Counted(_, partitions)
+            | Self::Said(_, partitions)
+            | Self::Ranked(_, partitions) => partitions,
+            Self::Holds(_)
+            | Self::Rebuild(_)
+            | Self::Reached(..)
+            | Self::Stored
+            | Self::Offered(_)
+            | Self::Pieces(_)
+            | Self::Shown(_) => &[],
         }
     }
 }
@@ -127,12 +157,10 @@ impl Answer {
 pub(super) async fn answer(runtime: &Runtime<SearchService>, query: &Query, deadline: Instant) -> Result<Answer, Failure> {
     let replicas = &runtime.service().replicas;
     Ok(match query {
-        Query::Search(asked) => {
-            let (hits, answered) = search(runtime, asked, deadline).await;
-            Answer::Found(hits, answered)
-        }
-        Query::Suggest { partitions, typed, limit } => {
-            let (suggestions, answered) = suggest(runtime, partitions, typed, *limit).await;
+        Query::Search(asked) => stage(runtime, asked, deadline).await.map_err(refused)?,
+        Query::Suggest { partitions, typed, limit, client } => {
+            let asked = suggest(runtime, partitions, typed, *limit, *client, deadline);
+            let (suggestions, answered) = asked.await.map_err(refused)?;
             Answer::Suggested(suggestions, answered)
         }
         Query::Count(partitions) => {
@@ -168,23 +196,73 @@ fn offer(runtime: &Runtime<SearchService>, partition: ShardId) -> Result<Offer, 
     Ok(replica.ok_or_else(none)?.signals.offer.clone())
 }
 
-/// Searches the partitions that are here; the best of them, and which they are.
-async fn search(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Instant) -> (Hits, Vec<ShardId>) {
-    let search = Arc::new(asked.search.clone());
-    let parts = asked.partitions.iter().map(async |partition| {
-        let replica = runtime.service().replicas.get(*partition)?;
-        if let Some((_, token, wait)) = asked.after.filter(|(home, ..)| home == partition) {
-            // Not in time is no error: the answer is what can be found by now.
-            let source = Source { topic: token.topic, shard: token.shard };
-            let _ = timeout(wait, replica.signals.visible.reaches(source, token.seq)).await;
+/// As another node is told.
+fn refused(error: SearchError) -> Failure {
+    match error {
+        SearchError::Busy => Failure::Overloaded(error.to_string()),
+        SearchError::Late => Failure::Expired,
+        error => Failure::Unavailable(error.to_string()),
+    }
+}
+
+/// The partitions of these that are here.
+fn held(runtime: &Runtime<SearchService>, partitions: &[ShardId]) -> Vec<(ShardId, Arc<Replica>)> {
+    let replicas = &runtime.service().replicas;
+    partitions.iter().filter_map(|partition| Some((*partition, replicas.get(*partition)?))).collect()
+}
+
+/// Does something with the partitions of these that are here, when it is the client's turn; and which they are.
+pub(super) async fn with_views<T: Send + 'static>(
+    runtime: &Runtime<SearchService>,
+    asked: &Asked,
+    deadline: Instant,
+    work: impl FnOnce(&Views) -> Result<T, SearchError> + Send + 'static,
+) -> Result<(T, Vec<ShardId>), SearchError> {
+    let (answered, replicas): (Vec<ShardId>, Vec<Arc<Replica>>) = held(runtime, &asked.partitions).into_iter().unzip();
+    if let Some((home, token, wait)) = asked.after
+        && let Some(place) = answered.iter().position(|partition| *partition == home)
+    {
+        // Not in time is no error: the answer is what can be found by now.
+        let source = Source { topic: token.topic, shard: token.shard };
+        let _ = timeout(wait, replicas[place].signals.visible.reaches(source, token.seq)).await;
+    }
+    // Words of all that is here, whatever is asked for: it is gathered once for all.
+    let (spelling, all) = (runtime.service().spelling.clone(), runtime.service().replicas.views());
+    let until = deadline.into_std();
+    let work = move || {
+        let views = Views::with(replicas.iter().map(|replica| replica.reader.view()).collect(), spelling, all).until(until);
+        work(&views).map(|done| (done, views.broken()))
+    };
+    let done = runtime.service().pool.run(asked.client, deadline.into_std(), work);
+    let (done, broken) = timeout_at(deadline, done).await.map_err(|_| SearchError::Late)???;
+    let answered = answered.into_iter().enumerate().filter(|(place, _)| !broken.contains(place)).map(|(_, partition)| partition);
+    Ok((done, answered.collect()))
+}
+
+/// One stage of a search of the partitions that are here.
+async fn stage(runtime: &Runtime<SearchService>, asked: &Asked, deadline: Instant) -> Result<Answer, SearchError> {
+    let until = Some(deadline.into_std());
+    let search = asked.search.clone();
+    Ok(match asked.stage.clone() {
+        None => {
+            let whole = move |views: &Views| Ok(views.search(&search, &views.plan(&search), until)?.0);
+            let (hits, answered): (Hits, _) = with_views(runtime, asked, deadline, whole).await?;
+            Answer::Found(hits, answered)
         }
-        let (reader, search) = (replica.reader.clone(), Arc::clone(&search));
-        let found = timeout_at(deadline, spawn_blocking(move || reader.search(&search))).await.ok()?.ok()?;
-        let found = found.inspect_err(|error| episodes::warn("index partitions cannot answer", "search", error));
-        Some((*partition, found.ok()?))
-    });
-    let (answered, hits) = join_all(parts).await.into_iter().flatten().unzip();
-    (merge(hits, asked.search.limit), answered)
+        Some(Stage::Words(wishes)) => {
+            // What is waited for here too: it may be all that has one of the words.
+            let (said, answered) = with_views(runtime, asked, deadline, move |views| Ok(views.statistics(&wishes))).await?;
+            Answer::Said(said, answered)
+        }
+        Some(Stage::Rank(plan)) => {
+            let (ranked, answered) = with_views(runtime, asked, deadline, move |views| views.rank(&search, &plan, until)).await?;
+            Answer::Ranked(ranked, answered)
+        }
+        Some(Stage::Show(plan, places)) => {
+            let asked = Asked { after: None, ..asked.clone() };
+            Answer::Shown(with_views(runtime, &asked, deadline, move |views| Ok(views.show(&search, &plan, &places))).await?.0)
+        }
+    })
 }
 
 async fn suggest(
@@ -192,14 +270,20 @@ async fn suggest(
     partitions: &[ShardId],
     typed: &str,
     limit: usize,
-) -> (Vec<Suggestion>, Vec<ShardId>) {
-    let parts = partitions.iter().map(async |partition| {
-        let replica = runtime.service().replicas.get(*partition)?;
-        let (reader, typed) = (replica.reader.clone(), typed.to_owned());
-        Some((*partition, spawn_blocking(move || reader.suggest(&typed, limit)).await.ok()?.ok()?))
-    });
-    let (answered, found): (Vec<_>, Vec<_>) = join_all(parts).await.into_iter().flatten().unzip();
-    (merge_suggestions(found.concat(), limit), answered)
+    client: u64,
+    deadline: Instant,
+) -> Result<(Vec<Suggestion>, Vec<ShardId>), SearchError> {
+    let (answered, replicas): (Vec<ShardId>, Vec<Arc<Replica>>) = held(runtime, partitions).into_iter().unzip();
+    let typed = typed.to_owned();
+    let work = move || -> Result<Vec<Suggestion>, SearchError> {
+        let mut found = Vec::new();
+        for replica in replicas {
+            found.extend(replica.reader.suggest(&typed, limit)?);
+        }
+        Ok(merge_suggestions(found, limit))
+    };
+    let done = runtime.service().pool.run(client, deadline.into_std(), work);
+    Ok((timeout_at(deadline, done).await.map_err(|_| SearchError::Late)???, answered))
 }
 
 async fn reached(runtime: &Runtime<SearchService>, shard: ShardId, after: Seq, wait: Duration) -> Result<Answer, Failure> {

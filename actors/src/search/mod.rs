@@ -5,12 +5,13 @@ mod follower;
 mod here;
 pub mod index;
 mod placing;
+mod pool;
 mod replicas;
 pub mod service;
 mod signals;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::{
         Arc,
@@ -29,9 +30,12 @@ pub use self::{
     service::{SearchService, comment as comment_document, post as post_document, user as user_document},
 };
 use self::{
-    here::Asked,
-    index::{Hits, PartitionError, Search, SearchError, Suggestion, merge, merge_suggestions},
-    placing::{Plan, plan},
+    here::{Asked, Stage},
+    index::{
+        Cursor, Hit, Hits, PartitionError, Plan, Planning, Ranked, Search, SearchError, Statistics, Suggestion, Wishes,
+        merge_suggestions,
+    },
+    placing::plan,
     replicas::{Build, Home},
     service::{ForgottenRow, home},
 };
@@ -39,7 +43,7 @@ use crate::{
     entity::Failure,
     event::{Source, Topic},
     ids::{Seq, ShardId, shard_of},
-    runtime::{Runtime, strange_answer},
+    runtime::{NodeName, Runtime, strange_answer},
     service::Service,
 };
 
@@ -63,6 +67,25 @@ pub struct SearchFace {
     turn: Arc<AtomicUsize>,
 }
 
+/// A search, for whom, and how.
+#[derive(Clone, Debug, Default)]
+pub struct SearchRequest {
+    /// What for.
+    pub search: Search,
+    /// The plan of the page before: scores are as they were there.
+    pub plan: Option<Plan>,
+    /// A write that is to be found, and how long its partition waits until it can be (rule 21).
+    pub after: Option<(SearchToken, Duration)>,
+    /// Names the client: clients take turns.
+    pub client: u64,
+}
+
+impl From<Search> for SearchRequest {
+    fn from(search: Search) -> Self {
+        Self { search, ..Self::default() }
+    }
+}
+
 /// An answer to a search.
 #[derive(Debug)]
 pub struct Found {
@@ -70,6 +93,10 @@ pub struct Found {
     pub hits: Hits,
     /// A part of the index could not answer in time.
     pub partial: bool,
+    /// More match than were counted.
+    pub is_cut: bool,
+    /// How it was carried out: the next page begins with it.
+    pub plan: Plan,
     /// How long it took.
     pub took: Duration,
 }
@@ -127,38 +154,144 @@ impl SearchFace {
         self.runtime.service().replicas.close().await;
     }
 
-    /// Searches a replica of every partition and merges the best; each node is asked once, unless another failed. What
-    /// does not answer by `deadline` makes the answer partial.
-    ///
-    /// With a token, the replica of its partition waits up to that long until the write can be found there (rule 21).
+    /// Searches a replica of every partition and merges the best. What does not answer by `deadline` makes the answer partial.
     ///
     /// # Errors
-    /// [`SearchError::Cursor`]; [`SearchError::Nobody`] when no partition answered.
-    pub async fn search(
-        &self,
-        search: Search,
-        after: Option<(SearchToken, Duration)>,
-        deadline: tokio::time::Instant,
-    ) -> Result<Found, SearchError> {
+    /// [`SearchError::Cursor`]; [`SearchError::Busy`] when too many searches wait; [`SearchError::Nobody`] when no partition
+    /// answered.
+    pub async fn search(&self, request: impl Into<SearchRequest>, deadline: tokio::time::Instant) -> Result<Found, SearchError> {
+        let SearchRequest { search, plan: pinned, after, client } = request.into();
         let began = Instant::now();
         search.check()?;
         let after = after.map(|(token, wait)| (shard_of(token.key, self.runtime.shards()), token, wait));
-        let limit = search.limit;
-        let query = |partitions| Query::Search(Box::new(Asked { partitions, search: search.clone(), after }));
-        let answers = self.scatter(query, deadline).await;
-        let mut answered = HashSet::new();
-        let mut parts = Vec::new();
-        for answer in answers {
-            if let Answer::Found(hits, partitions) = answer {
-                answered.extend(partitions);
-                parts.push(hits);
+        let asked = Asked { partitions: Vec::new(), search, after, stage: None, client };
+        let found = if self.runtime.service().replicas.holdings().iter().filter(|(_, caught_up)| *caught_up).count()
+            == usize::from(self.runtime.shards())
+        {
+            self.search_here(asked, pinned, deadline).await
+        } else {
+            self.search_everywhere(asked, pinned, began, deadline).await
+        };
+        found.map(|found| Found { took: began.elapsed(), ..found })
+    }
+
+    /// All partitions are here: one after the other on one thread.
+    async fn search_here(
+        &self,
+        asked: Asked,
+        pinned: Option<Plan>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Found, SearchError> {
+        let asked = Asked { partitions: (0..self.runtime.shards()).map(ShardId).collect(), ..asked };
+        let (search, until) = (asked.search.clone(), deadline.into_std());
+        let ((hits, is_cut, plan), answered) = here::with_views(&self.runtime, &asked, deadline, move |views| {
+            let plan = pinned.unwrap_or_else(|| views.plan(&search));
+            let (hits, is_cut) = views.search(&search, &plan, Some(until))?;
+            Ok((hits, is_cut, plan))
+        })
+        .await?;
+        let partial = answered.len() < usize::from(self.runtime.shards());
+        Ok(Found { hits, partial, is_cut, plan, took: Duration::ZERO })
+    }
+
+    /// Asks the words first, then for the places, then for what is shown of those that made it onto the page.
+    async fn search_everywhere(
+        &self,
+        asked: Asked,
+        pinned: Option<Plan>,
+        began: Instant,
+        deadline: tokio::time::Instant,
+    ) -> Result<Found, SearchError> {
+        let plan = match pinned {
+            Some(plan) => plan,
+            None => self.plan(&asked, began, deadline).await?,
+        };
+        let stage = Some(Stage::Rank(plan.clone()));
+        let answers = self.ask(&Asked { stage, ..asked.clone() }, began, deadline).await?;
+        let limit = asked.search.limit;
+        let (mut answered, mut parts, mut shown) = (HashSet::new(), Vec::new(), HashMap::new());
+        let mut homes: HashMap<Cursor, Option<NodeName>> = HashMap::new();
+        for (node, answer) in answers {
+            match answer {
+                Answer::Ranked(ranked, partitions) => {
+                    answered.extend(partitions);
+                    homes.extend(ranked.places.iter().map(|place| (*place, node.clone())));
+                    parts.push(ranked);
+                }
+                // A node of 0.2 does all of it at once.
+                Answer::Found(hits, partitions) => {
+                    answered.extend(partitions);
+                    let Hits { total, items, more } = hits;
+                    parts.push(Ranked { total, more, is_cut: false, places: items.iter().map(|hit| hit.cursor).collect() });
+                    shown.extend(items.into_iter().map(|hit| (hit.cursor, hit)));
+                }
+                _ => {}
             }
         }
         if answered.is_empty() {
             return Err(SearchError::Nobody);
         }
-        let partial = answered.len() < usize::from(self.runtime.shards());
-        Ok(Found { hits: merge(parts, limit), partial, took: began.elapsed() })
+        let mut partial = answered.len() < usize::from(self.runtime.shards());
+        let Ranked { total, is_cut, more, places } = Ranked::merge(parts, limit);
+        let mut wanted: HashMap<Option<NodeName>, Vec<Cursor>> = HashMap::new();
+        for place in places.iter().filter(|place| !shown.contains_key(place)) {
+            if let Some(node) = homes.get(place) {
+                wanted.entry(node.clone()).or_default().push(*place);
+            }
+        }
+        let all: Vec<ShardId> = (0..self.runtime.shards()).map(ShardId).collect();
+        let shows = wanted.into_iter().map(async |(node, places)| {
+            let stage = Some(Stage::Show(plan.clone(), places));
+            let query = Query::Search(Box::new(Asked { stage, partitions: all.clone(), ..asked.clone() }));
+            match &node {
+                Some(node) => self.runtime.query_node(node, &query, deadline).await,
+                None => here::answer(&self.runtime, &query, deadline).await,
+            }
+        });
+        for answer in join_all(shows).await {
+            match answer {
+                Ok(Answer::Shown(hits)) => shown.extend(hits.into_iter().map(|hit| (hit.cursor, hit))),
+                // Its part of the page is missing.
+                _ => partial = true,
+            }
+        }
+        let items: Vec<Hit> = places.iter().filter_map(|place| shown.remove(place)).collect();
+        Ok(Found { hits: Hits { total, items, more }, partial, is_cut, plan, took: Duration::ZERO })
+    }
+
+    async fn plan(&self, asked: &Asked, began: Instant, deadline: tokio::time::Instant) -> Result<Plan, SearchError> {
+        let planning = Planning::of(&asked.search);
+        let said = async |wishes: Wishes| -> Result<Statistics, SearchError> {
+            let mut sum = Statistics::default();
+            let asked = Asked { stage: Some(Stage::Words(wishes)), ..asked.clone() };
+            for (_, answer) in self.ask(&asked, began, deadline).await? {
+                // A node of 0.2 says nothing of words.
+                if let Answer::Said(statistics, _) = answer {
+                    sum.add(statistics);
+                }
+            }
+            Ok(sum)
+        };
+        let statistics = said(planning.wishes().clone()).await?;
+        let spelling = match planning.spelling(&statistics).filter(|_| statistics.tells()) {
+            Some(wishes) => Some((wishes.clone(), said(wishes).await?)),
+            None => None,
+        };
+        Ok(planning.plan(&statistics, spelling.as_ref().map(|(wishes, said)| (wishes, said))))
+    }
+
+    async fn ask(
+        &self,
+        asked: &Asked,
+        began: Instant,
+        deadline: tokio::time::Instant,
+    ) -> Result<Vec<(Option<NodeName>, Answer)>, SearchError> {
+        // A write is waited for once, whatever the number of stages.
+        let after = asked.after.map(|(home, token, wait)| (home, token, wait.saturating_sub(began.elapsed())));
+        let asked = &Asked { after, ..asked.clone() };
+        let query = |partitions| Query::Search(Box::new(Asked { partitions, ..asked.clone() }));
+        let Scattered { answers, busy } = self.scatter(query, deadline).await;
+        if answers.is_empty() && busy { Err(SearchError::Busy) } else { Ok(answers) }
     }
 
     /// Completes what is being typed.
@@ -169,11 +302,12 @@ impl SearchFace {
         &self,
         typed: &str,
         limit: usize,
+        client: u64,
         deadline: tokio::time::Instant,
     ) -> Result<Vec<Suggestion>, SearchError> {
-        let query = |partitions| Query::Suggest { partitions, typed: typed.to_owned(), limit };
+        let query = |partitions| Query::Suggest { partitions, typed: typed.to_owned(), limit, client };
         let (mut suggestions, mut answered) = (Vec::new(), false);
-        for answer in self.scatter(query, deadline).await {
+        for (_, answer) in self.scatter(query, deadline).await.answers {
             if let Answer::Suggested(found, partitions) = answer {
                 answered |= !partitions.is_empty();
                 suggestions.extend(found);
@@ -187,8 +321,8 @@ impl SearchFace {
 
     /// How many documents can be found, as far as the nodes that have them answer.
     pub async fn document_count(&self, deadline: tokio::time::Instant) -> u64 {
-        let answers = self.scatter(Query::Count, deadline).await.into_iter();
-        answers.map(|answer| if let Answer::Counted(count, _) = answer { count } else { 0 }).sum()
+        let answers = self.scatter(Query::Count, deadline).await.answers.into_iter();
+        answers.map(|(_, answer)| if let Answer::Counted(count, _) = answer { count } else { 0 }).sum()
     }
 
     /// Waits until a write can be found in this node's replica; whether it can.
@@ -309,20 +443,28 @@ impl SearchFace {
 
     /// Asks as few nodes as have all partitions, each once; those that did not have what they were thought to have are
     /// made up for by others.
-    async fn scatter(&self, query: impl Fn(Vec<ShardId>) -> Query, deadline: tokio::time::Instant) -> Vec<Answer> {
+    async fn scatter(&self, query: impl Fn(Vec<ShardId>) -> Query, deadline: tokio::time::Instant) -> Scattered {
         let replicas = &self.runtime.service().replicas;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut left: Vec<ShardId> = (0..self.runtime.shards()).map(ShardId).collect();
-        let mut answers = Vec::new();
+        let (mut answers, mut busy) = (Vec::new(), false);
+        // Those that are here and could not be read.
+        let mut broken: Vec<ShardId> = Vec::new();
         for _ in 0..ROUNDS {
-            let planned = || plan(&left, &replicas.holdings(), &replicas.others(), turn);
+            if tokio::time::Instant::now() >= deadline {
+                break;
+            }
+            let planned = || {
+                let here = replicas.holdings().into_iter().filter(|(partition, _)| !broken.contains(partition)).collect();
+                plan(&left, &here, &replicas.others(), turn)
+            };
             let mut plan = planned();
             if !plan.nowhere.is_empty() {
                 // Somebody may have them by now.
                 replicas::look_again(&self.runtime).await;
                 plan = planned();
             }
-            let Plan { here, there, nowhere } = plan;
+            let placing::Plan { here, there, nowhere } = plan;
             let there = there.into_iter().map(async |(node, partitions)| {
                 let answer = self.runtime.query_node(&node, &query(partitions.clone()), deadline).await;
                 (Some(node), partitions, answer)
@@ -340,18 +482,33 @@ impl SearchFace {
                 if let Ok(answer) = &answer {
                     missing.retain(|partition| !answer.partitions().contains(partition));
                 }
-                answers.extend(answer);
-                if let Some(node) = node {
-                    replicas.forget(&node, &missing);
+                let is_full = matches!(answer, Err(Failure::Overloaded(_)));
+                busy |= is_full;
+                // Who is busy has what it was asked for, and is not asked again.
+                if is_full {
+                    missing.clear();
                 }
+                match &node {
+                    Some(node) => replicas.forget(node, &missing),
+                    None => broken.extend(&missing),
+                }
+                answers.extend(answer.ok().map(|answer| (node, answer)));
                 left.extend(missing);
             }
             if left.is_empty() {
                 break;
             }
         }
-        answers
+        Scattered { answers, busy }
     }
+}
+
+/// What the nodes answered.
+struct Scattered {
+    /// None: this one.
+    answers: Vec<(Option<NodeName>, Answer)>,
+    /// At least one had too much to do.
+    busy: bool,
 }
 
 /// Documents in parts of a size that travels well.
@@ -382,8 +539,8 @@ mod tests {
         let runtime = Runtime::new(SearchService::default(), Config::new(), Incarnation(Uuid::from_u128(1)), Default::default());
         let search = SearchFace::without_replicas(runtime).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
-        assert!(matches!(search.suggest("a", 5, deadline).await, Err(SearchError::Nobody)));
-        assert!(matches!(search.search(Search::default(), None, deadline).await, Err(SearchError::Nobody)));
+        assert!(matches!(search.suggest("a", 5, 0, deadline).await, Err(SearchError::Nobody)));
+        assert!(matches!(search.search(Search::default(), deadline).await, Err(SearchError::Nobody)));
     }
 
     /// What was broken: it waited for ever, and the command with it.

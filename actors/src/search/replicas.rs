@@ -1,7 +1,7 @@
 //! The replicas of index partitions that this node holds, and what the others are known to.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
     time::Duration,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Answer, Query, SearchService,
     follower::Follower,
-    index::{Partition, PartitionError, PartitionReader, Settings},
+    index::{Partition, PartitionError, PartitionReader, Settings, View},
     placing::{Holdings, maker, placement},
     signals::Signals,
 };
@@ -43,12 +43,35 @@ const HOLDINGS_WITHIN: Duration = Duration::from_millis(500);
 /// How long a stop waits for the indexes: longer than a merge, shorter than an operator's patience.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Behind the number of a partition, in the name of its folder: what the layout before has is left alone beside it.
+const OURS: &str = ".v4";
+
 /// An index partition on this node. Its follower closes the index when it is dropped.
 pub(crate) struct Replica {
     pub(crate) reader: PartitionReader,
     pub(crate) signals: Signals,
+    /// What takes its place as soon as it has caught up.
+    next: Mutex<Option<Arc<Replica>>>,
+    closed: Closed,
     /// Tells the follower by its end.
     _held: watch::Sender<()>,
+}
+
+/// Whether an index was closed.
+#[derive(Clone)]
+struct Closed(Arc<watch::Sender<bool>>);
+
+impl Default for Closed {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
+impl Closed {
+    async fn wait(&self) {
+        // The sender lives as long as we do.
+        let _ = self.0.subscribe().wait_for(|closed| *closed).await;
+    }
 }
 
 /// What this node holds and knows.
@@ -60,7 +83,7 @@ pub(crate) struct Replicas {
     placed: RwLock<Option<(NodeName, Vec<Vec<NodeName>>)>>,
     followers: Mutex<Vec<JoinHandle<()>>>,
     keeper: Mutex<Option<JoinHandle<()>>>,
-    rebuild: Mutex<Option<(Uuid, watch::Receiver<Build>)>>,
+    runs: Mutex<Runs>,
     /// When we last looked for what was not where it was thought to be.
     looked: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -76,6 +99,27 @@ pub enum Build {
     Kept(String),
 }
 
+/// The latest runs of building all indexes anew: each node may ask for one, and asks again and again how far it is.
+#[derive(Default)]
+struct Runs(VecDeque<(Uuid, watch::Receiver<Build>)>);
+
+/// So many are remembered. One that is forgotten begins again when it is asked for.
+const RUNS_MAX: usize = 32;
+
+impl Runs {
+    fn of(&mut self, run: Uuid, begin: impl FnOnce() -> watch::Receiver<Build>) -> watch::Receiver<Build> {
+        if let Some((_, build)) = self.0.iter().find(|(known, _)| *known == run) {
+            return build.clone();
+        }
+        let build = begin();
+        self.0.push_back((run, build.clone()));
+        if self.0.len() > RUNS_MAX {
+            self.0.pop_front();
+        }
+        build
+    }
+}
+
 /// Where a node keeps its replicas.
 pub(crate) struct Home {
     /// The node's name.
@@ -88,8 +132,26 @@ impl Replicas {
         self.held.read().expect("no panic under this lock").get(&partition).cloned()
     }
 
+    /// Lets one replica take the place of another, if that is still held.
+    fn replace(&self, partition: ShardId, former: &Arc<Replica>, next: Arc<Replica>) {
+        let mut held = self.held.write().expect("no panic under this lock");
+        if let Some(replica) = held.get_mut(&partition)
+            && Arc::ptr_eq(replica, former)
+        {
+            *replica = next;
+        }
+    }
+
+    /// All of them, those included that will take the place of one.
     pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
-        self.held.read().expect("no panic under this lock").values().cloned().collect()
+        let held = self.held.read().expect("no panic under this lock");
+        let next = |replica: &Arc<Replica>| replica.next.lock().expect("no panic under this lock").clone();
+        held.values().flat_map(|replica| [Some(Arc::clone(replica)), next(replica)]).flatten().collect()
+    }
+
+    /// What can be searched here.
+    pub(crate) fn views(&self) -> Vec<View> {
+        self.held.read().expect("no panic under this lock").values().map(|replica| replica.reader.view()).collect()
     }
 
     /// What this node has.
@@ -126,19 +188,13 @@ impl Replicas {
 
     /// Builds the indexes of this node anew, once for this `run`; how far that is after a while.
     pub(crate) async fn rebuild(&self, run: Uuid, patience: Duration, wait: Duration) -> Build {
-        let mut build = {
-            let mut rebuild = self.rebuild.lock().expect("no panic under this lock");
-            match &*rebuild {
-                Some((last, build)) if *last == run => build.clone(),
-                _ => {
-                    let (tell, build) = watch::channel(Build::Building);
-                    let replicas = self.all();
-                    tokio::spawn(async move { tell.send_replace(rebuild_all(&replicas, patience).await) });
-                    *rebuild = Some((run, build.clone()));
-                    build
-                }
-            }
+        let begin = || {
+            let (tell, build) = watch::channel(Build::Building);
+            let replicas = self.all();
+            tokio::spawn(async move { tell.send_replace(rebuild_all(&replicas, patience).await) });
+            build
         };
+        let mut build = self.runs.lock().expect("no panic under this lock").of(run, begin);
         let _ = timeout(wait, build.wait_for(|build| *build != Build::Building)).await;
         build.borrow().clone()
     }
@@ -236,19 +292,72 @@ async fn open_missing(
     Ok(())
 }
 
+/// Opens a partition. Where there is an index of the layout before, that one serves and is kept up until one of ours has
+/// been built beside it.
 async fn open(runtime: &Runtime<SearchService>, partition: ShardId, folder: &Path) -> Result<(), PartitionError> {
-    let dir = folder.join(partition.to_string());
-    let index = spawn_blocking(move || Partition::open(&dir, Settings::default())).await.expect("opening does not panic")?;
-    let (held, dropped) = watch::channel(());
-    let signals = Signals::default();
-    let replica = Replica { reader: index.reader(), signals: signals.clone(), _held: held };
-    let follower = Follower::new(runtime.clone(), partition, index, signals, dropped);
+    let (ours, before) = (folder.join(format!("{partition}{OURS}")), folder.join(partition.to_string()));
+    let former = before.clone();
+    let (index, former) = spawn_blocking(move || {
+        let index = Partition::open(&ours, Settings::default())?;
+        Ok::<_, PartitionError>((index, Partition::open_former(&former, Settings::default())?))
+    })
+    .await
+    .expect("opening does not panic")?;
     let replicas = &runtime.service().replicas;
-    let mut followers = replicas.followers.lock().expect("no panic under this lock");
-    followers.retain(|follower| !follower.is_finished());
-    followers.push(tokio::spawn(follower.run()));
-    replicas.held.write().expect("no panic under this lock").insert(partition, Arc::new(replica));
+    let replica = Arc::new(follow(runtime, partition, index));
+    let serves = match former {
+        None => {
+            remove(&before);
+            replica
+        }
+        Some(former) => {
+            episodes::note("indexes of the release before serve until they are built anew", SearchService::NAME, 1);
+            let former = Replica { next: Mutex::new(Some(Arc::clone(&replica))), ..follow(runtime, partition, former) };
+            let former = Arc::new(former);
+            let (runtime, waits, signals) = (runtime.clone(), Arc::downgrade(&former), replica.signals.clone());
+            // Whoever drops the one drops the other.
+            drop(replica);
+            tokio::spawn(async move {
+                signals.visible.known().await;
+                let Some(former) = waits.upgrade() else { return };
+                let Some(next) = former.next.lock().expect("no panic under this lock").take() else { return };
+                runtime.service().replicas.replace(partition, &former, next);
+                let closed = former.closed.clone();
+                drop(former);
+                closed.wait().await;
+                let _ = spawn_blocking(move || remove(&before)).await;
+            });
+            former
+        }
+    };
+    replicas.held.write().expect("no panic under this lock").insert(partition, serves);
     Ok(())
+}
+
+/// Lets an index follow the documents, until its replica is dropped.
+fn follow(runtime: &Runtime<SearchService>, partition: ShardId, index: Partition) -> Replica {
+    let (held, dropped) = watch::channel(());
+    let (signals, closed) = (Signals::default(), Closed::default());
+    let reader = index.reader();
+    let follower = Follower::new(runtime.clone(), partition, index, signals.clone(), dropped);
+    let ended = closed.clone();
+    let mut followers = runtime.service().replicas.followers.lock().expect("no panic under this lock");
+    followers.retain(|follower| !follower.is_finished());
+    followers.push(tokio::spawn(async move {
+        follower.run().await;
+        ended.0.send_replace(true);
+    }));
+    Replica { reader, signals, next: Mutex::default(), closed, _held: held }
+}
+
+/// Takes away an index of the layout before that is of no use any more.
+fn remove(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(index.dir = %folder.display(), %error, "an index of the release before cannot be removed");
+        }
+        _ => {}
+    }
 }
 
 /// Learns what the others have, unless somebody did just now.
@@ -287,4 +396,23 @@ fn close_surplus(runtime: &Runtime<SearchService>, home: &Home, wanted: &[Vec<No
         }
         !surplus
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was broken: only the last run was known. Three nodes that each wanted all indexes anew began each other's again with
+    /// every question, and none was ever told that it was done.
+    #[test]
+    fn runs_of_several_nodes_begin_once_each() {
+        let (mut runs, mut begun) = (Runs::default(), 0);
+        for run in [1, 2, 3, 1, 2, 3, 1].map(Uuid::from_u128) {
+            runs.of(run, || {
+                begun += 1;
+                watch::channel(Build::Building).1
+            });
+        }
+        assert_eq!(begun, 3);
+    }
 }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::{
     Answer, Query, here,
-    index::{Document, Kind},
+    index::{Document, Kind, Spelling},
+    pool::Pool,
     replicas::Replicas,
 };
 use crate::{
@@ -27,6 +28,10 @@ use crate::{
 pub struct SearchService {
     /// The indexes of this node.
     pub(crate) replicas: Replicas,
+    /// What searches them.
+    pub(crate) pool: Pool,
+    /// Their words.
+    pub(crate) spelling: Spelling,
 }
 
 /// What there is none of.

@@ -49,6 +49,12 @@ impl Visible {
         self.0.borrow().is_some()
     }
 
+    /// Ends when the index has caught up.
+    pub(crate) async fn known(&self) {
+        // The sender lives as long as we do.
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Ends when the index contains the source up to `seq`.
     pub(crate) async fn reaches(&self, source: Source, seq: Seq) {
         let mut positions = self.0.subscribe();

@@ -31,6 +31,34 @@ async fn a_write_is_found_by_who_waits_for_it() {
 }
 
 #[tokio::test]
+async fn what_a_misspelt_query_was_taken_to_mean_is_said() {
+    let ada = sign_up("search_speller").await;
+    let mut token = String::new();
+    for n in 0..12 {
+        let body = json!({"title": format!("Archaeopteryx {n}"), "body": "A feathered archaeopteryx.", "tags": ["fossils"]});
+        token = ada.post("/posts", body).await.is(201).header("x-search-token").to_owned();
+    }
+    let asked = async |query: &str| anybody().with("x-search-after", &token).get(&format!("/search?q={query}")).await.is(200);
+    let found = eventually("all of them", async || {
+        let found = asked("archaeopterix&type=posts").await;
+        (found.body["total"] == 12).then_some(found)
+    })
+    .await;
+    assert_eq!(found.body["did_you_mean"], json!("archaeopteryx"));
+    assert_eq!((&found.body["left_out"], &found.body["total_is_lower_bound"]), (&json!([]), &json!(false)));
+    let found = asked("archaeopteryx&type=posts&limit=5").await;
+    assert_eq!((&found.body["total"], &found.body["did_you_mean"]), (&json!(12), &json!(null)));
+    // The scores of the next page are those of the first, whatever came meanwhile.
+    let next = found.body["next_cursor"].as_str().unwrap();
+    assert!(next.len() < 4_096, "{}", next.len());
+    let rest = asked(&format!("archaeopteryx&type=posts&limit=100&cursor={next}")).await;
+    let (mut ids, rest) = (found.items().to_vec(), rest.items().to_vec());
+    ids.extend(rest);
+    let different: std::collections::BTreeSet<&str> = ids.iter().map(|hit| hit["id"].as_str().unwrap()).collect();
+    assert_eq!((ids.len(), different.len()), (12, 12));
+}
+
+#[tokio::test]
 async fn users_are_found_and_completed() {
     sign_up("search_zebulon").await;
     // Any of the words may match, so others called search_… may come first until this one is there.

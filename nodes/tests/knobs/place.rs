@@ -11,7 +11,7 @@ pub(crate) async fn data_dir(lab: &Lab) {
     for who in [Up, Plain] {
         let node = lab.of(who);
         assert!(node.running.greeting.contains(&format!("(data in {})", node.data.display())), "{}", node.running.greeting);
-        let index = node.data.join("search").join("0");
+        let index = node.data.join("search").join("0.v4");
         assert!(index.is_dir(), "{who:?} keeps an index in {}", index.display());
     }
     assert!(lab.of(Up).data.ends_with("up/.rookery"), "where it was started");

@@ -1,6 +1,6 @@
 //! One service's database is put back to an older state: what the others made of its log, and it of theirs, follows it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -14,7 +14,10 @@ use rookery_actors::{
     ids::{PostId, ShardId, UserId},
     posts::{self, rules::Title},
     runtime::Runtime,
-    search::{index::Kind, post_document},
+    search::{
+        index::{Document, Kind, Search},
+        post_document,
+    },
     service::Service,
     users::{
         Changes,
@@ -22,11 +25,14 @@ use rookery_actors::{
     },
 };
 
-use super::support::*;
+use uuid::Uuid;
+
+use super::{search::document, support::*};
 
 /// As `World` has their databases.
 const USERS: usize = 0;
 const POSTS: usize = 1;
+const SEARCH: usize = 3;
 
 fn bridge<F: Service, T: Service>(node: &Node, topic: Topic, from: &Runtime<F>, to: &Runtime<T>) -> NamedBridge {
     NamedBridge { topic, consumer: T::NAME, bridge: node.bridge(topic, from, to) }
@@ -219,6 +225,33 @@ async fn documents_follow_a_log_that_went_back() {
     })
     .await;
     bridges[0].bridge.stop();
+}
+
+/// What was broken: an index on the disk was ahead of documents that were put back, found what was no more, and passed over what
+/// came under numbers that it knew.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_follows_a_database_that_went_back() {
+    let world = World::with_search(1).await;
+    let search = world.nodes[0].search().clone();
+    let found = async || {
+        let asked = Search { query: "loom".parse().unwrap(), limit: 50, ..Search::default() };
+        let hits = search.search(asked, deadline()).await.unwrap().hits;
+        hits.items.into_iter().map(|hit| hit.id).collect::<BTreeSet<Uuid>>()
+    };
+    let put = async |count: usize| {
+        let documents: Vec<Document> = (0..count).map(|_| document("a loom")).collect();
+        search.put(documents.clone()).await.unwrap();
+        documents.into_iter().map(|document| document.id).collect::<BTreeSet<Uuid>>()
+    };
+    let kept = put(12).await;
+    eventually("it is found", async || found().await == kept).await;
+    world.back_up(SEARCH).await;
+    let lost = put(12).await;
+    eventually("both are found", async || found().await == &kept | &lost).await;
+    world.put_back(SEARCH, |node| node.search().runtime()).await;
+    eventually("what is lost is not found", async || found().await == kept).await;
+    let new = put(12).await;
+    eventually("what came since is found", async || found().await == &kept | &new).await;
 }
 
 /// Names and edges that the accounts do not know any more go, those that they know come, also under older versions.

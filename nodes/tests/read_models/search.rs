@@ -8,7 +8,7 @@ use rookery_actors::{
     event::Topic,
     ids::{ShardId, mint, shard_of},
     search::{
-        DOCUMENTS_AFTER, SearchToken,
+        DOCUMENTS_AFTER, SearchRequest, SearchToken,
         index::{Document, Kind, Query, Search},
     },
 };
@@ -16,7 +16,7 @@ use tokio_postgres::NoTls;
 
 use super::support::*;
 
-fn document(body: &str) -> Document {
+pub(crate) fn document(body: &str) -> Document {
     Document {
         kind: Kind::Post,
         id: mint(Timestamp::now(), PARTITIONS, None),
@@ -37,7 +37,7 @@ fn for_words(words: &str) -> Search {
 
 /// How many documents a node finds; none: not all partitions answered.
 async fn found(node: &Node, words: &str) -> Option<u64> {
-    let found = node.search().search(for_words(words), None, deadline()).await.ok()?;
+    let found = node.search().search(for_words(words), deadline()).await.ok()?;
     (!found.partial).then_some(found.hits.total)
 }
 
@@ -107,7 +107,11 @@ async fn a_search_waits_for_its_token_at_the_replica_that_answers() {
         let token = SearchToken { topic: Topic::Posts, shard: accepted.shard, seq: accepted.seq, key };
         let asker = &world.nodes[(n as usize + 1) % 4];
         let search = Search { limit: 50, ..for_words("engine") };
-        let found = asker.search().search(search, Some((token, Duration::from_secs(10))), deadline()).await.unwrap();
+        let found = asker
+            .search()
+            .search(SearchRequest { after: Some((token, Duration::from_secs(10))), ..search.into() }, deadline())
+            .await
+            .unwrap();
         assert!(found.hits.items.iter().any(|hit| hit.id == key), "{n}: {found:?}");
     }
     bridges.iter().for_each(|bridge| bridge.stop());

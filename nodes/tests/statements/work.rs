@@ -237,5 +237,5 @@ async fn of_search(search: &rookery_actors::search::SearchFace, rows: i64) {
         }
     }
     let query = index::Search { query: index::Query::parse("title").unwrap(), ..index::Search::default() };
-    search.search(query, None, deadline()).await.unwrap();
+    search.search(query, deadline()).await.unwrap();
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::text::{Shape, Stemmer, Token, tokens};
+use super::text::{KnownStems, Shape, Token, tokens};
 
 /// The longest fragment, in characters of the source.
 pub(super) const FRAGMENT_CHARS_MAX: usize = 200;
@@ -28,28 +28,41 @@ pub(super) struct Marks {
     pub prefixes: Vec<String>,
     /// Words in a row, each with its distance from the first.
     pub phrases: Vec<Vec<(usize, String)>>,
+    /// First letters of all of it; empty: not known.
+    pub beginnings: BTreeSet<char>,
 }
 
 impl Marks {
     /// The best fragment of a text, or none if nothing in it is to be marked.
-    pub(super) fn fragment(&self, text: &str, stemmer: &mut Stemmer) -> Option<String> {
+    pub(super) fn fragment(&self, text: &str, stemmer: &mut KnownStems) -> Option<String> {
         let matches = self.matches(text, stemmer);
         let window = window(text, &matches)?;
         Some(render(text, window, &matches))
     }
 
     /// Where the text matches, in order, without overlaps.
-    fn matches(&self, text: &str, stemmer: &mut Stemmer) -> Vec<Range<usize>> {
-        let all: Vec<Token> = tokens(text).collect();
+    fn matches(&self, text: &str, stemmer: &mut KnownStems) -> Vec<Range<usize>> {
         let mut marked: Vec<Range<usize>> = Vec::new();
-        for (index, token) in all.iter().enumerate() {
-            if self.is_marked(token, stemmer) {
-                marked.push(token.start..token.end);
+        let mut of_phrases: Vec<Token> = Vec::new();
+        let mut tokens = tokens(text);
+        let mut folded = String::new();
+        while let Some(place) = tokens.next_into(&mut folded) {
+            // Most words begin like nothing that is looked for, and a stem begins like its word.
+            if !self.begins_like(&folded) {
+                continue;
             }
-            marked.extend(self.phrases.iter().filter_map(|phrase| phrase_at(phrase, &all[index..])));
-            if marked.len() >= MATCHES_MAX {
+            if self.is_marked(&folded, place.shape, stemmer) {
+                marked.push(place.start..place.end);
+            }
+            if self.phrases.iter().flatten().any(|(_, word)| *word == folded) {
+                of_phrases.push(place.with(folded.clone()));
+            }
+            if marked.len() + of_phrases.len() >= MATCHES_MAX {
                 break;
             }
+        }
+        for first in 0..of_phrases.len() {
+            marked.extend(self.phrases.iter().filter_map(|phrase| phrase_at(phrase, &of_phrases[first..])));
         }
         marked.sort_by_key(|range| (range.start, range.end));
         marked.dedup_by(|next, kept| {
@@ -62,22 +75,39 @@ impl Marks {
         marked
     }
 
-    fn is_marked(&self, token: &Token, stemmer: &mut Stemmer) -> bool {
-        self.words.contains(&token.text)
-            || self.prefixes.iter().any(|prefix| token.text.starts_with(prefix.as_str()))
-            || (token.shape == Shape::Word && !self.stems.is_empty() && self.stems.contains(&stemmer.stem(&token.text)))
+    fn begins_like(&self, word: &str) -> bool {
+        let Some(first) = word.chars().next() else { return false };
+        self.beginnings.is_empty() || self.beginnings.contains(&first)
+    }
+
+    /// To be called when everything is in: what texts are compared with first.
+    pub(super) fn ready(mut self) -> Self {
+        let phrases = self.phrases.iter().flatten().map(|(_, word)| word);
+        let all = self.words.iter().chain(&self.stems).chain(&self.prefixes).chain(phrases);
+        self.beginnings = all.filter_map(|word| word.chars().next()).collect();
+        self
+    }
+
+    fn is_marked(&self, word: &str, shape: Shape, stemmer: &mut KnownStems) -> bool {
+        self.words.contains(word)
+            || self.prefixes.iter().any(|prefix| word.starts_with(prefix.as_str()))
+            || (shape == Shape::Word && !self.stems.is_empty() && self.stems.contains(stemmer.stem_of(word)))
     }
 }
 
 /// The range of a phrase if it begins with the first of these tokens.
 fn phrase_at(phrase: &[(usize, String)], tokens: &[Token]) -> Option<Range<usize>> {
+    let first = tokens.first()?;
     let mut end = 0;
     for (distance, word) in phrase {
-        // Positions have no gaps, so the distance is the index.
-        let token = tokens.get(*distance).filter(|token| token.text == *word)?;
+        let position = first.position + distance;
+        let token = tokens.iter().take_while(|token| token.position <= position).find(|token| token.position == position)?;
+        if token.text != *word {
+            return None;
+        }
         end = token.end;
     }
-    (end > 0).then(|| tokens[0].start..end)
+    (end > 0).then_some(first.start..end)
 }
 
 /// Which part of the text to show: where the most different words match, and some context before.
@@ -177,7 +207,7 @@ mod tests {
     }
 
     fn fragment(marks: &Marks, text: &str) -> Option<String> {
-        marks.fragment(text, &mut Stemmer::new())
+        marks.fragment(text, &mut KnownStems::new())
     }
 
     #[test]

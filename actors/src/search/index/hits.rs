@@ -72,7 +72,7 @@ impl Search {
 }
 
 /// What comes first. Ties go to the greater id, which is the younger one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sort {
     /// The best match.
@@ -86,7 +86,7 @@ pub enum Sort {
 ///
 /// A page after a cursor neither repeats nor leaves out a hit as long as the index stands still. When it moves,
 /// relevance moves a little with it, as everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cursor {
     /// The order in which this is a place.
     pub sort: Sort,
@@ -98,7 +98,7 @@ pub struct Cursor {
 
 impl Cursor {
     /// What to sort by, best first.
-    fn place(&self) -> Reverse<(u64, Uuid)> {
+    pub(super) fn place(&self) -> Reverse<(u64, Uuid)> {
         Reverse((self.key, self.id))
     }
 }
@@ -108,6 +108,12 @@ pub(super) fn score_key(score: f32) -> u64 {
     let bits = score.to_bits();
     // Negative floats order backwards; BM25 has none, but a boost could make one.
     u64::from(if bits >> 31 == 0 { bits | 1 << 31 } else { !bits })
+}
+
+/// The score of such an integer.
+pub(super) fn key_score(key: u64) -> f32 {
+    let bits = key as u32;
+    f32::from_bits(if bits >> 31 == 1 { bits & !(1 << 31) } else { !bits })
 }
 
 /// Maps a time in microseconds to an integer of the same order.
@@ -293,6 +299,7 @@ mod tests {
         #[test]
         fn keys_order_like_what_they_stand_for(a in -1e6f32..1e6, b in -1e6f32..1e6, t: i64, u: i64) {
             prop_assert_eq!(score_key(a).cmp(&score_key(b)), a.total_cmp(&b));
+            prop_assert_eq!(key_score(score_key(a)).to_bits(), a.to_bits());
             prop_assert_eq!(time_key(t).cmp(&time_key(u)), t.cmp(&u));
         }
     }

@@ -10,15 +10,16 @@ mod copying;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::error::LockError;
 use tantivy::directory::{Directory, DirectoryLock, INDEX_WRITER_LOCK, META_LOCK};
+use tantivy::index::SegmentId;
 use tantivy::indexer::IndexWriterOptions;
-use tantivy::merge_policy::LogMergePolicy;
-use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, TantivyError};
+use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, SegmentReader, TantivyError};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -26,14 +27,15 @@ use super::checkpoint::{self, Checkpoints};
 use super::document::{Document, Kind};
 use super::folder::Folder;
 use super::hits::{Hits, Search, Suggestion};
+use super::merging::{Merging, deleted_from, surplus};
 use super::reader::{PartitionReader, SearchError};
-use super::schema::{self, FORMAT, label, labelled};
+use super::schema::{self, Layout, label};
 
 /// The longest pause between two attempts to get the writer's lock.
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// Documents of the smallest segments: about what a busy partition commits at once.
-const LAYER_DOCUMENTS_MIN: u32 = 1_000;
+/// Documents are compressed together in blocks of this size. A page of hits unpacks as many blocks as it has hits.
+const STORE_BLOCK_BYTES: usize = 4_096;
 
 /// How a partition uses the machine.
 #[derive(Clone, Debug)]
@@ -55,6 +57,9 @@ impl Default for Settings {
 pub struct Position {
     /// The last seq of the `documents` table that is contained.
     pub applied_seq: u64,
+    /// By which history of the log that is: the batch of its last epoch record up to there. None: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Uuid>,
     /// The last seq of each source shard (such as `posts/17`) whose effect is contained.
     pub sources: BTreeMap<String, u64>,
 }
@@ -123,6 +128,29 @@ impl Partition {
     /// [`PartitionError::Locked`] if a former owner does not let go in time, [`PartitionError::Folder`] if the folder
     /// itself is unusable.
     pub fn open(dir: &Path, settings: Settings) -> Result<Partition, PartitionError> {
+        Self::open_as(dir, settings, &schema::present())
+    }
+
+    /// The same with the layout of an earlier release, if there is such an index in the folder: it is followed and searched until
+    /// one of ours has been built.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_former(dir: &Path, settings: Settings) -> Result<Option<Partition>, PartitionError> {
+        let folder = |source| PartitionError::Folder { dir: dir.to_owned(), source };
+        if !dir.try_exists().map_err(folder)? {
+            return Ok(None);
+        }
+        let layout = schema::layout(schema::FORMER).expect("the layout before ours is known");
+        let partition = Self::open_as(dir, settings, &layout)?;
+        if partition.position.applied_seq > 0 {
+            return Ok(Some(partition));
+        }
+        partition.close()?;
+        Ok(None)
+    }
+
+    pub(super) fn open_as(dir: &Path, settings: Settings, layout: &Arc<Layout>) -> Result<Partition, PartitionError> {
         let folder = |source| PartitionError::Folder { dir: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(folder)?;
         let directory = Folder::open(dir).map_err(|error| folder(io::Error::other(error)))?;
@@ -130,7 +158,7 @@ impl Partition {
         let lock = retry_locked(dir, settings.lock_wait, || lock_writer(&directory))?;
         checkpoint::settle(dir, checkpoint::boot().as_deref()).map_err(folder)?;
         directory.replay().map_err(folder)?;
-        let opened = match open_existing(&directory) {
+        let opened = match open_existing(&directory, layout) {
             Ok(opened) => opened,
             Err(reason) => {
                 warn!(index.dir = %dir.display(), %reason, "building the index in {} anew: {reason}", dir.display());
@@ -146,18 +174,17 @@ impl Partition {
                 // A new handle: the old one remembers files that are gone.
                 let directory = Folder::open(dir).map_err(|error| folder(io::Error::other(error)))?;
                 directory.replay().map_err(folder)?;
-                create(directory).map_err(PartitionError::Write)?
+                create(directory, layout).map_err(PartitionError::Write)?
             }
         };
         drop(lock);
-        let (_, fields) = schema::schema();
         let mut partition = Partition {
             dir: dir.to_owned(),
             settings,
             checkpoints: Checkpoints::of(index.clone(), folder.clone(), dir),
             folder,
             index,
-            reader: PartitionReader::new(reader, fields),
+            reader: PartitionReader::new(reader, Arc::clone(layout)),
             writer: None,
             copying: None,
             position: Position::default(),
@@ -250,15 +277,66 @@ impl Partition {
         // What the reader sees is what the writer goes on from: by it we tell whether there is something to delete.
         self.reader.reload().map_err(PartitionError::Write)?;
         let payload = self.index.load_metas().map_err(PartitionError::Write)?.payload;
-        self.position = payload.as_deref().map(read_payload).transpose().ok().flatten().unwrap_or_default();
+        let format = self.reader.layout.format;
+        let read = payload.as_deref().map(|payload| read_payload(payload, format)).transpose();
+        self.position = read.ok().flatten().unwrap_or_default();
         self.youngest = self.reader.youngest().map_err(PartitionError::Write)?;
         self.writer = Some(writer);
         Ok(&self.position)
     }
 
+    /// Searches what merges have made since the last commit; whether there was anything.
+    ///
+    /// # Errors
+    /// When the list of segments cannot be read.
+    pub fn refresh(&mut self) -> Result<bool, PartitionError> {
+        let view = self.reader.view();
+        let mut shown: Vec<SegmentId> = view.searcher.segment_readers().iter().map(SegmentReader::segment_id).collect();
+        let mut there = self.index.searchable_segment_ids().map_err(PartitionError::Write)?;
+        shown.sort_unstable();
+        there.sort_unstable();
+        if shown == there {
+            return Ok(false);
+        }
+        self.reader.reload().map_err(PartitionError::Write)?;
+        Ok(true)
+    }
+
+    /// Begins to write anew every segment from which something was deleted, so that its text leaves the files.
+    ///
+    /// # Errors
+    /// When the list of segments cannot be read.
+    pub fn purge(&mut self) -> Result<(), PartitionError> {
+        let Some(writer) = self.writer.as_mut() else { return Ok(()) };
+        let segments = self.index.searchable_segment_metas().map_err(PartitionError::Write)?;
+        for segment in deleted_from(&segments) {
+            // Its end is not waited for. One that is being merged already is written anew by that.
+            drop(writer.merge(&[segment]));
+        }
+        Ok(())
+    }
+
+    /// Begins to merge the smallest segments of an index that has nothing to do.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn tidy(&mut self) -> Result<(), PartitionError> {
+        let Some(writer) = self.writer.as_mut() else { return Ok(()) };
+        let surplus = surplus(&self.index.searchable_segment_metas().map_err(PartitionError::Write)?);
+        if !surplus.is_empty() {
+            drop(writer.merge(&surplus));
+        }
+        Ok(())
+    }
+
     /// A handle that brings commits to the disk, from any thread.
     pub fn checkpoints(&self) -> Checkpoints {
         self.checkpoints.clone()
+    }
+
+    /// Which layout it has: commits of another are of no use to it.
+    pub fn format(&self) -> u32 {
+        self.reader.layout.format
     }
 
     /// A handle that searches this partition from any thread, through resets and recoveries, until it is closed.
@@ -330,7 +408,6 @@ impl Partition {
 
     fn try_apply(&mut self, batch: &[(u64, Document)]) -> Result<(), PartitionError> {
         let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
-        let schema = self.index.schema();
         for (seq, document) in newest(batch) {
             let once = self.resetting && *seq <= self.once_until;
             let known = match self.uncommitted.get(&(document.kind, document.id)) {
@@ -348,14 +425,13 @@ impl Partition {
             }
             // Not for what is new: every deletion is looked up in every segment.
             if known.is_some() {
-                writer.delete_term(labelled(&self.reader.fields, &label::key(document.kind, document.id)));
+                writer.delete_term(self.reader.layout.labelled(&label::key(document.kind, document.id)));
             }
             if document.deleted && document.kind == Kind::Post {
-                writer.delete_term(labelled(&self.reader.fields, &label::post(document.id)));
+                writer.delete_term(self.reader.layout.labelled(&label::post(document.id)));
             }
             if !document.deleted {
-                let entry =
-                    schema::entry(&schema, &self.reader.fields, document).map_err(|error| PartitionError::Write(error.into()))?;
+                let entry = self.reader.layout.entry(document).map_err(|error| PartitionError::Write(error.into()))?;
                 writer.add_document(entry).map_err(PartitionError::Write)?;
             }
             if !once {
@@ -370,7 +446,7 @@ impl Partition {
         let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
         let commit = |writer: &mut IndexWriter, reader: &PartitionReader| {
             let mut prepared = writer.prepare_commit()?;
-            prepared.set_payload(&payload(position)?);
+            prepared.set_payload(&payload(reader.layout.format, position)?);
             prepared.commit()?;
             reader.reload()
         };
@@ -378,12 +454,12 @@ impl Partition {
     }
 
     fn try_reset(&mut self) -> Result<(), PartitionError> {
-        let fields = self.reader.fields;
+        let layout = Arc::clone(&self.reader.layout);
         let writer = self.writer.as_mut().ok_or(PartitionError::Failed)?;
         // Not `delete_all_documents`: it takes the segments out of the writer's books at once, and a merge that ends
         // before our commit would make that durable.
         for kind in Kind::ALL {
-            writer.delete_term(labelled(&fields, &label::kind(kind)));
+            writer.delete_term(layout.labelled(&label::kind(kind)));
         }
         Ok(())
     }
@@ -403,12 +479,7 @@ impl Partition {
             .memory_budget_per_thread(self.settings.writer_memory_bytes)
             .build();
         let writer = retry_locked(&self.dir, self.settings.lock_wait, || self.index.writer_with_options(options.clone()))?;
-        let mut merge_policy = LogMergePolicy::default();
-        // By default deletes never trigger a merge, and BM25 goes on counting what is gone.
-        merge_policy.set_del_docs_ratio_before_merge(0.25);
-        // Below this size all segments are alike, and every merge writes the largest of them again.
-        merge_policy.set_min_layer_size(LAYER_DOCUMENTS_MIN);
-        writer.set_merge_policy(Box::new(merge_policy));
+        writer.set_merge_policy(Box::new(Merging));
         // A writer's first stamp would be that of the last commit, up to which tantivy holds every deletion to be done where
         // that commit deleted something: a merge of what it left would lose one. Doing nothing takes that stamp.
         writer.run([]).map_err(PartitionError::Write)?;
@@ -441,39 +512,43 @@ struct Payload {
     position: Position,
 }
 
-fn payload(position: &Position) -> Result<String, TantivyError> {
-    Ok(serde_json::to_string(&Payload { format: FORMAT, position: position.clone() })?)
+fn payload(format: u32, position: &Position) -> Result<String, TantivyError> {
+    Ok(serde_json::to_string(&Payload { format, position: position.clone() })?)
 }
 
-fn read_payload(payload: &str) -> Result<Position, String> {
+fn read_payload(payload: &str, ours: u32) -> Result<Position, String> {
     let payload: Payload = serde_json::from_str(payload).map_err(|error| format!("its payload is unreadable: {error}"))?;
     match payload.format {
-        FORMAT => Ok(payload.position),
-        other => Err(format!("its format is {other}, ours {FORMAT}")),
+        format if format == ours => Ok(payload.position),
+        other => Err(format!("its format is {other}, ours {ours}")),
     }
 }
 
 /// Opens what is in the folder: none if nothing is, an error with the reason if it is of no use to us.
-fn open_existing(directory: &Folder) -> Result<Option<(Index, IndexReader)>, String> {
+fn open_existing(directory: &Folder, layout: &Layout) -> Result<Option<(Index, IndexReader)>, String> {
     if !Index::exists(directory).map_err(|error| error.to_string())? {
         return Ok(None);
     }
     let index = Index::open(directory.clone()).map_err(|error| error.to_string())?;
-    if index.schema() != schema::schema().0 {
+    if index.schema() != layout.schema {
         return Err("its fields are not ours".to_owned());
     }
     schema::register_tokenizers(&index);
     let payload = index.load_metas().map_err(|error| error.to_string())?.payload;
     // An index without a payload was never committed, so it is as good as new.
-    payload.as_deref().map(read_payload).transpose()?;
+    payload.as_deref().map(|payload| read_payload(payload, layout.format)).transpose()?;
     let reader = new_reader(&index).map_err(|error| error.to_string())?;
     Ok(Some((index, reader)))
 }
 
-fn create(directory: Folder) -> tantivy::Result<(Folder, Index, IndexReader)> {
+fn create(directory: Folder, layout: &Layout) -> tantivy::Result<(Folder, Index, IndexReader)> {
     // A thread of its own for the compression of each segment costs more than it spares.
-    let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
-    let index = Index::builder().schema(schema::schema().0).settings(settings).open_or_create(directory.clone())?;
+    let settings = IndexSettings {
+        docstore_compress_dedicated_thread: false,
+        docstore_blocksize: STORE_BLOCK_BYTES,
+        ..IndexSettings::default()
+    };
+    let index = Index::builder().schema(layout.schema.clone()).settings(settings).open_or_create(directory.clone())?;
     schema::register_tokenizers(&index);
     let reader = new_reader(&index)?;
     Ok((directory, index, reader))

@@ -1,348 +1,379 @@
-//! From what was typed to what tantivy executes, and to what will be highlighted.
+//! From what a query asks for to what is looked up, with the numbers by which it is scored.
 //!
-//! The work is bounded whatever is typed: a query has at most [`TOKENS_MAX`] tokens, a misspelling or prefix expands to
-//! at most a few dozen words, and only [`FUZZY_WORDS_MAX`] words are tried for misspellings at all.
+//! A plan is made once for a search, from what all partitions say of its words, and goes along to each of them and into the
+//! cursor: so a score is the same wherever a document lies, and on every page.
+//!
+//! What a search may cost is decided here, before any of it is spent. What is too dear gives way, and is named: first words
+//! that a misspelt one may have meant, then words that a prefix stands for, then the most frequent plain words; of those the
+//! [`WORDS_KEPT`] rarest stay whatever they cost.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use tantivy::query::{
-    AllQuery, BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, FuzzyTermQuery, Occur, PhraseQuery, Query as Execute,
-    RangeQuery, TermQuery, TermSetQuery,
-};
-use tantivy::schema::{Field, IndexRecordOption, Schema};
-use tantivy::{Searcher, Term};
+use serde::{Deserialize, Serialize};
 
-use super::highlight::Marks;
-use super::hits::Search;
-use super::query::{Clause, Pattern};
-use super::schema::{CREATED, Fields, label, labelled};
-use super::text::{Shape, Stemmer, Token, is_stop_word, tokens};
+use super::reading::{By, Excluded, Reading};
+use super::text::Stemmer;
 
-/// Words and pairs of a query beyond these are ignored.
-const TOKENS_MAX: usize = 64;
-
-/// Of so many words of a query the misspellings are looked for; each costs a walk over the dictionary.
-const FUZZY_WORDS_MAX: usize = 8;
-
-/// The words that a misspelt one may have meant, at most: the most frequent ones.
-const FUZZY_EXPANSIONS_MAX: usize = 16;
-
-/// A word that this many documents contain is taken at its word, and nothing else is looked for.
-///
-/// Most words of most queries are spelt right; for them this saves the walk over the dictionary, and their results the
-/// noise of `trust` and `dust` below `rust`. A word with fewer hits is either rare or wrong, so it gets company, ranked
-/// below it.
-const FUZZY_BELOW_DOCUMENTS: u64 = 5;
-
-/// Prefixes of up to so many words are scored word by word; beyond, all words count the same.
-const PREFIX_EXPANSIONS_MAX: usize = 64;
-
-/// Of so many prefixes of a query the words are looked up; the shortest ones read a good part of the index.
+/// Of so many words of a query other spellings are looked for; each costs a walk over the dictionaries.
+const SPELLINGS_MAX: usize = 8;
+/// The words that a misspelt one may have meant, at most.
+pub(super) const MEANT_MAX: usize = 8;
+/// So many prefixes of a query are looked up.
 const PREFIXES_MAX: usize = 8;
+/// The words that a prefix stands for, at most: the most frequent ones.
+pub(super) const PREFIX_WORDS_MAX: usize = 1_024;
+/// A word that fewer documents have may be misspelt, which is said and changes nothing else.
+const RARE: u64 = 3;
+/// How many times as many documents must have what it may have meant.
+const MEANT_MORE: u64 = 10;
+/// Plain words of a query that are never left out.
+const WORDS_KEPT: usize = 40;
+/// What a similar word weighs, by how many edits it is away.
+const SIMILAR: [f32; 3] = [1.0, 0.6, 0.4];
 
-/// A match in the title counts for this many in the body, besides that titles are short, which BM25 rewards too.
-const TITLE: f32 = 2.5;
-/// What the exact form of a word adds to its stem.
-const EXACT: f32 = 0.5;
-/// A phrase says more than its words.
-const PHRASE: f32 = 2.0;
-/// A similar word, where the exact one exists: low enough that the exact one, being rare when we get here, stays above.
-const FUZZY_BESIDE_EXACT: f32 = 0.25;
-/// A similar word, where the exact one does not exist: it was meant, so it must hold its own beside the other words of
-/// the query. Still below an exact match, which another partition may have.
-const FUZZY: f32 = 0.4;
+/// Postings that a search may go through on all partitions together, about: a few milliseconds.
+const POSTINGS_MAX: u64 = 3_000_000;
 
-type Clauses = Vec<(Occur, Box<dyn Execute>)>;
+/// The same of what excluded prefixes stand for.
+const EXCLUDED_MAX: u64 = POSTINGS_MAX / 4;
 
-/// What to execute and what to highlight.
-pub(super) struct Plan {
-    pub query: Box<dyn Execute>,
-    pub marks: Marks,
+/// What is asked of every partition before a search is planned.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wishes {
+    /// How many documents have each of these stems.
+    pub(super) stems: Vec<String>,
+    /// The same of pairs of dense scripts.
+    pub(super) pairs: Vec<String>,
+    /// Which words begin so.
+    pub(super) prefixes: Vec<String>,
+    /// Which words are spelt similarly, up to so many edits away.
+    pub(super) similar: Vec<(String, u8)>,
+    /// How many documents have each of these words as written.
+    pub(super) words: Vec<String>,
 }
 
-/// Plans a search against the words that the index knows.
-///
-/// # Errors
-/// When the dictionary cannot be read.
-pub(super) fn plan(search: &Search, searcher: &Searcher, fields: &Fields) -> tantivy::Result<Plan> {
-    let planner = Planner {
-        searcher,
-        fields,
-        stemmer: Stemmer::new(),
-        marks: Marks::default(),
-        tokens_left: TOKENS_MAX,
-        fuzzy_left: FUZZY_WORDS_MAX,
-        prefixes_left: PREFIXES_MAX,
-    };
-    planner.plan(search)
+/// What they say, in the order of the wishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Documents, those that were replaced or deleted lately included.
+    pub(super) documents: u64,
+    /// Their words.
+    pub(super) tokens: u64,
+    pub(super) stems: Vec<u64>,
+    pub(super) pairs: Vec<u64>,
+    /// For each prefix its words and how many documents have them, the most frequent ones; and whether there are more.
+    pub(super) prefixes: Vec<(Vec<(String, u64)>, bool)>,
+    /// For each word those that are similar, how many documents have them, and how many edits they are away.
+    pub(super) similar: Vec<Vec<(String, u64, u8)>>,
+    pub(super) words: Vec<u64>,
 }
 
-struct Planner<'a> {
-    searcher: &'a Searcher,
-    fields: &'a Fields,
-    stemmer: Stemmer,
-    marks: Marks,
-    tokens_left: usize,
-    fuzzy_left: usize,
-    prefixes_left: usize,
-}
-
-impl Planner<'_> {
-    fn plan(mut self, search: &Search) -> tantivy::Result<Plan> {
-        let mut clauses = filters(search, self.searcher.schema(), self.fields);
-        if search.query.is_ranked() {
-            clauses.push((Occur::Must, self.wanted(&search.query.clauses)?));
-        }
-        for clause in search.query.clauses.iter().filter(|clause| clause.negated) {
-            clauses.extend(self.unwanted(&clause.pattern)?.map(|query| (Occur::MustNot, query)));
-        }
-        if !clauses.iter().any(|(occur, _)| *occur == Occur::Must) {
-            clauses.push((Occur::Must, Box::new(AllQuery)));
-        }
-        Ok(Plan { query: Box::new(BooleanQuery::new(clauses)), marks: self.marks })
+impl Statistics {
+    /// Whether anybody has said anything: nodes of 0.2 do not.
+    pub fn tells(&self) -> bool {
+        self.documents > 0
     }
 
-    /// Everything that is asked for: all of the phrases, and any of the words, which only rank where there is a phrase.
-    fn wanted(&mut self, clauses: &[Clause]) -> tantivy::Result<Box<dyn Execute>> {
-        let wanted: Vec<&Pattern> = clauses.iter().filter(|clause| !clause.negated).map(|clause| &clause.pattern).collect();
-        let only_stop_words = wanted.iter().all(|pattern| match pattern {
-            Pattern::Word(word) => tokens(word).all(|token| is_stop_word(&token.text)),
-            Pattern::Prefix(_) | Pattern::Phrase(_) => false,
+    /// Adds what another partition says of the same wishes.
+    pub fn add(&mut self, other: Statistics) {
+        self.documents += other.documents;
+        self.tokens += other.tokens;
+        let sum = |mine: &mut Vec<u64>, theirs: Vec<u64>| {
+            mine.resize(mine.len().max(theirs.len()), 0);
+            mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine += theirs);
+        };
+        sum(&mut self.stems, other.stems);
+        sum(&mut self.pairs, other.pairs);
+        sum(&mut self.words, other.words);
+        self.prefixes.resize(self.prefixes.len().max(other.prefixes.len()), Default::default());
+        for ((mine, more), (theirs, others_more)) in self.prefixes.iter_mut().zip(other.prefixes) {
+            let mut words: BTreeMap<String, u64> = std::mem::take(mine).into_iter().collect();
+            theirs.into_iter().for_each(|(word, documents)| *words.entry(word).or_default() += documents);
+            *more |= others_more || words.len() > PREFIX_WORDS_MAX;
+            *mine = most_frequent(words, PREFIX_WORDS_MAX);
+        }
+        self.similar.resize(self.similar.len().max(other.similar.len()), Vec::new());
+        for (mine, theirs) in self.similar.iter_mut().zip(other.similar) {
+            let mut words: BTreeMap<String, (u64, u8)> =
+                mine.drain(..).map(|(word, documents, edits)| (word, (documents, edits))).collect();
+            for (word, documents, edits) in theirs {
+                let known = words.entry(word).or_insert((0, edits));
+                *known = (known.0 + documents, known.1.min(edits));
+            }
+            *mine = words.into_iter().map(|(word, (documents, edits))| (word, documents, edits)).collect();
+        }
+    }
+}
+
+/// The most frequent of these words, in that order; of equals the shortest.
+pub(super) fn most_frequent(words: BTreeMap<String, u64>, limit: usize) -> Vec<(String, u64)> {
+    let mut words: Vec<(String, u64)> = words.into_iter().collect();
+    words.sort_by(|a, b| (Reverse(a.1), a.0.len(), &a.0).cmp(&(Reverse(b.1), b.0.len(), &b.0)));
+    words.truncate(limit);
+    words
+}
+
+/// A search as every partition carries it out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub(super) documents: u64,
+    pub(super) tokens: u64,
+    /// For each thing that is wanted, by what it is found.
+    pub(super) forms: Vec<Vec<Form>>,
+    /// How many documents have each of the words that say little.
+    #[serde(default)]
+    pub(super) lesser: Vec<u64>,
+    /// For each prefix that is excluded, its words.
+    pub(super) excluded: Vec<Vec<String>>,
+    /// What the query was taken to mean where no document has its words, or may have meant where hardly any has.
+    pub(super) meant: Option<String>,
+    /// What would have cost too much.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Something by which a word is found. Written in short, for it goes into cursors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FormParts", into = "FormParts")]
+pub(super) struct Form {
+    pub text: String,
+    pub kind: FormKind,
+    /// How many documents have it.
+    pub documents: u64,
+    /// How many edits it is away from what was typed.
+    pub edits: u8,
+}
+
+type FormParts = (String, FormKind, u64, u8);
+
+impl From<FormParts> for Form {
+    fn from((text, kind, documents, edits): FormParts) -> Self {
+        Self { text, kind, documents, edits }
+    }
+}
+
+impl From<Form> for FormParts {
+    fn from(Form { text, kind, documents, edits }: Form) -> Self {
+        (text, kind, documents, edits)
+    }
+}
+
+/// Where a form is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FormKind {
+    #[serde(rename = "s")]
+    Stem,
+    #[serde(rename = "p")]
+    Pair,
+    /// A word as written: one that a prefix stands for.
+    #[serde(rename = "w")]
+    Word,
+}
+
+impl Form {
+    /// What it weighs beside an exact match.
+    pub(super) fn closeness(&self) -> f32 {
+        SIMILAR[usize::from(self.edits).min(SIMILAR.len() - 1)]
+    }
+}
+
+impl Plan {
+    /// Whether it was made of the same reading of a query.
+    pub(super) fn fits(&self, reading: &Reading) -> bool {
+        let prefixes = reading.excluded.iter().filter(|excluded| matches!(excluded, Excluded::Prefix(_))).count();
+        self.forms.len() == reading.wanted.len() && self.lesser.len() == reading.lesser.len() && self.excluded.len() == prefixes
+    }
+
+    /// What is to be asked first.
+    pub(super) fn wishes(reading: &Reading) -> Wishes {
+        let mut wishes = Wishes::default();
+        for wanted in &reading.wanted {
+            match &wanted.by {
+                By::Stem(stem) => wishes.stems.push(stem.clone()),
+                By::Pair => wishes.pairs.push(wanted.text.clone()),
+                By::Prefix => wishes.prefixes.push(wanted.text.clone()),
+            }
+        }
+        wishes.stems.extend(reading.lesser.iter().cloned());
+        let excluded = reading.excluded.iter().filter_map(|excluded| match excluded {
+            Excluded::Prefix(prefix) => Some(prefix.clone()),
+            _ => None,
         });
-        let mut seen = BTreeSet::new();
-        let mut queries = Clauses::new();
-        for pattern in wanted {
-            match pattern {
-                Pattern::Phrase(phrase) => {
-                    let tokens = self.tokens(phrase);
-                    if let Some(query) = self.phrase(&tokens) {
-                        self.mark_phrase(&tokens);
-                        queries.push((Occur::Must, query));
-                    }
+        wishes.prefixes.extend(excluded);
+        wishes.prefixes.truncate(PREFIXES_MAX);
+        wishes.words = reading.phrases.iter().flatten().map(|(_, word)| word.clone()).collect();
+        wishes
+    }
+
+    /// What is to be asked then: which words are similar to those that no document has, and which are very similar to those
+    /// that hardly any has. Not where a phrase says how its words are spelt.
+    pub(super) fn wishes_for_spelling(reading: &Reading, statistics: &Statistics) -> Option<Wishes> {
+        let mut stems = statistics.stems.iter();
+        let mut similar = Vec::new();
+        for wanted in reading.wanted.iter().filter(|_| reading.phrases.is_empty()) {
+            if let By::Stem(_) = wanted.by {
+                let documents = stems.next().copied().unwrap_or(0);
+                let edits = edits_max(&wanted.text).min(if documents == 0 { 2 } else { 1 });
+                if documents < RARE && similar.len() < SPELLINGS_MAX && edits > 0 {
+                    similar.push((wanted.text.clone(), edits));
                 }
-                Pattern::Word(word) => {
-                    let tokens = self.tokens(word);
-                    // The parts of `lock-free` may match alone, but together they are meant.
-                    if tokens.len() > 1 {
-                        queries.extend(self.phrase(&tokens).map(|query| (Occur::Should, query)));
+            }
+        }
+        (!similar.is_empty()).then(|| Wishes { similar, ..Wishes::default() })
+    }
+
+    /// Makes a plan of what all partitions have said, `spelling` of the second wishes.
+    pub(super) fn of(reading: &Reading, statistics: &Statistics, asked: &Wishes, spelling: &Statistics) -> Plan {
+        let mut plan = Plan { documents: statistics.documents, tokens: statistics.tokens, ..Plan::default() };
+        let (mut stems, mut pairs) = (statistics.stems.iter(), statistics.pairs.iter());
+        let mut prefixes = statistics.prefixes.iter();
+        let mut stemmer = Stemmer::new();
+        let mut meant = Vec::new();
+        for wanted in &reading.wanted {
+            let mut read_as = wanted.text.clone();
+            let forms = match &wanted.by {
+                By::Stem(stem) => {
+                    let documents = stems.next().copied().unwrap_or(0);
+                    let exact = Form { text: stem.clone(), kind: FormKind::Stem, documents, edits: 0 };
+                    let similar = asked.similar.iter().position(|(word, _)| *word == wanted.text);
+                    let similar = similar.and_then(|place| spelling.similar.get(place)).map_or(&[][..], Vec::as_slice);
+                    let similar = nearest(similar, stem, &mut stemmer);
+                    if let Some((best, of)) = similar.best
+                        && of >= documents.saturating_mul(MEANT_MORE)
+                    {
+                        read_as = best;
                     }
-                    for token in tokens {
-                        let ignored = is_stop_word(&token.text) && !only_stop_words;
-                        if !ignored && seen.insert(token.text.clone()) {
-                            self.word(&token, &mut queries)?;
+                    // A word that documents contain is taken at its word; one that none has may come before the page is looked for.
+                    let others = if documents > 0 { Vec::new() } else { similar.forms };
+                    [exact].into_iter().chain(others).collect()
+                }
+                By::Pair => {
+                    let documents = pairs.next().copied().unwrap_or(0);
+                    vec![Form { text: wanted.text.clone(), kind: FormKind::Pair, documents, edits: 0 }]
+                }
+                By::Prefix => {
+                    read_as.push('*');
+                    match prefixes.next() {
+                        Some((words, more)) => {
+                            if *more {
+                                plan.left_out.push(format!("{}*", wanted.text));
+                            }
+                            let form = |(word, documents): &(String, u64)| Form {
+                                text: word.clone(),
+                                kind: FormKind::Word,
+                                documents: *documents,
+                                edits: 0,
+                            };
+                            words.iter().map(form).collect()
+                        }
+                        None => {
+                            plan.left_out.push(format!("{}*", wanted.text));
+                            Vec::new()
                         }
                     }
                 }
-                Pattern::Prefix(prefix) => {
-                    let mut tokens = self.tokens(prefix);
-                    let last = tokens.pop();
-                    for token in &tokens {
-                        self.word(token, &mut queries)?;
-                    }
-                    match last {
-                        // A pair of a dense script begins whatever follows it.
-                        Some(token) if token.shape == Shape::Pair => self.word(&token, &mut queries)?,
-                        Some(token) => self.prefix(&token.text, &mut queries)?,
-                        None => {}
-                    }
+            };
+            meant.push(read_as);
+            plan.forms.push(forms);
+        }
+        plan.lesser = stems.copied().chain(std::iter::repeat(0)).take(reading.lesser.len()).collect();
+        let mut excluded_postings = 0;
+        for excluded in &reading.excluded {
+            if let Excluded::Prefix(prefix) = excluded {
+                let (words, more) = prefixes.next().map_or((&[][..], true), |(words, more)| (words.as_slice(), *more));
+                let fits = words.iter().take_while(|(_, documents)| {
+                    excluded_postings += documents;
+                    excluded_postings <= EXCLUDED_MAX
+                });
+                let kept: Vec<String> = fits.map(|(word, _)| word.clone()).collect();
+                if more || kept.len() < words.len() {
+                    plan.left_out.push(format!("-{prefix}*"));
                 }
+                plan.excluded.push(kept);
             }
         }
-        if queries.is_empty() {
-            // Something was asked for, but nothing that is ever indexed: an emoji, say.
-            return Ok(Box::new(EmptyQuery));
-        }
-        Ok(Box::new(BooleanQuery::new(queries)))
-    }
-
-    /// What a pattern rules out: all forms of a word, but not what it may be a misspelling of.
-    fn unwanted(&mut self, pattern: &Pattern) -> tantivy::Result<Option<Box<dyn Execute>>> {
-        let (Pattern::Word(text) | Pattern::Prefix(text) | Pattern::Phrase(text)) = pattern;
-        let tokens = self.tokens(text);
-        if let (Pattern::Word(_), [token]) = (pattern, tokens.as_slice())
-            && token.shape == Shape::Word
-        {
-            let stem = self.stemmer.stem(&token.text);
-            let terms = [self.fields.title_stems, self.fields.body_stems].map(|field| Term::from_field_text(field, &stem));
-            return Ok(Some(Box::new(TermSetQuery::new(terms))));
-        }
-        if let (Pattern::Prefix(_), [token]) = (pattern, tokens.as_slice()) {
-            return Ok(self.any_with_prefix(&token.text));
-        }
-        Ok(self.phrase(&tokens))
-    }
-
-    /// The tokens of a clause as far as the budget goes, without the last characters that pairs contain already.
-    fn tokens(&mut self, text: &str) -> Vec<Token> {
-        let tokens: Vec<Token> = tokens(text).filter(|token| token.shape != Shape::Tail).take(self.tokens_left).collect();
-        self.tokens_left -= tokens.len();
-        tokens
-    }
-
-    /// One word in all its forms, and in other spellings if hardly anything has it.
-    fn word(&mut self, token: &Token, queries: &mut Clauses) -> tantivy::Result<()> {
-        match token.shape {
-            Shape::Single => return self.prefix(&token.text, queries),
-            Shape::Pair | Shape::Tail => {
-                queries.push(should(self.fields.title, &token.text, TITLE));
-                queries.push(should(self.fields.body, &token.text, 1.0));
-                self.marks.words.insert(token.text.clone());
-                return Ok(());
-            }
-            Shape::Word => {}
-        }
-        let stem = self.stemmer.stem(&token.text);
-        queries.push(should(self.fields.title, &token.text, EXACT * TITLE));
-        queries.push(should(self.fields.body, &token.text, EXACT));
-        self.stem(&stem, 1.0, queries);
-        self.marks.words.insert(token.text.clone());
-        match self.documents_with(&stem)? {
-            0 => self.misspelt(&token.text, &stem, FUZZY, queries),
-            1..FUZZY_BELOW_DOCUMENTS => self.misspelt(&token.text, &stem, FUZZY_BESIDE_EXACT, queries),
-            FUZZY_BELOW_DOCUMENTS.. => Ok(()),
-        }
-    }
-
-    fn stem(&mut self, stem: &str, boost: f32, queries: &mut Clauses) {
-        queries.push(should(self.fields.title_stems, stem, boost * TITLE));
-        queries.push(should(self.fields.body_stems, stem, boost));
-        self.marks.stems.insert(stem.to_owned());
-    }
-
-    fn documents_with(&self, stem: &str) -> tantivy::Result<u64> {
-        let in_titles = self.searcher.doc_freq(&Term::from_field_text(self.fields.title_stems, stem))?;
-        let in_bodies = self.searcher.doc_freq(&Term::from_field_text(self.fields.body_stems, stem))?;
-        Ok(in_titles + in_bodies)
-    }
-
-    /// Adds the words that this one may be a misspelling of, in all their forms; those two edits away at half the boost.
-    fn misspelt(&mut self, word: &str, own_stem: &str, boost: f32, queries: &mut Clauses) -> tantivy::Result<()> {
-        if self.fuzzy_left == 0 {
-            return Ok(());
-        }
-        for edits in 1..=edits_max(word) {
-            self.fuzzy_left = self.fuzzy_left.saturating_sub(1);
-            let similar = self.similar(word, edits)?;
-            let mut stems: BTreeSet<String> = similar.iter().map(|word| self.stemmer.stem(word)).collect();
-            stems.remove(own_stem);
-            for stem in &stems {
-                self.stem(stem, boost / f32::from(edits), queries);
-            }
-            // What is two edits away is only worth a look if nothing is nearer.
-            if !stems.is_empty() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The most frequent words of titles and bodies within so many edits; a swap of neighbours is one.
-    fn similar(&self, word: &str, edits: u8) -> tantivy::Result<Vec<String>> {
-        let automaton = FuzzyTermQuery::new(Term::from_field_text(self.fields.body, word), edits, true).automaton()?;
-        let mut found: BTreeMap<String, u32> = BTreeMap::new();
-        for segment in self.searcher.segment_readers() {
-            for field in [self.fields.title, self.fields.body] {
-                let inverted = segment.inverted_index(field)?;
-                let mut terms = inverted.terms().search(&automaton).into_stream()?;
-                while let Some((term, info)) = terms.next() {
-                    if let Ok(term) = std::str::from_utf8(term) {
-                        *found.entry(term.to_owned()).or_default() += info.doc_freq;
-                    }
-                }
-            }
-        }
-        let mut found: Vec<(String, u32)> = found.into_iter().collect();
-        found.sort_by_key(|(_, documents)| std::cmp::Reverse(*documents));
-        Ok(found.into_iter().take(FUZZY_EXPANSIONS_MAX).map(|(word, _)| word).collect())
-    }
-
-    /// Words that begin so: scored like words if they are few, all alike if they are many.
-    fn prefix(&mut self, prefix: &str, queries: &mut Clauses) -> tantivy::Result<()> {
-        if self.marks.prefixes.len() == PREFIXES_MAX || self.marks.prefixes.iter().any(|known| known == prefix) {
-            return Ok(());
-        }
-        match self.expand(prefix)? {
-            Some(words) => {
-                for word in words {
-                    queries.push(should(self.fields.title, &word, TITLE));
-                    queries.push(should(self.fields.body, &word, 1.0));
-                }
-            }
-            None => queries.extend(self.any_with_prefix(prefix).map(|query| (Occur::Should, query))),
-        }
-        self.marks.prefixes.push(prefix.to_owned());
-        Ok(())
-    }
-
-    /// All words that begin so, or none if they are too many.
-    fn expand(&self, prefix: &str) -> tantivy::Result<Option<BTreeSet<String>>> {
-        let mut words = BTreeSet::new();
-        for segment in self.searcher.segment_readers() {
-            for field in [self.fields.title, self.fields.body] {
-                let inverted = segment.inverted_index(field)?;
-                let mut terms = inverted.terms().range().ge(prefix).into_stream()?;
-                while let Some((term, _)) = terms.next()
-                    && term.starts_with(prefix.as_bytes())
-                {
-                    words.extend(std::str::from_utf8(term).map(str::to_owned));
-                    if words.len() > PREFIX_EXPANSIONS_MAX {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-        Ok(Some(words))
-    }
-
-    /// Any word that begins so, without a score of its own. Costs as much as there are such words in documents.
-    ///
-    /// None if the query has used up its prefixes.
-    fn any_with_prefix(&mut self, prefix: &str) -> Option<Box<dyn Execute>> {
-        self.prefixes_left = self.prefixes_left.checked_sub(1)?;
-        let field = |field, boost| -> (Occur, Box<dyn Execute>) {
-            // No edits and anything behind: the automaton of a prefix.
-            let query = FuzzyTermQuery::new_prefix(Term::from_field_text(field, prefix), 0, true);
-            (Occur::Should, Box::new(BoostQuery::new(Box::new(query), boost)))
+        let as_typed = |wanted: &super::reading::Wanted| match wanted.by {
+            By::Prefix => format!("{}*", wanted.text),
+            _ => wanted.text.clone(),
         };
-        Some(Box::new(BooleanQuery::new(vec![field(self.fields.title, TITLE), field(self.fields.body, 1.0)])))
+        if reading.phrases.is_empty() && reading.wanted.iter().map(as_typed).ne(meant.iter().cloned()) {
+            plan.meant = Some(meant.join(" "));
+        }
+        plan.cut(reading);
+        plan
     }
 
-    /// The tokens in exactly this order, in the title or in the body; none if there are no tokens.
-    fn phrase(&mut self, tokens: &[Token]) -> Option<Box<dyn Execute>> {
-        let in_field = |field: Field, boost: f32| -> (Occur, Box<dyn Execute>) {
-            let terms: Vec<(usize, Term)> =
-                tokens.iter().map(|token| (token.position, Term::from_field_text(field, &token.text))).collect();
-            match terms.as_slice() {
-                [(_, term)] => should_term(term.clone(), boost),
-                _ => (Occur::Should, Box::new(BoostQuery::new(Box::new(PhraseQuery::new_with_offset(terms)), boost))),
+    /// Leaves out what is too dear.
+    fn cut(&mut self, reading: &Reading) {
+        let cost = |forms: &[Vec<Form>]| forms.iter().flatten().map(|form| form.documents).sum::<u64>();
+        let is_prefix = |place: usize| reading.wanted[place].by == By::Prefix;
+        if cost(&self.forms) <= POSTINGS_MAX {
+            return;
+        }
+        for place in 0..self.forms.len() {
+            if self.forms[place].iter().any(|form| form.edits > 0) {
+                self.forms[place].clear();
+                self.left_out.push(reading.wanted[place].text.clone());
             }
-        };
-        match tokens {
-            [] => None,
-            [only] if only.shape == Shape::Single => self.any_with_prefix(&only.text),
-            _ => Some(Box::new(BooleanQuery::new(vec![
-                in_field(self.fields.title, PHRASE * TITLE),
-                in_field(self.fields.body, PHRASE),
-            ]))),
         }
+        let prefixes: Vec<usize> = (0..self.forms.len()).filter(|place| is_prefix(*place)).collect();
+        let plain: u64 = cost(&self.forms) - prefixes.iter().map(|place| cost(&self.forms[*place..=*place])).sum::<u64>();
+        let share = POSTINGS_MAX.saturating_sub(plain) / prefixes.len().max(1) as u64;
+        for place in prefixes {
+            let mut left = share;
+            let before = self.forms[place].len();
+            self.forms[place].retain(|form| {
+                let fits = form.documents <= left;
+                left = left.saturating_sub(form.documents);
+                fits
+            });
+            if self.forms[place].len() < before {
+                self.left_out.push(format!("{}*", reading.wanted[place].text));
+            }
+        }
+        let mut words: Vec<(u64, usize)> = (0..self.forms.len())
+            .filter(|place| !is_prefix(*place) && !self.forms[*place].is_empty())
+            .map(|place| (cost(&self.forms[place..=place]), place))
+            .collect();
+        words.sort_unstable();
+        while cost(&self.forms) > POSTINGS_MAX && words.len() > WORDS_KEPT {
+            let Some((_, place)) = words.pop() else { break };
+            self.forms[place].clear();
+            self.left_out.push(reading.wanted[place].text.clone());
+        }
+        self.left_out.dedup();
     }
+}
 
-    fn mark_phrase(&mut self, tokens: &[Token]) {
-        match tokens {
-            [] => {}
-            [only] if only.shape == Shape::Single => self.marks.prefixes.push(only.text.clone()),
-            [first, ..] => self
-                .marks
-                .phrases
-                .push(tokens.iter().map(|token| (token.position - first.position, token.text.clone())).collect()),
+/// What a misspelt word may have meant.
+struct Nearest {
+    forms: Vec<Form>,
+    /// The word that most documents have, of the nearest.
+    best: Option<(String, u64)>,
+}
+
+/// The nearest of these words, by their stems; those two edits away only where nothing is nearer.
+fn nearest(similar: &[(String, u64, u8)], own_stem: &str, stemmer: &mut Stemmer) -> Nearest {
+    let edits = similar.iter().map(|(_, _, edits)| *edits).min().unwrap_or(0);
+    let mut near: Vec<&(String, u64, u8)> = similar.iter().filter(|(_, _, away)| *away == edits).collect();
+    near.sort_by(|a, b| (Reverse(a.1), &a.0).cmp(&(Reverse(b.1), &b.0)));
+    near.truncate(MEANT_MAX);
+    let best = near.first().map(|(word, documents, _)| (word.clone(), *documents));
+    let mut stems: BTreeMap<String, u64> = BTreeMap::new();
+    for (word, documents, _) in near {
+        let stem = stemmer.stem(word);
+        if stem != own_stem {
+            let known = stems.entry(stem).or_default();
+            *known = (*known).max(*documents);
         }
     }
+    let forms = stems.into_iter().map(|(text, documents)| Form { text, kind: FormKind::Stem, documents, edits }).collect();
+    Nearest { forms, best }
 }
 
 /// How many edits a misspelling may be away: short words are too near to each other, and numbers are never meant
 /// otherwise.
-fn edits_max(word: &str) -> u8 {
+pub(super) fn edits_max(word: &str) -> u8 {
     if word.chars().any(|c| c.is_numeric()) {
         return 0;
     }
@@ -351,35 +382,4 @@ fn edits_max(word: &str) -> u8 {
         4..=6 => 1,
         _ => 2,
     }
-}
-
-/// What may match at all. Filters score nothing.
-fn filters(search: &Search, schema: &Schema, fields: &Fields) -> Clauses {
-    let must =
-        |query: Box<dyn Execute>| -> (Occur, Box<dyn Execute>) { (Occur::Must, Box::new(ConstScoreQuery::new(query, 0.0))) };
-    let is = |label: String| must(Box::new(TermQuery::new(labelled(fields, &label), IndexRecordOption::Basic)));
-    let mut clauses = Clauses::new();
-    if !search.kinds.is_empty() {
-        let kinds = search.kinds.iter().map(|kind| labelled(fields, &label::kind(*kind)));
-        clauses.push(must(Box::new(TermSetQuery::new(kinds))));
-    }
-    clauses.extend(search.author.map(|author| is(label::author(author))));
-    clauses.extend(search.tag.as_ref().map(|tag| is(label::tag(tag))));
-    if search.from.is_some() || search.to.is_some() {
-        let created = schema.get_field(CREATED).expect("the schema has its fast fields");
-        let micros = |time: jiff::Timestamp| Term::from_field_i64(created, time.as_microsecond());
-        let from = search.from.map_or(Bound::Unbounded, |from| Bound::Included(micros(from)));
-        let to = search.to.map_or(Bound::Unbounded, |to| Bound::Excluded(micros(to)));
-        clauses.push(must(Box::new(RangeQuery::new(from, to))));
-    }
-    clauses
-}
-
-fn should(field: Field, word: &str, boost: f32) -> (Occur, Box<dyn Execute>) {
-    should_term(Term::from_field_text(field, word), boost)
-}
-
-fn should_term(term: Term, boost: f32) -> (Occur, Box<dyn Execute>) {
-    let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-    (Occur::Should, Box::new(BoostQuery::new(Box::new(query), boost)))
 }

@@ -2,22 +2,16 @@
 
 use std::sync::{Arc, RwLock};
 
-use tantivy::schema::Value;
+use tantivy::schema::{Field, IndexRecordOption, Value};
 use tantivy::{DocAddress, DocSet, IndexReader, Searcher, SegmentReader, TERMINATED, TantivyDocument};
 use uuid::Uuid;
 
-use super::collect::{Page, Place};
 use super::document::{Document, Kind};
-use super::highlight::Marks;
-use super::hits::{
-    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge_suggestions,
-};
-use super::plan::{Plan, plan};
-use super::schema::{Fields, ID_HIGH, VERSION, label, labelled, name};
-use super::text::{Shape, Stemmer, is_stop_word, tokens};
-
-/// How much of a body a summary quotes, in characters.
-const EXCERPT_CHARS_MAX: usize = 200;
+use super::find::Views;
+use super::hits::{Hits, LIMIT_MAX, Search, Suggestion, SuggestionKind, merge_suggestions};
+use super::plan::Plan;
+use super::schema::{FORMAT, ID_HIGH, Layout, VERSION, label, name};
+use super::text::{Shape, is_stop_word, tokens};
 
 /// How many words of a dictionary one suggestion looks at, per segment and kind: it answers at every keystroke.
 const SUGGEST_TERMS_MAX: usize = 4_096;
@@ -28,12 +22,21 @@ pub enum SearchError {
     /// The cursor belongs to a search of another order.
     #[error("the cursor belongs to another search")]
     Cursor,
+    /// Nobody waits for the answer any more.
+    #[error("the time for the answer is over")]
+    Late,
+    /// More searches wait than may.
+    #[error("too many searches are waiting")]
+    Busy,
     /// No replica of any partition could be reached.
     #[error("no replica of the index answers")]
     Nobody,
     /// The index could not be read.
     #[error("cannot read the index")]
     Index(#[from] tantivy::TantivyError),
+    /// The same, from below.
+    #[error("cannot read the files of the index")]
+    Files(#[from] std::io::Error),
     /// The index holds a document that it should never have accepted.
     #[error("the index holds an unreadable document")]
     Document(#[from] serde_json::Error),
@@ -44,12 +47,19 @@ pub enum SearchError {
 pub struct PartitionReader {
     /// Another one after the index was opened anew.
     reader: Arc<RwLock<IndexReader>>,
-    pub(super) fields: Fields,
+    pub(super) layout: Arc<Layout>,
+}
+
+/// A partition as of one commit: what is found in it can be fetched from it.
+#[derive(Clone)]
+pub struct View {
+    pub(super) searcher: Searcher,
+    pub(super) layout: Arc<Layout>,
 }
 
 impl PartitionReader {
-    pub(super) fn new(reader: IndexReader, fields: Fields) -> Self {
-        Self { reader: Arc::new(RwLock::new(reader)), fields }
+    pub(super) fn new(reader: IndexReader, layout: Arc<Layout>) -> Self {
+        Self { reader: Arc::new(RwLock::new(reader)), layout }
     }
 
     /// From now on searches the last commit of now.
@@ -67,26 +77,18 @@ impl PartitionReader {
         self.reader.read().expect("no panic under this lock").searcher()
     }
 
-    /// One page of what matches, best first.
-    ///
-    /// Blocks: milliseconds, tens of them for a query of many frequent words over a million documents.
+    /// The last commit.
+    pub fn view(&self) -> View {
+        View { searcher: self.searcher(), layout: Arc::clone(&self.layout) }
+    }
+
+    /// Searches this partition alone.
     ///
     /// # Errors
-    /// [`SearchError::Cursor`] for a cursor of another order; the others mean a broken index.
+    /// As [`Views::search`].
     pub fn search(&self, search: &Search) -> Result<Hits, SearchError> {
-        search.check()?;
-        let sort = search.effective_sort();
-        let searcher = self.searcher();
-        let Plan { query, marks } = plan(search, &searcher, &self.fields)?;
-        let page = Page { sort, limit: search.limit.min(LIMIT_MAX), after: search.after };
-        let collected = searcher.search(&query, &page)?;
-        let mut stemmer = Stemmer::new();
-        let items = collected
-            .places
-            .iter()
-            .map(|place| self.hit(&searcher, place, sort, &marks, &mut stemmer))
-            .collect::<Result<Vec<Hit>, SearchError>>()?;
-        Ok(Hits { total: collected.total, more: collected.behind > items.len() as u64, items })
+        let views = Views::of(vec![self.view()]);
+        Ok(views.search(search, &views.plan(search), None)?.0)
     }
 
     /// Completions of what is being typed, from usernames, tags and the words of titles; of several words, the last
@@ -106,16 +108,21 @@ impl PartitionReader {
         }
         let whole = name(typed);
         for (kind, sort) in [(SuggestionKind::User, label::USERNAME), (SuggestionKind::Tag, label::TAG)] {
-            let completed = self.complete(&searcher, self.fields.label, &format!("{sort}{whole}"), limit)?;
+            let completed = self.complete(&searcher, self.layout.label, &format!("{sort}{whole}"), limit)?;
             found.extend(completed.map(|(text, documents)| Suggestion { text: text[sort.len()..].to_owned(), kind, documents }));
         }
         if let Some(last) = tokens(typed).filter(|token| token.shape != Shape::Tail).last()
             && last.end == typed.len()
         {
             let head = typed[..last.start].to_lowercase();
+            let (field, sort) = match self.layout.title {
+                Some(title) => (title, ""),
+                None => (self.layout.label, label::WORD),
+            };
             found.extend(
                 // Twice as many as needed, because the most frequent words say the least.
-                self.complete(&searcher, self.fields.title, &last.text, 2 * limit)?
+                self.complete(&searcher, field, &format!("{sort}{}", last.text), 2 * limit)?
+                    .map(|(word, documents)| (word[sort.len()..].to_owned(), documents))
                     .filter(|(word, _)| !is_stop_word(word))
                     .map(|(word, documents)| Suggestion { text: format!("{head}{word}"), kind: SuggestionKind::Word, documents }),
             );
@@ -137,64 +144,17 @@ impl PartitionReader {
 
     /// The version under which a document is committed, if it is.
     pub(super) fn version(&self, kind: Kind, id: Uuid) -> tantivy::Result<Option<u64>> {
-        let term = labelled(&self.fields, &label::key(kind, id));
-        for segment in self.searcher().segment_readers() {
-            let inverted = segment.inverted_index(self.fields.label)?;
-            let Some(mut postings) = inverted.read_postings(&term, tantivy::schema::IndexRecordOption::Basic)? else {
-                continue;
-            };
-            while postings.doc() != TERMINATED {
-                if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
-                    return Ok(segment.fast_fields().u64(VERSION)?.first(postings.doc()));
-                }
-                postings.advance();
-            }
-        }
-        Ok(None)
-    }
-
-    fn hit(
-        &self,
-        searcher: &Searcher,
-        place: &Place,
-        sort: Sort,
-        marks: &Marks,
-        stemmer: &mut Stemmer,
-    ) -> Result<Hit, SearchError> {
-        let document = self.document(searcher, place.address)?;
-        let highlight = Highlight {
-            title: document.title.as_deref().and_then(|title| marks.fragment(title, stemmer)),
-            body: marks.fragment(&document.body, stemmer),
-        };
-        Ok(Hit {
-            kind: document.kind,
-            id: document.id,
-            version: document.version,
-            score: place.score,
-            created_at: document.created_at,
-            highlight,
-            cursor: Cursor { sort, key: place.key, id: document.id },
-            summary: Summary {
-                excerpt: excerpt(&document.body),
-                title: document.title,
-                author: document.author,
-                tags: document.tags,
-                post_id: document.post_id,
-            },
-        })
-    }
-
-    fn document(&self, searcher: &Searcher, address: DocAddress) -> Result<Document, SearchError> {
-        let stored: TantivyDocument = searcher.doc(address)?;
-        let source = stored.get_first(self.fields.source).and_then(|value| value.as_str()).unwrap_or_default();
-        Ok(serde_json::from_str(source)?)
+        let view = self.view();
+        let Some(address) = view.address(kind, id)? else { return Ok(None) };
+        let segment = view.searcher.segment_reader(address.segment_ord);
+        Ok(segment.fast_fields().u64(VERSION)?.first(address.doc_id))
     }
 
     /// The most frequent terms of a field that begin so, with their number of documents.
     fn complete(
         &self,
         searcher: &Searcher,
-        field: tantivy::schema::Field,
+        field: Field,
         prefix: &str,
         limit: usize,
     ) -> tantivy::Result<impl Iterator<Item = (String, u64)> + use<>> {
@@ -216,7 +176,7 @@ impl PartitionReader {
             for (term, info) in best.into_iter().take(2 * limit) {
                 // A dictionary keeps its words until its segment is merged. Whoever deleted an account must not
                 // appear here meanwhile.
-                let mut postings = inverted.read_postings_from_terminfo(&info, tantivy::schema::IndexRecordOption::Basic)?;
+                let mut postings = inverted.read_postings_from_terminfo(&info, IndexRecordOption::Basic)?;
                 let alive = segment.alive_bitset();
                 let mut lives = false;
                 while !lives && postings.doc() != TERMINATED {
@@ -234,30 +194,51 @@ impl PartitionReader {
     }
 }
 
-/// How a body begins, cut between words where it has some.
-fn excerpt(body: &str) -> String {
-    let body = body.trim();
-    match body.char_indices().nth(EXCERPT_CHARS_MAX) {
-        None => body.to_owned(),
-        Some((limit, _)) => {
-            let cut = body[..limit].rfind(char::is_whitespace).unwrap_or(limit);
-            body[..cut].trim_end().to_owned()
+impl View {
+    /// Where a document is, if it is there.
+    pub(super) fn address(&self, kind: Kind, id: Uuid) -> tantivy::Result<Option<DocAddress>> {
+        let term = self.layout.labelled(&label::key(kind, id));
+        for (ordinal, segment) in (0..).zip(self.searcher.segment_readers()) {
+            let inverted = segment.inverted_index(self.layout.label)?;
+            let Some(mut postings) = inverted.read_postings(&term, IndexRecordOption::Basic)? else {
+                continue;
+            };
+            while postings.doc() != TERMINATED {
+                if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
+                    return Ok(Some(DocAddress::new(ordinal, postings.doc())));
+                }
+                postings.advance();
+            }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_excerpt_ends_between_words_within_200_characters() {
-        let excerpt = excerpt(&"wörd ".repeat(100));
-        assert!(excerpt.ends_with("wörd") && excerpt.chars().count() <= EXCERPT_CHARS_MAX, "{excerpt}");
+        Ok(None)
     }
 
-    #[test]
-    fn an_excerpt_of_one_endless_word_is_cut_inside_it() {
-        assert_eq!(excerpt(&"語".repeat(300)).chars().count(), EXCERPT_CHARS_MAX);
+    /// Where the document of an id is, of whatever kind.
+    pub(super) fn anywhere(&self, id: Uuid) -> tantivy::Result<Option<DocAddress>> {
+        for kind in [Kind::Post, Kind::Comment, Kind::User] {
+            if let Some(address) = self.address(kind, id)? {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn document(&self, address: DocAddress) -> Result<Document, SearchError> {
+        let stored: TantivyDocument = self.searcher.doc(address)?;
+        let source = stored.get_first(self.layout.source).and_then(|value| value.as_str()).unwrap_or_default();
+        Ok(serde_json::from_str(source)?)
+    }
+
+    /// How long a text of a field is on the average: as the plan says, or, in an index of a former layout, as it is here.
+    pub(super) fn average(&self, field: Field, plan: &Plan) -> tantivy::Result<f32> {
+        let (mut tokens, mut documents) = (plan.tokens, plan.documents);
+        if self.layout.format != FORMAT {
+            (tokens, documents) = (0, 0);
+            for segment in self.searcher.segment_readers() {
+                tokens += segment.inverted_index(field)?.total_num_tokens();
+                documents += u64::from(segment.max_doc());
+            }
+        }
+        Ok((tokens as f32 / documents.max(1) as f32).max(1.0))
     }
 }

@@ -22,7 +22,6 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     checkpoint::META,
     folder::{Folder, SMALL_BYTES_MAX},
-    schema::FORMAT,
 };
 
 /// Before the name of a file that is not here as a whole yet.
@@ -72,6 +71,7 @@ impl FileMark {
 pub struct Segments {
     pub(super) index: Index,
     pub(super) folder: Folder,
+    pub(super) format: u32,
 }
 
 /// A commit whose files stay readable, whatever becomes of the index: they are open.
@@ -101,7 +101,7 @@ impl Segments {
             files.push(file);
         }
         let meta = serde_json::to_string(&metas)?;
-        Ok(Snapshot { commit: Commit { format: FORMAT, meta, files: marks }, files })
+        Ok(Snapshot { commit: Commit { format: self.format, meta, files: marks }, files })
     }
 }
 
@@ -125,9 +125,9 @@ impl Snapshot {
 }
 
 impl Commit {
-    /// Whether we could read it, and none of its names is a trap.
-    pub fn is_ours(&self) -> bool {
-        self.format == FORMAT && self.files.iter().all(FileMark::is_plain)
+    /// Whether it is of this format, and none of its names is a trap.
+    pub fn is_of(&self, format: u32) -> bool {
+        self.format == format && self.files.iter().all(FileMark::is_plain)
     }
 
     /// Which of its files, by number, are not in a folder as they should be.

@@ -69,22 +69,28 @@ impl Iterator for Tokens<'_> {
 
     fn next(&mut self) -> Option<Token> {
         let mut text = String::new();
-        let Place { start, end, position, shape } = self.next_into(&mut text)?;
-        Some(Token { text, start, end, position, shape })
+        let place = self.next_into(&mut text)?;
+        Some(place.with(text))
     }
 }
 
 /// A [`Token`] without its text.
-struct Place {
-    start: usize,
-    end: usize,
-    position: usize,
-    shape: Shape,
+pub(super) struct Place {
+    pub start: usize,
+    pub end: usize,
+    pub position: usize,
+    pub shape: Shape,
+}
+
+impl Place {
+    pub(super) fn with(&self, text: String) -> Token {
+        Token { text, start: self.start, end: self.end, position: self.position, shape: self.shape }
+    }
 }
 
 impl Tokens<'_> {
     /// The next token; its text goes into `folded`, which an index uses again for the one after it.
-    fn next_into(&mut self, folded: &mut String) -> Option<Place> {
+    pub(super) fn next_into(&mut self, folded: &mut String) -> Option<Place> {
         loop {
             let (start, end, shape) = match self.dense.take() {
                 Some((start, end, first)) => self.dense_token(start, end, first),
@@ -192,7 +198,7 @@ pub(super) struct Stemmer(TextAnalyzer);
 
 /// Stems that were needed before: looking one up costs a fraction of finding it.
 #[derive(Clone)]
-struct KnownStems {
+pub(super) struct KnownStems {
     stemmer: Stemmer,
     stems: HashMap<String, String>,
 }
@@ -201,6 +207,22 @@ struct KnownStems {
 const KNOWN_STEMS_MAX: usize = 8_192;
 
 impl KnownStems {
+    pub(super) fn new() -> Self {
+        Self { stemmer: Stemmer::new(), stems: HashMap::new() }
+    }
+
+    /// The stem of a folded word.
+    pub(super) fn stem_of(&mut self, word: &str) -> &str {
+        if self.stems.len() >= KNOWN_STEMS_MAX {
+            self.stems.clear();
+        }
+        if !self.stems.contains_key(word) {
+            let stem = self.stemmer.stem(word);
+            self.stems.insert(word.to_owned(), stem);
+        }
+        &self.stems[word]
+    }
+
     /// Makes a word its stem.
     fn stem(&mut self, word: &mut String) {
         if let Some(stem) = self.stems.get(word.as_str()) {
@@ -229,31 +251,39 @@ impl Stemmer {
 
 /// The analyzer of the fields that keep words as they are, folded.
 pub(super) fn exact_analyzer() -> TextAnalyzer {
-    TextAnalyzer::from(Folding { stems: None })
+    TextAnalyzer::from(Folding { stems: None, dense: true })
 }
 
 /// The analyzer of the fields that keep stems. Dense scripts have none, so they are left out.
 pub(super) fn stem_analyzer() -> TextAnalyzer {
-    TextAnalyzer::from(Folding { stems: Some(KnownStems { stemmer: Stemmer::new(), stems: HashMap::new() }) })
+    TextAnalyzer::from(Folding { stems: Some(KnownStems::new()), dense: false })
+}
+
+/// The same with the tokens of dense scripts, as they are.
+pub(super) fn score_analyzer() -> TextAnalyzer {
+    TextAnalyzer::from(Folding { stems: Some(KnownStems::new()), dense: true })
 }
 
 /// [`tokens`] for tantivy, which clones it for every segment that it writes.
 #[derive(Clone)]
 struct Folding {
     stems: Option<KnownStems>,
+    /// Whether dense scripts are kept.
+    dense: bool,
 }
 
 impl Tokenizer for Folding {
     type TokenStream<'a> = FoldingStream<'a>;
 
     fn token_stream<'a>(&'a mut self, text: &'a str) -> FoldingStream<'a> {
-        FoldingStream { tokens: tokens(text), stems: self.stems.as_mut(), token: IndexToken::default() }
+        FoldingStream { tokens: tokens(text), stems: self.stems.as_mut(), dense: self.dense, token: IndexToken::default() }
     }
 }
 
 struct FoldingStream<'a> {
     tokens: Tokens<'a>,
     stems: Option<&'a mut KnownStems>,
+    dense: bool,
     token: IndexToken,
 }
 
@@ -261,9 +291,9 @@ impl TokenStream for FoldingStream<'_> {
     fn advance(&mut self) -> bool {
         while let Some(Place { start, end, position, shape }) = self.tokens.next_into(&mut self.token.text) {
             match &mut self.stems {
-                Some(_) if shape != Shape::Word => continue,
-                Some(stems) => stems.stem(&mut self.token.text),
-                None => {}
+                Some(stems) if shape == Shape::Word => stems.stem(&mut self.token.text),
+                _ if shape != Shape::Word && !self.dense => continue,
+                _ => {}
             }
             (self.token.offset_from, self.token.offset_to, self.token.position) = (start, end, position);
             return true;

@@ -6,14 +6,15 @@ use jiff::Timestamp;
 use rookery_actors::caller::on_behalf_of;
 use rookery_actors::episodes;
 use rookery_actors::posts::rules::Tag;
-use rookery_actors::search::index::{Cursor, Kind, Query as Words, Search, SearchError, Sort, Suggestion};
-use rookery_actors::search::{Found, SearchToken};
+use rookery_actors::search::index::{Cursor, Kind, Plan, Query as Words, Search, SearchError, Sort, Suggestion};
+use rookery_actors::search::{Found, SearchRequest, SearchToken};
 use rookery_actors::users::names::Username;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::items::FoundView;
 use crate::call::Service;
-use crate::context::Context;
+use crate::context::{Context, Identity};
 use crate::cursor::Cursors;
 use crate::extract::{Json, Query};
 use crate::problem::{self, Problem};
@@ -90,6 +91,13 @@ pub(crate) struct SearchResult {
     items: Vec<FoundView>,
     /// How many match on all pages together.
     total: u64,
+    /// Whether there are more than `total`, which would have cost too much to count.
+    total_is_lower_bound: bool,
+    /// What was left out of the query, as it would have cost too much.
+    left_out: Vec<String>,
+    /// What the query was taken to mean where nothing has its words, or may have meant where hardly anything has.
+    #[schema(example = "analytical engine")]
+    did_you_mean: Option<String>,
     took_ms: u64,
     /// Whether a part of the index could not answer in time.
     partial: bool,
@@ -118,7 +126,7 @@ pub(crate) async fn handle(
     Query(asked): Query<SearchQuery>,
 ) -> Result<Json<SearchResult>, Problem> {
     let scope = asked.scope();
-    let search = asked.search(&api.cursors, &scope)?;
+    let (search, plan) = asked.search(&api.cursors, &scope)?;
     let author = asked.author.as_deref().map(Username::parse).transpose();
     let author = author.map_err(|invalid| bad_query("author", invalid))?;
     let after = api.search_after(&context, &headers)?;
@@ -129,17 +137,49 @@ pub(crate) async fn handle(
             None => return Ok(Json(SearchResult::nothing())),
         },
     };
-    let found = api.find(&context, search, after).await?;
+    let found = api.find(&context, SearchRequest { search, plan, after, client: client(&context) }).await?;
     let last = found.hits.items.last().filter(|_| found.hits.more);
-    let next_cursor = last.map(|hit| api.cursors.seal(&scope, &hit.cursor));
+    let next_cursor = last.map(|hit| api.cursors.seal(&scope, &Sealed::new(hit.cursor, &found.plan)));
     let total = found.hits.total;
     Ok(Json(SearchResult {
         items: api.found(&context, found.hits.items).await?,
         total,
+        total_is_lower_bound: found.is_cut || !found.plan.left_out().is_empty(),
+        left_out: found.plan.left_out().to_vec(),
+        did_you_mean: found.plan.meant().map(str::to_owned),
         took_ms: u64::try_from(found.took.as_millis()).unwrap_or(u64::MAX),
         partial: found.partial,
         next_cursor,
     }))
+}
+
+/// A place, and the plan of its search: what the scores on the next page are told by.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Sealed {
+    #[serde(flatten)]
+    cursor: Cursor,
+    /// None: it would not have had room, or a gateway of 0.2 has sealed it. The next page then makes one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<Plan>,
+}
+
+/// The longest plan in a cursor, in bytes of JSON: the cursor then has less than 4 KiB.
+const PLAN_BYTES_MAX: usize = 2_800;
+
+impl Sealed {
+    fn new(cursor: Cursor, plan: &Plan) -> Self {
+        let bytes = serde_json::to_vec(plan).map_or(usize::MAX, |json| json.len());
+        let pinned = cursor.sort == Sort::Relevance && bytes <= PLAN_BYTES_MAX && plan.is_known();
+        Self { cursor, plan: pinned.then(|| plan.clone()) }
+    }
+}
+
+/// Names a client, so that clients take turns: the user who is signed in, or else the address.
+fn client(context: &Context) -> u64 {
+    match &context.identity {
+        Identity::Known(claims) => xxh3_64(claims.sub.as_bytes()),
+        Identity::Anonymous | Identity::Refused(_) => xxh3_64(context.client.to_string().as_bytes()),
+    }
 }
 
 impl SearchQuery {
@@ -150,12 +190,13 @@ impl SearchQuery {
     }
 
     /// The search, but for its author, whom only users knows.
-    fn search(&self, cursors: &Cursors, scope: &str) -> Result<Search, Problem> {
+    fn search(&self, cursors: &Cursors, scope: &str) -> Result<(Search, Option<Plan>), Problem> {
         let wrong = |detail: String| Problem::new(&problem::INVALID_QUERY, detail);
         let query = Words::parse(&self.q).map_err(|error| wrong(format!("q: {error}")))?;
         let tag = self.tag.as_deref().map(Tag::parse).transpose();
-        let after: Option<Cursor> = self.cursor.as_deref().map(|cursor| cursors.open(scope, cursor)).transpose()?;
-        Ok(Search {
+        let sealed: Option<Sealed> = self.cursor.as_deref().map(|cursor| cursors.open(scope, cursor)).transpose()?;
+        let (after, plan) = sealed.map_or((None, None), |sealed| (Some(sealed.cursor), sealed.plan));
+        let search = Search {
             query,
             kinds: self.kinds.as_deref().map(kinds).transpose()?.unwrap_or_default(),
             tag: tag.map_err(|invalid| bad_query("tag", invalid))?.map(|tag| tag.as_str().to_owned()),
@@ -165,13 +206,23 @@ impl SearchQuery {
             limit: page_size(self.limit),
             after,
             ..Search::default()
-        })
+        };
+        Ok((search, plan))
     }
 }
 
 impl SearchResult {
     fn nothing() -> Self {
-        Self { items: Vec::new(), total: 0, took_ms: 0, partial: false, next_cursor: None }
+        Self {
+            items: Vec::new(),
+            total: 0,
+            total_is_lower_bound: false,
+            left_out: Vec::new(),
+            did_you_mean: None,
+            took_ms: 0,
+            partial: false,
+            next_cursor: None,
+        }
     }
 }
 
@@ -198,20 +249,24 @@ impl Api {
         Ok(Some((write, WAIT_MAX.min(left))))
     }
 
-    async fn find(&self, context: &Context, search: Search, after: Option<(SearchToken, Duration)>) -> Result<Found, Problem> {
-        let wait = after.map_or(Duration::ZERO, |(_, wait)| wait);
+    async fn find(&self, context: &Context, request: SearchRequest) -> Result<Found, Problem> {
+        let wait = request.after.map_or(Duration::ZERO, |(_, wait)| wait);
         let deadline = context.deadline.min(Instant::now() + wait + SEARCH_TIME_MAX);
         let called = self.services.call(
             Service::Search,
             context.deadline,
             |_| true,
             || {
-                let asked = self.search.search(search.clone(), after, deadline.into());
+                let asked = self.search.search(request.clone(), deadline.into());
                 async move {
                     match asked.await {
                         // The client's, not the index's fault.
                         Err(SearchError::Cursor) => {
                             Ok(Err(Problem::new(&problem::INVALID_CURSOR, "the cursor is of another order")))
+                        }
+                        // They are there and have enough to do: no reason to cut them off, nor to ask again.
+                        Err(SearchError::Busy | SearchError::Late) => {
+                            Ok(Err(Problem::unavailable("too many searches are waiting", 1)))
                         }
                         Err(error) => Err(error),
                         Ok(answer) => Ok(Ok(answer)),
@@ -225,7 +280,7 @@ impl Api {
     /// Completes what is being typed.
     pub(super) async fn suggest(&self, context: &Context, typed: &str, limit: usize) -> Result<Vec<Suggestion>, Problem> {
         let deadline = context.deadline.min(Instant::now() + SEARCH_TIME_MAX);
-        let ask = || self.search.suggest(typed, limit, deadline.into());
+        let ask = || self.search.suggest(typed, limit, client(context), deadline.into());
         let called = self.services.call(Service::Search, context.deadline, |_| true, ask);
         on_behalf_of(context.caller(), called).await.map_err(|error| error.into_problem(|error| unavailable(&error)))
     }
@@ -244,7 +299,7 @@ mod tests {
     fn asked(query: &str) -> Result<Search, Problem> {
         let uri = format!("/search?{query}").parse().unwrap();
         let axum::extract::Query(asked) = axum::extract::Query::<SearchQuery>::try_from_uri(&uri).unwrap();
-        asked.search(&cursors(), &asked.scope())
+        asked.search(&cursors(), &asked.scope()).map(|(search, _)| search)
     }
 
     #[test]
@@ -292,6 +347,6 @@ mod tests {
         let other = SearchQuery { cursor: cursor.clone(), ..of("b") };
         assert_eq!(other.search(&cursors, &other.scope()).unwrap_err().kind, &problem::INVALID_CURSOR);
         let same = SearchQuery { cursor, ..of("a") };
-        assert_eq!(same.search(&cursors, &same.scope()).unwrap().after, Some(place));
+        assert_eq!(same.search(&cursors, &same.scope()).unwrap().0.after, Some(place), "as a gateway of 0.2 sealed it");
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Copying {
 impl Partition {
     /// Where others can have its segments.
     pub fn segments(&self) -> Segments {
-        Segments { index: self.index.clone(), folder: self.folder.clone() }
+        Segments { index: self.index.clone(), folder: self.folder.clone(), format: self.reader.layout.format }
     }
 
     /// Writes no more itself: its commits come from another, until it [recovers](Self::recover). What was not committed is
@@ -99,7 +99,9 @@ impl Partition {
         }
         commit.clear(&self.index, &self.folder)?;
         let payload = self.index.load_metas()?.payload;
-        self.position = payload.as_deref().map(read_payload).transpose().ok().flatten().unwrap_or_default();
+        let format = self.reader.layout.format;
+        let read = payload.as_deref().map(|payload| read_payload(payload, format)).transpose();
+        self.position = read.ok().flatten().unwrap_or_default();
         Ok(())
     }
 

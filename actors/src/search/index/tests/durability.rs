@@ -1,5 +1,5 @@
-use std::fs;
 use std::time::Duration;
+use std::{fs, path::Path};
 
 use super::*;
 
@@ -260,4 +260,76 @@ fn a_folder_is_taken_over_as_soon_as_its_owner_lets_go() {
     let waiting = std::thread::spawn(move || Partition::open(&path, Settings::default()).unwrap());
     index.partition.close().unwrap();
     assert_eq!(waiting.join().unwrap().search(&search("rust")).unwrap().total, 1);
+}
+
+/// What was deleted leaves the files, and not only the answers: its segment is written anew, and the old files go.
+#[test]
+fn a_purge_takes_deleted_texts_out_of_the_files() {
+    let mut index = given((1..=30).map(|id| post(id, "", "something that stays")));
+    index.index([post(77, "", "incriminating")]);
+    index.index([deleted(post(77, "", "incriminating")), deleted(post(3, "", ""))]);
+    index.checkpoint();
+    let with_deletes = |index: &Fixture| {
+        let metas = tantivy::Index::open_in_dir(index.dir.path()).unwrap().searchable_segment_metas().unwrap();
+        metas.iter().filter(|segment| segment.has_deletes()).count()
+    };
+    assert!(with_deletes(&index) > 0, "nothing was to be purged");
+    index.partition.purge().unwrap();
+    index.partition.settle();
+    index.checkpoint();
+    assert_eq!(with_deletes(&index), 0);
+    assert!(!index.partition.refresh().unwrap(), "it is searched as it is");
+    let view = index.partition.reader().view();
+    for segment in view.searcher.segment_readers() {
+        for field in &view.layout.words {
+            let term = tantivy::Term::from_field_text(*field, "incriminating");
+            assert_eq!(segment.inverted_index(*field).unwrap().doc_freq(&term).unwrap(), 0, "the dictionary has the word");
+        }
+    }
+    let listed = tantivy::Index::open_in_dir(index.dir.path()).unwrap().load_metas().unwrap().list_segment_files();
+    for folder in [index.dir.path().to_owned(), index.dir.path().join(".checkpoint")] {
+        for entry in fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name();
+            let is_of_segment = name.to_str().is_some_and(|name| name.len() > 32 && !name.starts_with('.'));
+            assert!(!is_of_segment || listed.contains(Path::new(&name)), "{name:?} is left of what was purged");
+        }
+    }
+    assert_eq!(index.hits("something").total, 29);
+}
+
+/// An index of the release before is searched and kept up, until one of ours has taken its place.
+#[test]
+fn an_index_of_the_layout_before_serves() {
+    outage::new_disk();
+    let dir = TempDir::new().unwrap();
+    assert!(Partition::open_former(&dir.path().join("none"), Settings::default()).unwrap().is_none());
+    let former = schema::layout(schema::FORMER).unwrap();
+    let partition = Partition::open_as(dir.path(), Settings::default(), &former).unwrap();
+    let mut index = Fixture { dir, partition, seq: 0 };
+    index.index([
+        post(1, "Memory safety", "of databases"),
+        post(2, "", "東京都 databases, memory and safety"),
+        Document { tags: vec!["lang".into()], ..comment(3, "a question") },
+    ]);
+    let Fixture { dir, partition, seq } = index;
+    partition.close().unwrap();
+    let partition = Partition::open_former(dir.path(), Settings::default()).unwrap().expect("it is there");
+    let mut index = Fixture { dir, partition, seq };
+    index.index([post(4, "Database", "that came later"), deleted(comment(3, ""))]);
+    assert_eq!(index.find("database")[0], 4, "a title weighs more");
+    assert_eq!(index.find_sorted("databse"), [1, 2, 4]);
+    assert_eq!(index.find("\"memory safety\""), [1]);
+    assert_eq!(index.find("東京"), [2]);
+    assert_eq!(index.find_sorted("mem*"), [1, 2]);
+    assert_eq!(index.find("memory -databases"), []);
+    assert_eq!(index.find("question"), []);
+    assert_eq!(index.partition.suggest("dat", 5).unwrap()[0].text, "database");
+    assert!(index.hits("databases").items[1].highlight.body.as_deref().is_some_and(|body| body.contains("<mark>")));
+    // Nor are commits of the one layout copied to the other.
+    let commit = index.partition.segments().snapshot().unwrap().commit().clone();
+    assert!(commit.is_of(schema::FORMER) && !commit.is_of(schema::FORMAT));
+    // One of ours does not take it for its own, and begins anew.
+    index.partition.close().unwrap();
+    let ours = Partition::open(index.dir.path(), Settings::default()).unwrap();
+    assert_eq!(ours.position().applied_seq, 0);
 }

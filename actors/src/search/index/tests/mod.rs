@@ -57,11 +57,17 @@ impl Fixture {
     }
 
     fn position(&self) -> Position {
-        Position { applied_seq: self.seq, sources: [("posts/17".to_owned(), 10 * self.seq)].into() }
+        Position { applied_seq: self.seq, sources: [("posts/17".to_owned(), 10 * self.seq)].into(), ..Position::default() }
     }
 
     fn hits(&self, query: &str) -> Hits {
         self.partition.search(&search(query)).unwrap()
+    }
+
+    /// What the query was taken to mean, or may have meant.
+    fn meant(&self, query: &str) -> Option<String> {
+        let plan = Views::of(vec![self.partition.reader().view()]).plan(&search(query));
+        plan.meant().map(str::to_owned)
     }
 
     /// The ids found, best first.
