@@ -1,7 +1,8 @@
 //! Posts like those that people write: some 600 bytes of words, common ones more often.
 
-use crate::http::SERIAL;
 use serde_json::json;
+
+use crate::{draw::Draw, http::SERIAL};
 
 /// A word in every post of the bench, by which search can count them.
 pub const MARKER: &str = "quernstone";
@@ -28,7 +29,7 @@ const TAGS: [&str; 8] = ["programming", "rust", "databases", "linux", "web", "sc
 /// The JSON of a new post, number `n` of the kinds that there are; its serial makes it unique.
 pub fn post(n: u64) -> String {
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
-    let mut draw = Draw(n);
+    let mut draw = Draw::of(n);
     let mut word = move || {
         let uniform = draw.uniform();
         words[(uniform * uniform * words.len() as f64) as usize]
@@ -51,22 +52,8 @@ pub fn post(n: u64) -> String {
 /// The text of comment number `n`, about a third as long.
 pub fn comment(n: u64) -> String {
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
-    let mut draw = Draw(!n);
+    let mut draw = Draw::of(!n);
     (0..35).map(|_| words[(draw.uniform() * words.len() as f64) as usize]).collect::<Vec<_>>().join(" ")
-}
-
-/// SplitMix64 (Steele, Lea & Flood, 2014): the same texts in every run.
-struct Draw(u64);
-
-impl Draw {
-    /// A number in [0, 1).
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use rookery_benches::process::Pid;
+use rookery_benches::{machine, process::Pid};
 use serde::Serialize;
 
 use crate::{
@@ -40,21 +40,15 @@ pub(crate) struct Environment {
 impl Environment {
     pub(crate) fn read(cores: usize, rounds: usize, pace: &Pace) -> Self {
         let versions = CRATES.map(|name| (name, locked_version(LOCK, name).to_owned()));
-        let file = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let model = file("/proc/cpuinfo")
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-            .map(|(_, model)| model.to_owned());
-        let load = file("/proc/loadavg");
         Self {
             rustc: env!("ROOKERY_BENCHES_RUSTC"),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" },
             crates: BTreeMap::from(versions),
             postgres: None,
-            kernel: file("/proc/sys/kernel/osrelease").trim().to_owned(),
-            processor: model.unwrap_or_else(|| "unknown processor".to_owned()),
+            kernel: machine::kernel(),
+            processor: machine::processor(),
             cores,
-            load_average: load.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0.0),
+            load_average: machine::load_average(),
             generator_threads: pace.threads,
             rounds,
             window_ms: pace.window.as_millis(),
