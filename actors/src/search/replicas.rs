@@ -314,11 +314,15 @@ async fn open(runtime: &Runtime<SearchService>, partition: ShardId, folder: &Pat
             episodes::note("indexes of the release before serve until they are built anew", SearchService::NAME, 1);
             let former = Replica { next: Mutex::new(Some(Arc::clone(&replica))), ..follow(runtime, partition, former) };
             let former = Arc::new(former);
-            let (runtime, waits, signals) = (runtime.clone(), Arc::downgrade(&former), replica.signals.clone());
+            let (runtime, waits) = (runtime.clone(), Arc::downgrade(&former));
+            let (signals, ended) = (replica.signals.clone(), replica.closed.clone());
             // Whoever drops the one drops the other.
             drop(replica);
             tokio::spawn(async move {
-                signals.visible.known().await;
+                tokio::select! {
+                    () = signals.visible.known() => {}
+                    () = ended.wait() => return,
+                }
                 let Some(former) = waits.upgrade() else { return };
                 let Some(next) = former.next.lock().expect("no panic under this lock").take() else { return };
                 runtime.service().replicas.replace(partition, &former, next);

@@ -21,8 +21,8 @@ const SPELLINGS_MAX: usize = 8;
 pub(super) const MEANT_MAX: usize = 8;
 /// So many prefixes of a query are looked up.
 const PREFIXES_MAX: usize = 8;
-/// The words that a prefix stands for, at most: the most frequent ones.
-pub(super) const PREFIX_WORDS_MAX: usize = 1_024;
+/// The words that all prefixes of a query stand for, at most: the most frequent ones. Each is looked up in every segment.
+pub(super) const PREFIX_WORDS_MAX: usize = 768;
 /// A word that fewer documents have may be misspelt, which is said and changes nothing else.
 const RARE: u64 = 3;
 /// How many times as many documents must have what it may have meant.
@@ -32,8 +32,8 @@ const WORDS_KEPT: usize = 40;
 /// What a similar word weighs, by how many edits it is away.
 const SIMILAR: [f32; 3] = [1.0, 0.6, 0.4];
 
-/// Postings that a search may go through on all partitions together, about: a few milliseconds.
-const POSTINGS_MAX: u64 = 3_000_000;
+/// Postings that a search may go through on all partitions together, about: some 10 ms.
+const POSTINGS_MAX: u64 = 1_500_000;
 
 /// The same of what excluded prefixes stand for.
 const EXCLUDED_MAX: u64 = POSTINGS_MAX / 4;
@@ -226,7 +226,12 @@ impl Plan {
     pub(super) fn of(reading: &Reading, statistics: &Statistics, asked: &Wishes, spelling: &Statistics) -> Plan {
         let mut plan = Plan { documents: statistics.documents, tokens: statistics.tokens, ..Plan::default() };
         let (mut stems, mut pairs) = (statistics.stems.iter(), statistics.pairs.iter());
-        let mut prefixes = statistics.prefixes.iter();
+        let shared = PREFIX_WORDS_MAX / statistics.prefixes.len().max(1);
+        let within = |(words, more): &(Vec<(String, u64)>, bool)| {
+            (words[..words.len().min(shared)].to_vec(), *more || words.len() > shared)
+        };
+        let prefixes: Vec<(Vec<(String, u64)>, bool)> = statistics.prefixes.iter().map(within).collect();
+        let mut prefixes = prefixes.iter();
         let mut stemmer = Stemmer::new();
         let mut meant = Vec::new();
         for wanted in &reading.wanted {

@@ -23,7 +23,7 @@ use super::hits::{Cursor, Search, Sort, key_score, score_key, time_key};
 use super::near::{InARow, Typed};
 use super::plan::{Form, FormKind, Plan};
 use super::reader::{SearchError, View};
-use super::reading::{By, Excluded, Reading};
+use super::reading::{By, Excluded, Reading, Wanted};
 use super::schema::{CREATED, FORMAT, ID_HIGH, ID_LOW, label};
 
 /// Documents that are looked at together: their numbers fit into a processor's first cache.
@@ -210,6 +210,12 @@ struct Prefixed {
 
 /// From so many words of a prefix on, a walk over a dictionary is cheaper than to look each of them up.
 const WALK_FROM: usize = 8;
+/// Unless it is so short that most words between them are others.
+const WALK_CHARS_MIN: usize = 3;
+
+fn may_walk(wanted: &Wanted, forms: &[Form]) -> bool {
+    wanted.by == By::Prefix && forms.len() >= WALK_FROM && wanted.text.chars().count() >= WALK_CHARS_MIN
+}
 
 /// How the worth of words becomes a score; the same in all views.
 struct Worth {
@@ -312,7 +318,7 @@ impl Compiled {
         };
         let (mut terms, mut prefixes) = (Vec::new(), Vec::new());
         for (group, forms) in plan.forms.iter().enumerate() {
-            if let Some(wanted) = reading.wanted.get(group).filter(|wanted| wanted.by == By::Prefix && forms.len() >= WALK_FROM) {
+            if let Some(wanted) = reading.wanted.get(group).filter(|wanted| may_walk(wanted, forms)) {
                 for (place, field) in layout.words.iter().enumerate() {
                     let (measured, boost) = if layout.format == FORMAT { layout.stems[0] } else { layout.pairs[place] };
                     let weight = |form: &Form| idf(plan, form) * (K1 + 1.0) * boost * SCALE;

@@ -9,8 +9,9 @@ use tantivy::schema::Field;
 use super::plan::{PREFIX_WORDS_MAX, Statistics, Wishes, most_frequent};
 use super::reader::View;
 
-/// Words of a dictionary that are looked at for one prefix, per segment: more only for what is typed in one or two letters.
-const PREFIX_TERMS_MAX: usize = 16_384;
+/// Words of the dictionaries of a partition that are looked at for all prefixes of a query: more only for what is typed in one or
+/// two letters, which then stands for the first of them.
+const PREFIX_TERMS_MAX: usize = 12_000;
 
 impl View {
     /// Answers wishes, as of the last commit, but for similar words.
@@ -43,7 +44,7 @@ impl View {
             prefixes: wishes
                 .prefixes
                 .iter()
-                .map(|prefix| self.beginning_with(prefix, deadline))
+                .map(|prefix| self.beginning_with(prefix, PREFIX_TERMS_MAX / wishes.prefixes.len(), deadline))
                 .collect::<tantivy::Result<_>>()?,
             // Of all partitions of a node together.
             similar: Vec::new(),
@@ -52,10 +53,18 @@ impl View {
     }
 
     /// The words that begin so, the most frequent ones; and whether there are more.
-    fn beginning_with(&self, prefix: &str, deadline: Option<Instant>) -> tantivy::Result<(Vec<(String, u64)>, bool)> {
+    fn beginning_with(
+        &self,
+        prefix: &str,
+        terms_max: usize,
+        deadline: Option<Instant>,
+    ) -> tantivy::Result<(Vec<(String, u64)>, bool)> {
         let mut words = BTreeMap::<String, u64>::new();
         let mut more = false;
-        for segment in self.searcher.segment_readers() {
+        let (mut left, segments) = (terms_max, self.searcher.segment_readers());
+        for (place, segment) in segments.iter().enumerate() {
+            // What one does not need is there for the others.
+            let share = left / (segments.len() - place);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 more = true;
                 break;
@@ -68,7 +77,7 @@ impl View {
                     && term.starts_with(prefix.as_bytes())
                 {
                     seen += 1;
-                    if seen > PREFIX_TERMS_MAX {
+                    if seen > share {
                         more = true;
                         break;
                     }
@@ -78,6 +87,7 @@ impl View {
                         None => drop(words.insert(term.to_owned(), u64::from(info.doc_freq))),
                     }
                 }
+                left = left.saturating_sub(seen);
             }
         }
         more |= words.len() > PREFIX_WORDS_MAX;
