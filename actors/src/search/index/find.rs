@@ -307,6 +307,29 @@ fn excerpt(body: &str) -> String {
 mod tests {
     use super::*;
 
+    fn place(key: u64, id: u128) -> Cursor {
+        Cursor { sort: Sort::Relevance, key, id: Uuid::from_u128(id) }
+    }
+
+    fn ranked(total: u64, places: Vec<Cursor>) -> Ranked {
+        Ranked { total, places, ..Ranked::default() }
+    }
+
+    #[test]
+    fn the_best_of_all_partitions_come_first_and_equals_by_greater_id() {
+        let left = ranked(5, vec![place(9, 1), place(3, 2)]);
+        let right = ranked(2, vec![place(5, 3), place(3, 4)]);
+        let merged = Ranked::merge(vec![left, right], 3);
+        let ids: Vec<u128> = merged.places.iter().map(|place| place.id.as_u128()).collect();
+        assert_eq!(ids, [1, 3, 4]);
+        assert_eq!((merged.total, merged.more), (7, true));
+    }
+
+    #[test]
+    fn the_last_page_of_all_partitions_has_no_more() {
+        assert!(!Ranked::merge(vec![ranked(1, vec![place(1, 1)])], 1).more);
+    }
+
     #[test]
     fn an_excerpt_ends_between_words_within_200_characters() {
         let excerpt = excerpt(&"wörd ".repeat(100));

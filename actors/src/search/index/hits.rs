@@ -177,20 +177,6 @@ pub struct Hits {
     pub more: bool,
 }
 
-/// Merges the answers of several partitions to the same search into its best `limit` hits.
-pub fn merge(parts: Vec<Hits>, limit: usize) -> Hits {
-    let mut merged = Hits::default();
-    for part in parts {
-        merged.total += part.total;
-        merged.more |= part.more;
-        merged.items.extend(part.items);
-    }
-    merged.items.sort_by_key(|hit| hit.cursor.place());
-    merged.more |= merged.items.len() > limit;
-    merged.items.truncate(limit);
-    merged
-}
-
 /// A completion of what is being typed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suggestion {
@@ -248,37 +234,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn hit(key: u64, id: u128) -> Hit {
-        let id = Uuid::from_u128(id);
-        Hit {
-            kind: Kind::Post,
-            id,
-            version: 1,
-            score: 0.0,
-            created_at: Timestamp::UNIX_EPOCH,
-            highlight: Highlight::default(),
-            summary: Summary { title: None, excerpt: String::new(), author: None, tags: Vec::new(), post_id: None },
-            cursor: Cursor { sort: Sort::Relevance, key, id },
-        }
-    }
-
     fn suggestion(text: &str, kind: SuggestionKind, documents: u64) -> Suggestion {
         Suggestion { text: text.into(), kind, documents }
-    }
-
-    #[test]
-    fn the_best_of_all_partitions_come_first_and_equals_by_greater_id() {
-        let left = Hits { total: 5, items: vec![hit(9, 1), hit(3, 2)], more: false };
-        let right = Hits { total: 2, items: vec![hit(5, 3), hit(3, 4)], more: false };
-        let merged = merge(vec![left, right], 3);
-        let ids: Vec<u128> = merged.items.iter().map(|hit| hit.id.as_u128()).collect();
-        assert_eq!(ids, [1, 3, 4]);
-        assert_eq!((merged.total, merged.more), (7, true));
-    }
-
-    #[test]
-    fn the_last_page_of_all_partitions_has_no_more() {
-        assert!(!merge(vec![Hits { total: 1, items: vec![hit(1, 1)], more: false }], 1).more);
     }
 
     #[test]

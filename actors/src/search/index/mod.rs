@@ -34,9 +34,7 @@ mod text;
 pub use checkpoint::{CheckpointError, Checkpoints};
 pub use document::{Document, Kind};
 pub use find::{Planning, Ranked, Views};
-pub use hits::{
-    Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge, merge_suggestions,
-};
+pub use hits::{Cursor, Highlight, Hit, Hits, LIMIT_MAX, Search, Sort, Suggestion, SuggestionKind, Summary, merge_suggestions};
 pub use partition::{Partition, PartitionError, Position, Settings};
 pub use plan::{Plan, Statistics, Wishes};
 pub use query::{Clause, Pattern, QUERY_BYTES_MAX, Query, QueryError};

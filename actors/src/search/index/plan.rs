@@ -49,8 +49,6 @@ pub struct Wishes {
     pub(super) prefixes: Vec<String>,
     /// Which words are spelt similarly, up to so many edits away.
     pub(super) similar: Vec<(String, u8)>,
-    /// How many documents have each of these words as written.
-    pub(super) words: Vec<String>,
 }
 
 /// What they say, in the order of the wishes.
@@ -66,7 +64,6 @@ pub struct Statistics {
     pub(super) prefixes: Vec<(Vec<(String, u64)>, bool)>,
     /// For each word those that are similar, how many documents have them, and how many edits they are away.
     pub(super) similar: Vec<Vec<(String, u64, u8)>>,
-    pub(super) words: Vec<u64>,
 }
 
 impl Statistics {
@@ -85,7 +82,6 @@ impl Statistics {
         };
         sum(&mut self.stems, other.stems);
         sum(&mut self.pairs, other.pairs);
-        sum(&mut self.words, other.words);
         self.prefixes.resize(self.prefixes.len().max(other.prefixes.len()), Default::default());
         for ((mine, more), (theirs, others_more)) in self.prefixes.iter_mut().zip(other.prefixes) {
             let mut words: BTreeMap<String, u64> = std::mem::take(mine).into_iter().collect();
@@ -201,7 +197,6 @@ impl Plan {
         });
         wishes.prefixes.extend(excluded);
         wishes.prefixes.truncate(PREFIXES_MAX);
-        wishes.words = reading.phrases.iter().flatten().map(|(_, word)| word.clone()).collect();
         wishes
     }
 

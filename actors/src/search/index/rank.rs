@@ -24,7 +24,7 @@ use super::near::{InARow, Typed};
 use super::plan::{Form, FormKind, Plan};
 use super::reader::{SearchError, View};
 use super::reading::{By, Excluded, Reading, Wanted};
-use super::schema::{CREATED, FORMAT, ID_HIGH, ID_LOW, label};
+use super::schema::{CREATED, ID_HIGH, ID_LOW, label};
 
 /// Documents that are looked at together: their numbers fit into a processor's first cache.
 const WINDOW: usize = 4_096;
@@ -319,11 +319,10 @@ impl Compiled {
         let (mut terms, mut prefixes) = (Vec::new(), Vec::new());
         for (group, forms) in plan.forms.iter().enumerate() {
             if let Some(wanted) = reading.wanted.get(group).filter(|wanted| may_walk(wanted, forms)) {
-                for (place, field) in layout.words.iter().enumerate() {
-                    let (measured, boost) = if layout.format == FORMAT { layout.stems[0] } else { layout.pairs[place] };
+                for (field, measured, boost) in layout.words_scored() {
                     let weight = |form: &Form| idf(plan, form) * (K1 + 1.0) * boost * SCALE;
                     prefixes.push(Prefixed {
-                        field: *field,
+                        field,
                         beginning: wanted.text.clone(),
                         group,
                         norm: norm_of(measured)?,
@@ -349,10 +348,8 @@ impl Compiled {
                         }
                     }
                     FormKind::Word => {
-                        for (place, field) in layout.words.iter().enumerate() {
-                            // Words as written keep no lengths of their own where the text is scored as a whole.
-                            let (measured, boost) = if layout.format == FORMAT { layout.stems[0] } else { layout.pairs[place] };
-                            add(*field, boost, norm_of(measured)?);
+                        for (field, measured, boost) in layout.words_scored() {
+                            add(field, boost, norm_of(measured)?);
                         }
                     }
                 }
@@ -501,11 +498,11 @@ impl Scan<'_> {
             return Ok(());
         }
         let mut scorers = Vec::new();
+        let record = if ranked { IndexRecordOption::WithFreqs } else { IndexRecordOption::Basic };
         if words_match || ranked {
             for Weighted { term, group, weight, norm } in &compiled.terms {
                 let inverted = segment.inverted_index(term.field())?;
                 let Some(info) = inverted.get_term_info(term)? else { continue };
-                let record = if ranked { IndexRecordOption::WithFreqs } else { IndexRecordOption::Basic };
                 let (field, lengths) = &compiled.norms[*norm];
                 scorers.push(Scorer {
                     postings: Postings::new(inverted.read_block_postings_from_terminfo(&info, record)?),
@@ -515,12 +512,9 @@ impl Scan<'_> {
                     lengths,
                 });
             }
-        }
-        if words_match || ranked {
             for Prefixed { field, beginning, group, norm, words } in &compiled.prefixes {
                 let inverted = segment.inverted_index(*field)?;
                 let mut dictionary = inverted.terms().range().ge(beginning).into_stream()?;
-                let record = if ranked { IndexRecordOption::WithFreqs } else { IndexRecordOption::Basic };
                 let (measured, lengths) = &compiled.norms[*norm];
                 let Some((last, _)) = words.last_key_value() else { continue };
                 while let Some((term, info)) = dictionary.next()

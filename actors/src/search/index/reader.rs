@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, RwLock};
 
+use tantivy::postings::SegmentPostings;
 use tantivy::schema::{Field, IndexRecordOption, Value};
-use tantivy::{DocAddress, DocSet, IndexReader, Searcher, SegmentReader, TERMINATED, TantivyDocument};
+use tantivy::{DocAddress, DocId, DocSet, IndexReader, Searcher, SegmentReader, TERMINATED, TantivyDocument};
 use uuid::Uuid;
 
 use super::document::{Document, Kind};
@@ -176,14 +177,8 @@ impl PartitionReader {
             for (term, info) in best.into_iter().take(2 * limit) {
                 // A dictionary keeps its words until its segment is merged. Whoever deleted an account must not
                 // appear here meanwhile.
-                let mut postings = inverted.read_postings_from_terminfo(&info, IndexRecordOption::Basic)?;
-                let alive = segment.alive_bitset();
-                let mut lives = false;
-                while !lives && postings.doc() != TERMINATED {
-                    lives = alive.is_none_or(|alive| alive.is_alive(postings.doc()));
-                    postings.advance();
-                }
-                if let (true, Ok(term)) = (lives, String::from_utf8(term)) {
+                let postings = inverted.read_postings_from_terminfo(&info, IndexRecordOption::Basic)?;
+                if let (Some(_), Ok(term)) = (living(segment, postings), String::from_utf8(term)) {
                     *found.entry(term).or_default() += u64::from(info.doc_freq);
                 }
             }
@@ -194,20 +189,26 @@ impl PartitionReader {
     }
 }
 
+/// The first document of these that is still there: a dictionary keeps its words until their segment is merged.
+pub(super) fn living(segment: &SegmentReader, mut postings: SegmentPostings) -> Option<DocId> {
+    while postings.doc() != TERMINATED {
+        if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
+            return Some(postings.doc());
+        }
+        postings.advance();
+    }
+    None
+}
+
 impl View {
     /// Where a document is, if it is there.
     pub(super) fn address(&self, kind: Kind, id: Uuid) -> tantivy::Result<Option<DocAddress>> {
         let term = self.layout.labelled(&label::key(kind, id));
         for (ordinal, segment) in (0..).zip(self.searcher.segment_readers()) {
             let inverted = segment.inverted_index(self.layout.label)?;
-            let Some(mut postings) = inverted.read_postings(&term, IndexRecordOption::Basic)? else {
-                continue;
-            };
-            while postings.doc() != TERMINATED {
-                if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
-                    return Ok(Some(DocAddress::new(ordinal, postings.doc())));
-                }
-                postings.advance();
+            let postings = inverted.read_postings(&term, IndexRecordOption::Basic)?;
+            if let Some(doc) = postings.and_then(|postings| living(segment, postings)) {
+                return Ok(Some(DocAddress::new(ordinal, doc)));
             }
         }
         Ok(None)

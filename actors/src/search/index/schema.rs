@@ -184,6 +184,13 @@ pub(super) fn name(text: &str) -> String {
 }
 
 impl Layout {
+    /// The fields of words as written, each with the field by whose lengths its matches are scored, and what one weighs: words keep
+    /// no lengths of their own where the text is scored as a whole.
+    pub(super) fn words_scored(&self) -> impl Iterator<Item = (Field, Field, f32)> {
+        let scored = if self.format == FORMAT { &self.stems } else { &self.pairs };
+        self.words.iter().zip(scored).map(|(field, (measured, boost))| (*field, *measured, *boost))
+    }
+
     /// The term of a label.
     pub(super) fn labelled(&self, label: &str) -> Term {
         Term::from_field_text(self.label, label)

@@ -14,11 +14,11 @@ use tantivy::index::SegmentId;
 use tantivy::query::FuzzyTermQuery;
 use tantivy::schema::IndexRecordOption;
 use tantivy::termdict::TermStreamer;
-use tantivy::{DocSet, SegmentReader, TERMINATED, Term};
+use tantivy::{SegmentReader, TantivyError, Term};
 use tantivy_fst::{IntoStreamer, Map, MapBuilder, Streamer};
 
 use super::plan::{MEANT_MAX, edits_max, most_frequent};
-use super::reader::View;
+use super::reader::{View, living};
 use crate::episodes;
 
 /// Documents of segments that are not gathered yet whose words are looked up all the same.
@@ -69,22 +69,17 @@ impl Spelling {
         let mut apart: Vec<(&View, &SegmentReader)> = segments
             .filter(|(_, segment)| gathered.as_ref().is_none_or(|gathered| !gathered.of.contains(&segment.segment_id())))
             .collect();
-        {
-            // The smallest are the youngest; the others are being gathered.
-            apart.sort_by_key(|(_, segment)| segment.max_doc());
-            let mut documents = 0;
-            apart.retain(|(_, segment)| {
-                documents += u64::from(segment.max_doc());
-                documents <= APART_MAX
-            });
-            apart.truncate(if gathered.is_some() { APART_SEGMENTS_MAX } else { APART_SEGMENTS_FIRST });
-        }
+        // The smallest are the youngest; the others are being gathered.
+        apart.sort_by_key(|(_, segment)| segment.max_doc());
+        let mut documents = 0;
+        apart.retain(|(_, segment)| {
+            documents += u64::from(segment.max_doc());
+            documents <= APART_MAX
+        });
+        apart.truncate(if gathered.is_some() { APART_SEGMENTS_MAX } else { APART_SEGMENTS_FIRST });
+        let Some(view) = views.first() else { return Ok(Vec::new()) };
         for edits in 1..=edits.min(edits_max(word)) {
-            let Some((view, _)) =
-                apart.first().copied().or_else(|| Some((views.first()?, views.first()?.searcher.segment_readers().first()?)))
-            else {
-                return Ok(Vec::new());
-            };
+            // An automaton is of a word alone, whatever field its term names.
             let automaton = FuzzyTermQuery::new(Term::from_field_text(view.layout.words[0], word), edits, true).automaton()?;
             let mut found = BTreeMap::<String, u64>::new();
             let mut add = |term: &[u8], documents: u64| {
@@ -172,19 +167,18 @@ fn lives(views: &[View], word: &str) -> tantivy::Result<bool> {
         for segment in view.searcher.segment_readers() {
             for field in &view.layout.words {
                 let term = Term::from_field_text(*field, word);
-                let Some(mut postings) = segment.inverted_index(*field)?.read_postings(&term, IndexRecordOption::Basic)? else {
-                    continue;
-                };
-                while postings.doc() != TERMINATED {
-                    if segment.alive_bitset().is_none_or(|alive| alive.is_alive(postings.doc())) {
-                        return Ok(true);
-                    }
-                    postings.advance();
+                let postings = segment.inverted_index(*field)?.read_postings(&term, IndexRecordOption::Basic)?;
+                if postings.and_then(|postings| living(segment, postings)).is_some() {
+                    return Ok(true);
                 }
             }
         }
     }
     Ok(false)
+}
+
+fn unmapped(error: tantivy_fst::Error) -> TantivyError {
+    TantivyError::InternalError(error.to_string())
 }
 
 /// Merges the dictionaries of all segments, which are sorted.
@@ -226,10 +220,9 @@ fn gather(views: &[View]) -> tantivy::Result<Gathered> {
         }
         let is_spelling = word.len() > 2 && word.len() <= WORD_BYTES_MAX && !word.iter().any(u8::is_ascii_digit);
         if is_spelling && having >= fewest {
-            words.insert(&word, having).map_err(|error| tantivy::TantivyError::InternalError(error.to_string()))?;
+            words.insert(&word, having).map_err(unmapped)?;
         }
     }
-    let bytes = words.into_inner().map_err(|error| tantivy::TantivyError::InternalError(error.to_string()))?;
-    let words = Map::from_bytes(bytes).map_err(|error| tantivy::TantivyError::InternalError(error.to_string()))?;
+    let words = Map::from_bytes(words.into_inner().map_err(unmapped)?).map_err(unmapped)?;
     Ok(Gathered { of, documents, words })
 }

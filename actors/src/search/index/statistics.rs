@@ -48,7 +48,6 @@ impl View {
                 .collect::<tantivy::Result<_>>()?,
             // Of all partitions of a node together.
             similar: Vec::new(),
-            words: in_fields(&self.layout.words, &wishes.words)?,
         })
     }
 
